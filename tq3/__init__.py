@@ -1,0 +1,54 @@
+"""tq3: any Hugging Face checkpoint in 3 bits a weight, offline, on a CPU.
+
+Names are imported when they are first used, so that `import tq3` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tq3.api import compress, inspect, preview, restore, save_tq3_checkpoint
+    from tq3.errors import BadInput, StorageError, Tq3Error, UsageError
+    from tq3.format.recipe import Recipe
+    from tq3.pipelines.compress import compress_checkpoint
+    from tq3.pipelines.restore import restore_checkpoint
+
+__version__: str
+_HOMES = {
+    "__version__": "tq3.version",
+    "compress": "tq3.api",
+    "inspect": "tq3.api",
+    "preview": "tq3.api",
+    "restore": "tq3.api",
+    "save_tq3_checkpoint": "tq3.api",
+    "compress_checkpoint": "tq3.pipelines.compress",
+    "restore_checkpoint": "tq3.pipelines.restore",
+    "Recipe": "tq3.format.recipe",
+    "Tq3Error": "tq3.errors",
+    "UsageError": "tq3.errors",
+    "BadInput": "tq3.errors",
+    "StorageError": "tq3.errors",
+}
+
+__all__ = [
+    "BadInput",
+    "Recipe",
+    "StorageError",
+    "Tq3Error",
+    "UsageError",
+    "compress",
+    "compress_checkpoint",
+    "inspect",
+    "preview",
+    "restore",
+    "restore_checkpoint",
+    "save_tq3_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tq3' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

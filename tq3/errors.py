@@ -1,0 +1,57 @@
+"""Every error a user can cause, and the exit code of each kind."""
+
+from __future__ import annotations
+
+
+class Tq3Error(Exception):
+    """One sentence for the user: where, what was found, what was expected, what to do next."""
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: object = None,
+        tensor: str | None = None,
+        found: object = None,
+        expected: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.message = message
+        self.file = None if file is None else str(file)
+        self.tensor = tensor
+        self.found = found
+        self.expected = expected
+        self.fix = fix
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        parts = [str(self.file)] if self.file else []
+        parts += [f"tensor {self.tensor!r}"] if self.tensor else []
+        details = []
+        if self.found is not None:
+            details.append(f"found {self.found}")
+        if self.expected is not None:
+            details.append(f"expected {self.expected}")
+        parts.append(self.message + (f" ({', '.join(details)})" if details else ""))
+        sentence = ": ".join(parts)
+        return f"{sentence}; {self.fix}" if self.fix else sentence
+
+
+class UsageError(Tq3Error):
+    """The request itself: an option, a name, a target folder that is not free."""
+
+    exit_code = 2
+
+
+class BadInput(Tq3Error):
+    """What was read: damaged, contradictory, already quantised, not finite."""
+
+    exit_code = 3
+
+
+class StorageError(Tq3Error):
+    """No room, or a read or write that failed."""
+
+    exit_code = 4

@@ -1,0 +1,178 @@
+"""tq_config.json, and the `quantization_config` by which hosts recognise a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tq3.errors import BadInput, UsageError
+from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
+
+FILE_NAME = "tq_config.json"
+FORMAT = "tq3_native"
+FORMAT_VERSION = 1
+QUANTIZER_SEED = 42
+
+
+@dataclass(frozen=True, slots=True)
+class TqConfig:
+    """What tq_config.json says.
+
+    original_in_dims: name -> columns, for tensors whose columns are no multiple of the group
+    shapes: name -> source shape, where it can't be derived from the stored tensors (3-D, padded)
+    kept_source_dtype: name -> reason, for floats that are not FP16 because of their values
+    """
+
+    bits: int
+    group_size: int
+    compressed_layers: int | None = None
+    original_model: str | None = None
+    original_in_dims: Mapping[str, int] = field(default_factory=dict)
+    sensitive_bits: int | None = None
+    sensitive_patterns: tuple[str, ...] = ()
+    writer: str | None = None
+    source_revision: str | None = None
+    source_dtype: str | None = None
+    source_bytes: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    kept_source_dtype: Mapping[str, str] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """The file's text: keys that existing readers know at the top, ours in `tq3`."""
+        known: dict[str, Any] = {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "format": FORMAT,
+            "quantizer_seed": QUANTIZER_SEED,
+            "compressed_layers": self.compressed_layers,
+            "original_model": self.original_model,
+        }
+        if self.original_in_dims:
+            known["orig_in_dims"] = dict(self.original_in_dims)
+        if self.sensitive_bits is not None:
+            known["sensitive_bits"] = self.sensitive_bits
+            known["sensitive_patterns"] = list(self.sensitive_patterns)
+        known["tq3"] = {
+            "format_version": FORMAT_VERSION,
+            "writer": self.writer,
+            "source_revision": self.source_revision,
+            "source_dtype": self.source_dtype,
+            "source_bytes": self.source_bytes,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "kept_source_dtype": dict(self.kept_source_dtype),
+            "recipe": self.recipe,
+        }
+        return json.dumps(known, indent=2, ensure_ascii=False) + "\n"
+
+
+def parse_tq_config(text: str) -> TqConfig:
+    """Read tq_config.json of ours or of an existing writer. Raises BadInput."""
+    raw = parse_object(text, FILE_NAME)
+    if raw.get("format") != FORMAT:
+        raise BadInput("unknown format", file=FILE_NAME, found=raw.get("format"), expected=FORMAT)
+    ours = _typed(raw, "tq3", dict, {})
+    version = _typed(ours, "format_version", int, FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise BadInput(
+            "written by a newer tq3",
+            file=FILE_NAME,
+            found=f"format version {version}",
+            expected=f"at most {FORMAT_VERSION}",
+            fix="pip install -U tq3",
+        )
+    shapes = _typed(ours, "shapes", dict, {})
+    return TqConfig(
+        bits=_choice(raw, "bits", WIDTHS),
+        group_size=_choice(raw, "group_size", GROUP_SIZES),
+        compressed_layers=_typed(raw, "compressed_layers", int, None),
+        original_model=_typed(raw, "original_model", str, None),
+        original_in_dims=_items(raw, "orig_in_dims", dict, int),
+        sensitive_bits=_typed(raw, "sensitive_bits", int, None),
+        sensitive_patterns=tuple(_items(raw, "sensitive_patterns", list, str)),
+        writer=_typed(ours, "writer", str, None),
+        source_revision=_typed(ours, "source_revision", str, None),
+        source_dtype=_typed(ours, "source_dtype", str, None),
+        source_bytes=_typed(ours, "source_bytes", int, None),
+        shapes={name: _shape(name, shape) for name, shape in shapes.items()},
+        kept_source_dtype=_items(ours, "kept_source_dtype", dict, str),
+        recipe=_typed(ours, "recipe", dict, None),
+    )
+
+
+def quantization_config(recipe: Recipe) -> dict[str, Any]:
+    """The value that config.json gains, for hosts to recognise the checkpoint."""
+    return {
+        "quant_method": "turboquant",
+        "format": FORMAT,
+        "bits": recipe.bits,
+        "group_size": recipe.group_size,
+    }
+
+
+def recipe_record(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON, as tq_config.json keeps it."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(recipe).items()
+    }
+
+
+def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
+    """The inverse of `recipe_record`. Raises BadInput for a record that is no recipe."""
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+    }
+    try:
+        return Recipe(**options)
+    except (TypeError, UsageError) as error:
+        raise BadInput(f"tq3.recipe is not a recipe: {error}", file=FILE_NAME) from None
+
+
+def parse_object(text: str, file: str) -> dict[str, Any]:
+    """A JSON object. Raises BadInput naming `file` for anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"not JSON: {error}", file=file) from None
+    if not isinstance(value, dict):
+        raise BadInput("not a JSON object", file=file, found=type(value).__name__)
+    return value
+
+
+def _typed(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = type(value).__name__
+        raise BadInput(
+            f"{key} has the wrong type", file=FILE_NAME, found=found, expected=kind.__name__
+        )
+    return value
+
+
+def _items(raw: Mapping[str, Any], key: str, container: type, kind: type) -> Any:
+    """A list or an object whose items are all of `kind`; empty where the key is missing."""
+    value = _typed(raw, key, container, container())
+    items = value.values() if container is dict else value
+    if not all(type(item) is kind for item in items):
+        raise BadInput(f"{key} has a wrong item", file=FILE_NAME, expected=kind.__name__)
+    return value
+
+
+def _choice(raw: Mapping[str, Any], key: str, choices: tuple[int, ...]) -> int:
+    value = raw.get(key)
+    if value not in choices or isinstance(value, bool):
+        allowed = " or ".join(map(str, choices))
+        raise BadInput(f"bad {key}", file=FILE_NAME, found=value, expected=allowed)
+    return int(value)
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    is_shape = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    if not is_shape or len(shape) not in (2, 3):
+        raise BadInput("tq3.shapes: not a shape", file=FILE_NAME, tensor=name, found=shape)
+    return tuple(shape)

@@ -1,0 +1,70 @@
+"""Adds and removes one top-level key of a JSON text and leaves every other byte as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+def insert_key(text: str, key: str, value: Any) -> str:
+    """`text` with `"key": value` as its last member, indented as the other members are.
+
+    Raises ValueError when `text` is not a JSON object or has the key already.
+    """
+    members = list(_members(text))
+    if any(name == key for name, _, _ in members):
+        raise ValueError(f"{key!r} is there already")
+    if not members:
+        start = text.index("{") + 1
+        return text[:start] + _compact(key, value) + text[start:]
+    gap = _SPACE.match(text, text.index("{") + 1)[0]  # type: ignore[index]
+    end = members[-1][2]
+    member = _dump(key, value, gap.rpartition("\n")[2]) if "\n" in gap else _compact(key, value)
+    return text[:end] + "," + (gap or " ") + member + text[end:]
+
+
+def remove_key(text: str, key: str) -> str:
+    """`text` without its top-level member `key`; the inverse of `insert_key`. Raises ValueError."""
+    members = list(_members(text))
+    for index, (name, start, end) in enumerate(members):
+        if name != key:
+            continue
+        if index:
+            return text[: members[index - 1][2]] + text[end:]
+        return text[:start] + text[members[1][1] if len(members) > 1 else end :]
+    return text
+
+
+def _members(text: str) -> Iterator[tuple[str, int, int]]:
+    """Each top-level member: its key, where the key starts, where the value ends."""
+    if not isinstance(json.loads(text), dict):
+        raise ValueError("not a JSON object")
+    position = _skip(text, text.index("{") + 1)
+    while text[position] != "}":
+        start = position
+        key, position = _DECODER.raw_decode(text, position)
+        position = _skip(text, _skip(text, position) + len(":"))
+        _, end = _DECODER.raw_decode(text, position)
+        yield key, start, end
+        position = _skip(text, end)
+        if text[position] == ",":
+            position = _skip(text, position + 1)
+
+
+def _skip(text: str, position: int) -> int:
+    return _SPACE.match(text, position).end()  # type: ignore[union-attr]
+
+
+def _dump(key: str, value: Any, indent: str) -> str:
+    step = indent or "  "
+    lines = json.dumps(value, indent=step).splitlines()
+    return f"{json.dumps(key)}: " + ("\n" + indent).join(lines)
+
+
+def _compact(key: str, value: Any) -> str:
+    return f"{json.dumps(key)}: {json.dumps(value)}"

@@ -1,0 +1,57 @@
+"""The shapes of one compressed tensor, from the shape of its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from tq3.format.header import TensorInfo
+
+PACKED = ".tq_packed"
+NORMS = ".tq_norms"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLayout:
+    """Rows of weights cut into groups: leading dimensions are rows, a last group is padded."""
+
+    shape: tuple[int, ...]
+    bits: int
+    group: int
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    @property
+    def cols(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def groups_per_row(self) -> int:
+        return -(-self.cols // self.group)
+
+    @property
+    def is_padded(self) -> bool:
+        return self.cols % self.group != 0
+
+    @property
+    def group_bytes(self) -> int:
+        return self.group * self.bits // 8
+
+    @property
+    def units(self) -> int:
+        """Parts that can be coded on their own: padded rows, else single groups."""
+        return self.rows if self.is_padded else self.rows * self.groups_per_row
+
+    @property
+    def unit_cols(self) -> int:
+        """Weights of one unit."""
+        return self.cols if self.is_padded else self.group
+
+    def tensors(self, name: str) -> tuple[TensorInfo, TensorInfo]:
+        """The two tensors that stand for `name` in the checkpoint: packed codes, norms."""
+        n_groups = self.rows * self.groups_per_row
+        packed = TensorInfo(name + PACKED, "U8", (n_groups, self.group_bytes))
+        norms = TensorInfo(name + NORMS, "F32", (self.rows, self.groups_per_row))
+        return packed, norms

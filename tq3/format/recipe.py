@@ -1,0 +1,82 @@
+"""What the user asks of a compression: a frozen value, checked where it enters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tq3.errors import UsageError
+
+WIDTHS = (2, 3, 4)
+GROUP_SIZES = (32, 64, 128, 256)
+KEEP_DTYPES = ("float16", "source")
+NONFINITE = ("error", "keep")
+DEFAULT_SHARD_SIZE = "5GiB"
+DEFAULT_SENSITIVE_PATTERNS = ("o_proj", "down_proj")
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to compress.
+
+    bits, group_size: width of a code and weights a group
+    keep, only: globs on whole tensor names. `keep` stays exact; with `only`, just what matches is
+    compressed.
+    keep_dtype: how floating-point tensors that stay are stored, "float16" or "source"
+    max_shard_bytes: tensor bytes of one output file
+    sensitive_bits, sensitive_patterns: another width for names that contain one of the patterns
+    nonfinite: "error" ends the run at a NaN or infinity, "keep" stores that tensor uncompressed
+    """
+
+    bits: int = 3
+    group_size: int = 128
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    keep_dtype: str = "float16"
+    max_shard_bytes: int = 5 * 2**30
+    sensitive_bits: int | None = None
+    sensitive_patterns: tuple[str, ...] = DEFAULT_SENSITIVE_PATTERNS
+    nonfinite: str = "error"
+
+    def __post_init__(self) -> None:
+        _check_choice("bits", self.bits, WIDTHS)
+        _check_choice("group-size", self.group_size, GROUP_SIZES)
+        _check_choice("keep-dtype", self.keep_dtype, KEEP_DTYPES)
+        _check_choice("nonfinite", self.nonfinite, NONFINITE)
+        if self.sensitive_bits is not None:
+            _check_choice("sensitive-bits", self.sensitive_bits, WIDTHS)
+        _check_texts("keep", self.keep)
+        _check_texts("only", self.only)
+        _check_texts("sensitive-pattern", self.sensitive_patterns)
+        if self.max_shard_bytes < 1:
+            raise UsageError("max-shard-size is not positive", found=self.max_shard_bytes)
+
+    def bits_for(self, name: str) -> int:
+        """The width of tensor `name`, by the rule of existing readers: a plain substring."""
+        if self.sensitive_bits is not None and any(p in name for p in self.sensitive_patterns):
+            return self.sensitive_bits
+        return self.bits
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes of "5GiB", "500 MB" or 1000000: powers of 1024 with an i, of 1000 without."""
+    text = str(size)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise UsageError("not a size", found=repr(text), expected='a number and a unit like "5GiB"')
+    return int(Fraction(match[1]) * unit)
+
+
+def _check_choice(option: str, found: object, choices: tuple[object, ...]) -> None:
+    if found not in choices:
+        allowed = ", ".join(map(str, choices))
+        raise UsageError(f"--{option} is {found!r}", expected=f"one of {allowed}")
+
+
+def _check_texts(option: str, found: object) -> None:
+    if not isinstance(found, tuple) or not all(isinstance(text, str) for text in found):
+        raise UsageError(f"--{option} is {found!r}", expected="a tuple of texts")

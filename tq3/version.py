@@ -1,0 +1,5 @@
+"""The version, as pyproject.toml states it."""
+
+from importlib.metadata import version
+
+__version__ = version("tq3")
