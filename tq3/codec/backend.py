@@ -1,0 +1,195 @@
+"""Which implementation does the arithmetic: the one place where a backend is chosen.
+
+Every backend fills the same bytes (tests/codec/test_backends.py); they differ in speed only.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tq3.codec import reference, tables
+from tq3.codec.reference import Floats, Words
+from tq3.errors import UsageError
+
+try:
+    from tq3.codec import _native
+except ImportError:  # installed without a C++ compiler
+    _native = None
+
+Packed = NDArray[np.uint8]
+
+GROUPS = (32, 64, 128, 256)
+WORD_TYPE: dict[str, type] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
+
+
+class Backend(Protocol):
+    """Encode, decode and cast without allocating the result. All arrays are C-contiguous.
+
+    words: (rows, cols), uint16 for BF16 and F16, uint32 for F32.  packed: (rows*n, group*bits/8) uint8.
+    norms: (rows, n) float32, n = ceil(cols / group).  Native backends release the interpreter lock.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def encode(
+        self, words: Words, dtype: str, bits: int, group: int, packed: Packed, norms: Floats
+    ) -> None:
+        """Fill packed and norms."""
+
+    def decode(
+        self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
+    ) -> None:
+        """Fill words."""
+
+    def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
+        """Fill `out`, of the same shape, with the nearest values; how many finite ones became infinite."""
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that run on this machine, best first. The last is always "numpy"."""
+    return tuple(_backends())
+
+
+def get_backend(name: str | None = None) -> Backend:
+    """The backend of that name, by default the best."""
+    backends = _backends()
+    if name is None:
+        return next(iter(backends.values()))
+    if name not in backends:
+        raise UsageError(
+            "no such backend on this machine",
+            found=repr(name),
+            expected=f"one of {', '.join(backends)}",
+            fix="leave the backend out to get the best one",
+        )
+    return backends[name]
+
+
+@cache
+def _backends() -> dict[str, Backend]:
+    kernels = _native.kernels_that_run_here() if _native else []
+    backends: list[Backend] = [*map(NativeBackend, kernels), NumpyBackend()]
+    return {backend.name: backend for backend in backends}
+
+
+class NativeBackend:
+    """One instruction set of the compiled module, which checks the arrays itself."""
+
+    def __init__(self, kernels: Any) -> None:
+        self.name: str = kernels.name
+        self._kernels = kernels
+
+    def encode(
+        self, words: Words, dtype: str, bits: int, group: int, packed: Packed, norms: Floats
+    ) -> None:
+        self._kernels.encode(_native_tables(bits, group), words, dtype, packed, norms)
+
+    def decode(
+        self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
+    ) -> None:
+        self._kernels.decode(_native_tables(bits, group), packed, norms, words, dtype)
+
+    def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
+        return int(self._kernels.cast(words, dtype, out, out_dtype))
+
+
+class NumpyBackend:
+    """The reference, a few thousand groups at a time so that its temporaries stay small."""
+
+    name = "numpy"
+    _CHUNK_WEIGHTS = 1 << 18
+
+    def encode(
+        self, words: Words, dtype: str, bits: int, group: int, packed: Packed, norms: Floats
+    ) -> None:
+        n = _check_matrix(words, dtype, bits, group, packed, norms)
+        for rows in self._row_chunks(words.shape):
+            packed[rows.start * n : rows.stop * n], norms[rows] = reference.encode(
+                words[rows], dtype, bits, group
+            )
+
+    def decode(
+        self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
+    ) -> None:
+        n = _check_matrix(words, dtype, bits, group, packed, norms)
+        cols = words.shape[1]
+        for rows in self._row_chunks(words.shape):
+            chunk = packed[rows.start * n : rows.stop * n]
+            values = reference.decode(chunk, norms[rows], bits, group, cols)
+            words[rows] = reference.from_float32(np.ascontiguousarray(values), dtype)
+
+    def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
+        _check("words", words, words.shape, _word_type(dtype))
+        _check("out", out, words.shape, _word_type(out_dtype))
+        source, target = words.reshape(-1), out.reshape(-1)
+        overflowed = 0
+        for start in range(0, source.size, self._CHUNK_WEIGHTS):
+            chunk = slice(start, start + self._CHUNK_WEIGHTS)
+            values = reference.to_float32(source[chunk], dtype)
+            target[chunk] = reference.from_float32(values, out_dtype)
+            infinite = np.isinf(reference.to_float32(target[chunk], out_dtype))
+            overflowed += int(np.count_nonzero(infinite & np.isfinite(values)))
+        return overflowed
+
+    def _row_chunks(self, shape: tuple[int, ...]) -> list[slice]:
+        rows, cols = shape
+        step = max(1, self._CHUNK_WEIGHTS // max(1, cols))
+        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+@cache
+def _native_tables(bits: int, group: int) -> Any:
+    _check_width(bits, group)
+    d1, d2 = tables.signs(group)
+    return _native.Tables(
+        bits=bits,
+        group=group,
+        levels=tables.codebook(bits, group),
+        boundaries=tables.boundaries(bits, group),
+        d1=d1,
+        d2=d2,
+        root_group=float(np.float32(np.sqrt(group))),
+        inverse_root_group=float(np.float32(1 / np.sqrt(group))),
+    )
+
+
+def _check_matrix(
+    words: Words, dtype: str, bits: int, group: int, packed: Packed, norms: Floats
+) -> int:
+    """Refuse what module.cpp refuses, in the same words; groups in a row."""
+    _check_width(bits, group)
+    if words.ndim != 2:
+        raise ValueError(f"words.shape: found {words.shape}, expected two dimensions, (rows, cols)")
+    rows, cols = words.shape
+    n = -(-cols // group)
+    _check("words", words, words.shape, _word_type(dtype))
+    _check("norms", norms, (rows, n), np.float32)
+    _check("packed", packed, (rows * n, group * bits // 8), np.uint8)
+    return n
+
+
+def _check_width(bits: int, group: int) -> None:
+    if bits not in tables.LEVELS:
+        raise ValueError(f"bits: found {bits}, expected 2, 3 or 4")
+    if group not in GROUPS:
+        raise ValueError(f"group: found {group}, expected 32, 64, 128 or 256")
+
+
+def _check(what: str, array: NDArray[Any], shape: tuple[int, ...], dtype: type) -> None:
+    if array.dtype != dtype:
+        raise ValueError(f"{what}.dtype: found {array.dtype}, expected {np.dtype(dtype)}")
+    if array.shape != shape:
+        raise ValueError(f"{what}.shape: found {array.shape}, expected {shape}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{what}: found strided memory, expected a C-contiguous array")
+
+
+def _word_type(dtype: str) -> type:
+    if dtype not in WORD_TYPE:
+        raise ValueError(f"dtype: found {dtype!r}, expected 'BF16', 'F16' or 'F32'")
+    return WORD_TYPE[dtype]

@@ -1,0 +1,47 @@
+// What a kernel is: three functions over plain memory, and the constants of the format they are given.
+//
+// A kernel knows no Python, throws nothing, allocates nothing and may run on many threads at once. Its arithmetic
+// is docs/format.md, "Encoding" and "Decoding"; tq3/codec/reference.py says the same in numpy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tq3 {
+
+constexpr int kMaxGroup = 256;
+constexpr int kMaxBits = 4;
+
+enum class Dtype { kBF16, kF16, kF32 };
+
+// The constants of one (bits, group), filled from tq3/codec/tables.py: they are stated there and nowhere else.
+struct Tables {
+    int bits;
+    int group;
+    float level[1 << kMaxBits];            // ascending, 2**bits of them
+    float boundary[1 << (kMaxBits - 1)];   // between positive levels, 2**(bits-1) - 1 of them
+    float d1[kMaxGroup], d2[kMaxGroup];    // +1 or -1
+    float root_group, inverse_root_group;  // sqrt(group) and 1 / sqrt(group), each rounded once
+};
+
+// A row-major matrix of weights. Each row is `groups_a_row` groups, the last one padded with zeros.
+struct Shape {
+    std::size_t rows, cols;
+    std::size_t groups_a_row;
+};
+
+struct Kernels {
+    const char* name;
+    bool (*runs_here)();
+
+    void (*encode)(const Tables&, Shape, Dtype, const void* words, std::uint8_t* packed, float* norms);
+    void (*decode)(const Tables&, Shape, const std::uint8_t* packed, const float* norms, Dtype, void* words);
+    // Returns how many finite values became infinite.
+    std::size_t (*cast)(std::size_t count, Dtype from, const void* words, Dtype to, void* out);
+};
+
+// Best first; the last one runs everywhere.
+extern const Kernels* const kAllKernels[];
+extern const std::size_t kKernelCount;
+
+}  // namespace tq3

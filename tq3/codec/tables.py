@@ -1,0 +1,67 @@
+"""The constants of the format: codebook levels and the two sign vectors.
+
+They are literals because published files depend on every bit of them. `tests/codec/test_tables.py`
+derives
+them again: the levels from Lloyd's iteration on N(0, 1), the signs from MT19937 seeded with 42.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Positive half of each symmetric codebook for N(0, 1), before the factor 1/sqrt(group).
+LEVELS: dict[int, tuple[float, ...]] = {
+    2: (0.453, 1.51),
+    3: (0.24509395640535865, 0.7560046735148500, 1.3439084494034667, 2.1519448861253618),
+    4: (
+        0.12596289635857610,
+        0.38093242978774383,
+        0.64548623807562250,
+        0.92774131667741660,
+        1.2393786501512904,
+        1.6001883200982910,
+        2.0515376438887170,
+        2.7171369153166526,
+    ),
+}
+
+# Bit i of the little-endian stream is the sign of weight i: 1 is +1, 0 is -1. The 512 first draws
+# of the generator; for a group of G weights the first G are D1 and the next G are D2.
+_SIGN_BITS = bytes.fromhex(
+    "2242d73f177cab01f6ba4affe75f6b65"
+    "07d021a85ce6402438d201c5cbbf2514"
+    "26ceab17e2897d893dd3ac5836c9bc75"
+    "027bf31b7ea93e9a3e53a5aaab248ab4"
+)
+
+
+@cache
+def codebook(bits: int, group: int) -> NDArray[np.float32]:
+    """All 2**bits levels in ascending order, scaled by 1/sqrt(group).  (2**bits,) float32, read-
+    only
+    """
+    half = np.array(LEVELS[bits]) / np.sqrt(group)
+    return _frozen(np.concatenate([-half[::-1], half]).astype(np.float32))
+
+
+@cache
+def boundaries(bits: int, group: int) -> NDArray[np.float32]:
+    """Midpoints between neighbouring positive levels.  (2**(bits-1) - 1,) float32, read-only"""
+    positive = codebook(bits, group)[1 << (bits - 1) :]
+    return _frozen((positive[:-1] + positive[1:]) * np.float32(0.5))
+
+
+@cache
+def signs(group: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """D1 and D2, the diagonals of -1 and +1.  Two (group,) float32, read-only"""
+    bits = np.unpackbits(np.frombuffer(_SIGN_BITS, np.uint8), bitorder="little")
+    plus_minus = bits.astype(np.float32) * 2 - 1
+    return _frozen(plus_minus[:group]), _frozen(plus_minus[group : 2 * group])
+
+
+def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    array.setflags(write=False)
+    return array
