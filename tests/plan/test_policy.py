@@ -1,0 +1,222 @@
+"""Which tensors are compressed: real names of many models, look-alikes, and what the user asks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tq3.format.header import TensorInfo
+from tq3.format.recipe import Recipe
+from tq3.plan.policy import Decision, decide
+
+MATRIX = (256, 256)
+
+
+def decision(name: str, shape: tuple[int, ...] = MATRIX, dtype: str = "BF16", **recipe: object):
+    """The fate of one tensor."""
+    return decide(TensorInfo(name, dtype, shape), Recipe(**recipe))  # type: ignore[arg-type]
+
+
+COMPRESSED = [
+    # GPT-2
+    ("h.0.attn.c_attn.weight", (768, 2304)),
+    ("transformer.h.11.mlp.c_proj.weight", (3072, 768)),
+    # BERT
+    ("bert.encoder.layer.0.attention.self.query.weight", (768, 768)),
+    ("bert.encoder.layer.0.output.dense.weight", (768, 3072)),
+    ("bert.pooler.dense.weight", (768, 768)),
+    # T5
+    ("encoder.block.0.layer.0.SelfAttention.q.weight", (512, 512)),
+    ("decoder.block.5.layer.2.DenseReluDense.wo.weight", (512, 2048)),
+    # Llama
+    ("model.layers.0.self_attn.q_proj.weight", (4096, 4096)),
+    ("model.layers.31.mlp.down_proj.weight", (4096, 11008)),
+    # Qwen3.5
+    ("model.language_model.layers.0.linear_attn.in_proj_qkv.weight", (10240, 5120)),
+    ("model.language_model.layers.0.linear_attn.in_proj_a.weight", (48, 5120)),
+    ("model.language_model.layers.0.linear_attn.out_proj.weight", (5120, 6144)),
+    ("model.visual.blocks.0.attn.qkv.weight", (3456, 1152)),
+    ("model.visual.merger.linear_fc2.weight", (5120, 4608)),
+    ("mtp.fc.weight", (5120, 10240)),
+    ("mtp.layers.0.mlp.up_proj.weight", (17408, 5120)),
+    ("model.language_model.layers.0.mlp.experts.gate_up_proj", (64, 1024, 2048)),
+    ("model.language_model.layers.0.mlp.shared_expert.up_proj.weight", (512, 2048)),
+    ("model.layers.0.mlp.experts.17.down_proj.weight", (2048, 768)),
+    # Mixtral
+    ("model.layers.0.block_sparse_moe.gate.weight", (8, 4096)),
+    ("model.layers.0.block_sparse_moe.experts.7.w2.weight", (4096, 14336)),
+    # gpt-oss
+    ("model.layers.0.mlp.experts.down_proj", (32, 2880, 2880)),
+    ("model.layers.0.mlp.router.weight", (32, 2880)),
+    # Gemma
+    ("model.layers.0.self_attn.o_proj.weight", (2048, 2048)),
+    ("model.layers.0.per_layer_input_gate.weight", (256, 2048)),
+    ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", (4304, 1152)),
+    # names that only look like something that is kept
+    ("model.shape_proj.weight", MATRIX),
+    ("model.normalizer_free.gate_proj.weight", MATRIX),
+    ("tape_encoder.weight", MATRIX),
+    ("model.overhead.weight", MATRIX),
+    ("model.reshape.fc.weight", MATRIX),
+    ("model.head_mixer.fc.weight", MATRIX),
+    ("model.multihead.q_proj.weight", MATRIX),
+    ("model.biased.weight", MATRIX),
+    ("model.embedder_free.proj.weight", MATRIX),
+    ("model.lm_header.weight", MATRIX),
+    ("model.conv1dense.weight", MATRIX),
+    ("model.shared.weight", MATRIX),
+    ("model.abnormal.weight", MATRIX),
+    ("model.decoder.weight", MATRIX),
+    ("encoder.embedding_hidden_mapping_in.weight", MATRIX),
+    # the smallest that pay
+    ("a.weight", (1, 128)),
+    ("a.weight", (128, 1)),
+]
+
+KEPT = [
+    # GPT-2
+    ("wte.weight", (50257, 768), "token embedding"),
+    ("transformer.wpe.weight", (1024, 768), "position embedding"),
+    ("h.0.ln_1.weight", (768,), "norm"),
+    ("transformer.ln_f.weight", (768,), "norm"),
+    ("h.0.attn.c_attn.bias", (2304,), "bias"),
+    ("h.0.attn.bias", (1, 1, 1024, 1024), "bias"),
+    # BERT
+    ("bert.embeddings.word_embeddings.weight", (30522, 768), "token embedding"),
+    ("bert.embeddings.position_embeddings.weight", (512, 768), "position embedding"),
+    ("bert.embeddings.token_type_embeddings.weight", (2, 768), "token embedding"),
+    ("bert.embeddings.LayerNorm.weight", (768,), "neither a matrix"),
+    ("cls.predictions.decoder.weight", (30522, 768), "output head"),
+    ("cls.seq_relationship.weight", (2, 768), "output head"),
+    ("lm_head.decoder.weight", (50265, 768), "output head"),
+    ("classifier.weight", (2, 768), "output head"),
+    # T5
+    ("shared.weight", (32128, 512), "token embedding"),
+    ("decoder.embed_tokens.weight", (32128, 512), "token embedding"),
+    ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (32, 8), "below 128"),
+    ("encoder.final_layer_norm.weight", (512,), "norm"),
+    # Llama
+    ("model.embed_tokens.weight", (32000, 4096), "token embedding"),
+    ("lm_head.weight", (32000, 4096), "output head"),
+    ("model.norm.weight", (4096,), "norm"),
+    ("model.layers.0.input_layernorm.weight", (4096,), "norm"),
+    ("model.layers.0.self_attn.rotary_emb.inv_freq", (64,), "neither a matrix"),
+    # Qwen3.5
+    ("model.language_model.layers.0.linear_attn.conv1d.weight", (10240, 1, 4), "convolution"),
+    ("model.language_model.layers.0.linear_attn.A_log", (48,), "decay"),
+    ("model.language_model.layers.0.linear_attn.dt_bias", (48,), "decay"),
+    ("model.language_model.layers.0.linear_attn.norm.weight", (128,), "norm"),
+    ("model.language_model.layers.3.self_attn.q_norm.weight", (256,), "norm"),
+    ("model.visual.patch_embed.proj.weight", (1152, 3, 2, 16, 16), "patch embedding"),
+    ("model.visual.pos_embed.weight", (2304, 1152), "position embedding"),
+    ("model.visual.blocks.0.norm1.weight", (1152,), "norm"),
+    ("mtp.pre_fc_norm_embedding.weight", (5120,), "norm"),
+    # gpt-oss
+    ("model.layers.0.mlp.experts.gate_up_proj_bias", (32, 5760), "bias"),
+    ("model.layers.0.self_attn.sinks", (64,), "neither a matrix"),
+    # Gemma
+    ("model.embed_tokens_per_layer.weight", (262144, 8960), "token embedding"),
+    ("vision_tower.vision_model.embeddings.patch_embedding.weight", (1152, 3, 14, 14), "patch"),
+    ("vision_tower.vision_model.embeddings.position_embedding.weight", (4096, 1152), "position"),
+    ("multi_modal_projector.mm_input_projection_weight", (1152, 2560), ".weight"),
+    # others
+    ("model.decoder.embed_positions.weight", (2050, 768), "position embedding"),
+    ("gpt_neox.embed_in.weight", (50432, 6144), "token embedding"),
+    ("tok_embeddings.weight", (32000, 4096), "token embedding"),
+    ("output.weight", (32000, 4096), "output head"),
+    ("score.weight", (2, 4096), "output head"),
+    ("embed_out.weight", (50432, 6144), "output head"),
+    ("medusa_head.0.weight", (32000, 4096), "output head"),
+    ("mlp.gate_up_proj", (256, 256), ".weight"),
+    ("tower.stack.weight", (4, 256, 256), "experts"),
+    ("experts_of_none.gate_up_proj", (4, 256, 256), "experts"),
+    ("experts.3.weight", (127, 127), "below 128"),
+    ("mlp.experts.gate_up_proj", (1000, 64, 64), "below 128"),
+    ("a.weight", (0, 256), "empty"),
+    ("a.weight", (), "0-D"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape"), COMPRESSED)
+def test_a_matrix_of_weights_is_compressed(name, shape):
+    assert decision(name, shape) == Decision(True, "a matrix of weights")
+
+
+@pytest.mark.parametrize(("name", "shape", "reason"), KEPT)
+def test_what_is_kept_has_its_reason(name, shape, reason):
+    found = decision(name, shape)
+    assert not found.compress
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F8_E4M3", "I8", "U8", "BOOL", "I64", "F4", "C64"])
+@pytest.mark.parametrize("recipe", [{}, {"only": ("*",)}])
+def test_other_dtypes_are_kept_whatever_is_asked(dtype, recipe):
+    found = decision("a.weight", MATRIX, dtype, **recipe)
+    assert not found.compress
+    assert dtype in found.reason
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_every_float_of_16_or_32_bits_can_be_compressed(dtype):
+    assert decision("a.weight", MATRIX, dtype).compress
+
+
+def test_keep_sets_a_matrix_aside_and_is_named_as_the_reason():
+    found = decision("layers.0.mlp.up_proj.weight", keep=("*.up_proj.weight",))
+    assert found == Decision(False, "asked for: --keep '*.up_proj.weight'")
+
+
+def test_only_compresses_what_the_patterns_would_keep():
+    assert decision("lm_head.weight", only=("lm_head.*",)).compress
+    assert decision("tiny", (4, 4), only=("tiny",)).compress
+    assert decision("stack", (2, 4, 4), only=("*",)).compress
+
+
+def test_with_only_nothing_else_is_compressed():
+    found = decision("layers.0.mlp.up_proj.weight", only=("lm_head.weight", "other"))
+    assert found == Decision(False, "not chosen by --only")
+
+
+def test_keep_wins_over_only():
+    assert not decision("a.weight", keep=("a.*",), only=("a.weight",)).compress
+
+
+@pytest.mark.parametrize("shape", [(5,), (), (2, 2, 2, 2), (0, 5)])
+def test_only_cannot_make_a_matrix_of_what_is_none(shape):
+    found = decision("a.weight", shape, only=("*",))
+    assert not found.compress
+    assert "only" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("glob", "matches"),
+    [
+        ("a.weight", True),
+        ("a", False),
+        ("*a*", True),
+        ("?.weight", True),
+        ("[ab].weight", True),
+        ("A.weight", False),
+        ("b.*", False),
+    ],
+)
+def test_globs_are_matched_with_the_whole_name_and_its_case(glob, matches):
+    assert decision("a.weight", keep=(glob,)).compress is not matches
+
+
+@given(
+    name=st.text(max_size=30),
+    shape=st.lists(st.integers(0, 300), max_size=4).map(tuple),
+    dtype=st.sampled_from(["BF16", "F32", "I8"]),
+)
+def test_every_tensor_has_a_fate_and_a_reason_and_only_matrices_and_stacks_are_compressed(
+    name, shape, dtype
+):
+    found = decision(name, shape, dtype)
+    assert found.reason
+    if found.compress:
+        assert len(shape) in (2, 3)
+        assert min(shape) > 0
+        assert dtype != "I8"

@@ -1,0 +1,205 @@
+"""Which files make up a checkpoint, and what is refused because it contradicts itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from factories import FakeFiles, random_tensor, safetensors_bytes
+
+from tq3.errors import BadInput
+from tq3.plan.sources import Checkpoint, read_checkpoint
+
+INDEX = "model.safetensors.index.json"
+ONE = random_tensor(2, 4)
+
+
+def shard(*names: str) -> bytes:
+    """A file with these tensors."""
+    return safetensors_bytes(dict.fromkeys(names, ONE))
+
+
+def index(**weight_map: Any) -> bytes:
+    """An index; tensors named as Python names."""
+    return json.dumps({"weight_map": weight_map}).encode()
+
+
+def read(files: dict[str, bytes]) -> Checkpoint:
+    """The checkpoint of a folder in memory."""
+    return read_checkpoint(FakeFiles(files))
+
+
+def names_of(files: dict[str, bytes]) -> list[str]:
+    """Its tensors, in their order."""
+    return [tensor.info.name for tensor in read(files).tensors]
+
+
+def refusal(files: dict[str, bytes]) -> BadInput:
+    """The error that ends the reading."""
+    with pytest.raises(BadInput) as caught:
+        read(files)
+    return caught.value
+
+
+def test_a_single_file_needs_no_index():
+    checkpoint = read({"model.safetensors": shard("b", "a"), "config.json": b'{"x": 1}'})
+    assert [tensor.info.name for tensor in checkpoint.tensors] == ["b", "a"]
+    assert checkpoint.weight_files == ("model.safetensors",)
+    assert checkpoint.config == {"x": 1}
+
+
+def test_an_index_says_which_files_belong_whatever_their_names():
+    files = {
+        INDEX: index(a="zzz.safetensors", b="weights part.safetensors", c="zzz.safetensors"),
+        "zzz.safetensors": shard("a", "c"),
+        "weights part.safetensors": shard("b"),
+        "foreign.safetensors": shard("x"),
+    }
+    checkpoint = read(files)
+    assert checkpoint.weight_files == ("weights part.safetensors", "zzz.safetensors")
+    assert {tensor.info.name: tensor.file for tensor in checkpoint.tensors} == {
+        "a": "zzz.safetensors",
+        "b": "weights part.safetensors",
+        "c": "zzz.safetensors",
+    }
+
+
+def test_shards_may_lie_in_folders_and_have_any_ending():
+    files = {
+        INDEX: index(a="parts/1.safetensors", b="2.weights"),
+        "parts/1.safetensors": shard("a"),
+        "2.weights": shard("b"),
+    }
+    assert sorted(names_of(files)) == ["a", "b"]
+
+
+def test_a_single_file_wins_over_an_index_as_in_transformers():
+    files = {
+        "model.safetensors": shard("single"),
+        INDEX: index(a="model-1.safetensors"),
+        "model-1.safetensors": shard("a"),
+    }
+    assert names_of(files) == ["single"]
+
+
+def test_one_file_of_an_odd_name_is_the_checkpoint():
+    assert names_of({"pony.safetensors": shard("a"), "readme.md": b""}) == ["a"]
+
+
+def test_files_in_folders_do_not_make_the_one_file_doubtful():
+    files = {"pony.safetensors": shard("a"), "onnx/other.safetensors": shard("b")}
+    assert names_of(files) == ["a"]
+
+
+def test_a_file_in_a_folder_is_not_the_checkpoint():
+    assert "no safetensors weights" in str(refusal({"unet/model.safetensors": shard("a")}))
+
+
+def test_several_files_without_index_are_refused():
+    error = refusal({"a.safetensors": shard("a"), "b.safetensors": shard("b")})
+    assert "no index" in str(error)
+    assert error.expected == INDEX
+
+
+def test_a_folder_without_weights_is_refused_with_what_it_holds():
+    error = refusal({"pytorch_model.bin": b"", "config.json": b"{}"})
+    assert "pytorch_model.bin" in str(error)
+    assert "save_pretrained" in str(error.fix)
+    assert "no files" in str(refusal({}))
+
+
+def test_a_shard_that_is_missing_is_named():
+    error = refusal({INDEX: index(a="1.safetensors", b="2.safetensors"), "1.safetensors": b""})
+    assert error.found == "2.safetensors"
+    assert error.tensor == "b"
+
+
+def test_a_shard_outside_of_the_folder_is_missing():
+    assert refusal({INDEX: index(a="../other/1.safetensors")}).found == "../other/1.safetensors"
+
+
+def test_a_tensor_that_the_index_promises_must_be_there():
+    files = {INDEX: index(a="1.safetensors", b="1.safetensors"), "1.safetensors": shard("a")}
+    assert refusal(files).tensor == "b"
+
+
+def test_a_tensor_must_be_in_the_file_that_the_index_says():
+    files = {
+        INDEX: index(a="1.safetensors", b="1.safetensors", c="2.safetensors"),
+        "1.safetensors": shard("a"),
+        "2.safetensors": shard("b", "c"),
+    }
+    error = refusal(files)
+    assert (error.tensor, error.file, error.found) == ("b", "1.safetensors", "2.safetensors")
+
+
+def test_a_tensor_in_two_shards_is_refused():
+    files = {
+        INDEX: index(a="1.safetensors", b="2.safetensors"),
+        "1.safetensors": shard("a"),
+        "2.safetensors": shard("a", "b"),
+    }
+    error = refusal(files)
+    assert (error.tensor, error.file) == ("a", "2.safetensors")
+    assert "1.safetensors" in str(error)
+
+
+def test_a_tensor_that_only_a_shard_knows_is_not_lost():
+    files = {INDEX: index(a="1.safetensors"), "1.safetensors": shard("a", "extra")}
+    assert names_of(files) == ["a", "extra"]
+
+
+BAD_INDEXES = {
+    "a list": b"[]",
+    "no weight_map": b"{}",
+    "an empty weight_map": b'{"weight_map": {}}',
+    "a weight_map that is a list": b'{"weight_map": ["a"]}',
+    "a file that is a number": b'{"weight_map": {"a": 1}}',
+    "a file that is a list": b'{"weight_map": {"a": ["1.safetensors"]}}',
+    "a file that is null": b'{"weight_map": {"a": null}}',
+    "no JSON": b"weight_map",
+    "bad UTF-8": b'{"weight_map": {"\xff": "1.safetensors"}}',
+}
+
+
+@pytest.mark.parametrize("content", BAD_INDEXES.values(), ids=BAD_INDEXES)
+def test_a_bad_index_is_refused_by_name(content):
+    assert refusal({INDEX: content, "1.safetensors": shard("a")}).file == INDEX
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"", b'"text"', b"{", b'{"\xff": 1}'])
+def test_a_config_that_is_no_object_is_refused_by_name(content):
+    assert refusal({"model.safetensors": shard("a"), "config.json": content}).file == "config.json"
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_a_json_file_too_large_for_one_is_refused_unread(name):
+    files = {"1.safetensors": shard("a"), INDEX: index(a="1.safetensors"), name: b""}
+    with pytest.raises(BadInput, match="too large") as caught:
+        read_checkpoint(FakeFiles(files, sizes={name: 2**40}))
+    assert caught.value.file == name
+
+
+def test_a_damaged_shard_is_refused_by_name():
+    files = {
+        INDEX: index(a="1.safetensors", b="2.safetensors"),
+        "1.safetensors": shard("a"),
+        "2.safetensors": shard("b")[:-1],
+    }
+    assert refusal(files).file == "2.safetensors"
+
+
+def test_tensors_come_in_the_order_of_the_disk_not_of_the_header():
+    data = ONE.data
+    header = {
+        name: {"dtype": "BF16", "shape": [2, 4], "data_offsets": [at, at + len(data)]}
+        for name, at in (("last", 2 * len(data)), ("first", 0), ("middle", len(data)))
+    }
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + 3 * data
+    checkpoint = read({"model.safetensors": content})
+    assert [tensor.info.name for tensor in checkpoint.tensors] == ["first", "middle", "last"]
+    assert checkpoint.n_bytes == 3 * len(data)
+    offsets = [tensor.offset for tensor in checkpoint.tensors]
+    assert offsets == [8 + len(text) + i * len(data) for i in range(3)]

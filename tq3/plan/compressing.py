@@ -1,0 +1,95 @@
+"""The plan of a compression: each tensor becomes packed codes and norms, or stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tq3.format.config import TqConfig, recipe_record
+from tq3.format.layout import GroupLayout
+from tq3.format.recipe import Recipe
+from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
+from tq3.plan.policy import decide
+from tq3.plan.sources import Checkpoint, Located, refuse_quantised
+
+# tq_config.json names source dtypes as config.json does.
+_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def plan_compression(
+    checkpoint: Checkpoint, recipe: Recipe, exact: Mapping[str, str] | None = None
+) -> Plan:
+    """Decide every tensor's fate. Raises BadInput for a source that is quantised already.
+
+    `exact` holds what only the values can tell: name -> why this tensor keeps its source dtype.
+    """
+    refuse_quantised(checkpoint)
+    exact = exact or {}
+    tasks = (_task(tensor, recipe, exact.get(tensor.info.name)) for tensor in checkpoint.tensors)
+    return arrange(tasks, recipe.max_shard_bytes)
+
+
+def describe_compression(
+    plan: Plan,
+    recipe: Recipe,
+    exact: Mapping[str, str],
+    *,
+    model: str,
+    revision: str | None,
+    writer: str,
+) -> TqConfig:
+    """The tq_config.json of a plan that was carried out."""
+    layouts = {task.name: task.layout for task in plan.tasks if task.layout}
+    shapes = {name: item.shape for name, item in layouts.items()}
+    padded = {name: item.cols for name, item in layouts.items() if item.is_padded}
+    return TqConfig(
+        bits=recipe.bits,
+        group_size=recipe.group_size,
+        compressed_layers=len(layouts),
+        original_model=model,
+        original_in_dims=padded,
+        sensitive_bits=recipe.sensitive_bits,
+        sensitive_patterns=recipe.sensitive_patterns,
+        writer=writer,
+        source_revision=revision,
+        source_dtype=_main_dtype(plan),
+        source_bytes=plan.bytes_in,
+        shapes={name: shape for name, shape in shapes.items() if name in padded or len(shape) != 2},
+        kept_source_dtype=exact,
+        recipe=recipe_record(recipe),
+    )
+
+
+def _task(tensor: Located, recipe: Recipe, exact_because: str | None) -> Task:
+    if exact_because:
+        return replace(copy_task(tensor, exact_because), must_be_finite=False)
+    decision = decide(tensor.info, recipe)
+    if decision.compress:
+        return _encode_task(tensor, recipe, decision.reason)
+    if recipe.keep_dtype == "float16":
+        return cast_task(tensor, "F16", decision.reason)
+    return copy_task(tensor, decision.reason)
+
+
+def _encode_task(tensor: Located, recipe: Recipe, reason: str) -> Task:
+    info = tensor.info
+    layout = GroupLayout(info.shape, recipe.bits_for(info.name), recipe.group_size)
+    return Task(
+        name=info.name,
+        action=Action.ENCODE,
+        reason=reason,
+        sources=(tensor,),
+        targets=layout.tensors(info.name),
+        units=layout.units,
+        layout=layout,
+    )
+
+
+def _main_dtype(plan: Plan) -> str | None:
+    """The dtype that holds most of the source's bytes."""
+    totals: dict[str, int] = {}
+    for task in plan.tasks:
+        dtype = task.sources[0].info.dtype
+        totals[dtype] = totals.get(dtype, 0) + task.bytes_in
+    largest = max(totals, key=lambda dtype: totals[dtype], default=None)
+    return _DTYPE_NAMES.get(largest, largest) if largest else None

@@ -1,0 +1,182 @@
+"""The plan of an output checkpoint: every tensor's fate, shard and byte offset.
+
+A plan is a pure function of the source's headers and the request. It is exact to the byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+from tq3.format.header import FLOATS, TensorInfo, build_header
+from tq3.format.layout import GroupLayout
+from tq3.plan.sources import INDEX, SINGLE, Located
+
+# Large enough that Python's share of the time vanishes, small enough for a core's cache.
+BLOCK_BYTES = 4 * 2**20
+# Transformers refuses a safetensors file that does not say which framework wrote it.
+_METADATA = {"format": "pt"}
+
+
+class Action(Enum):
+    """What happens to a tensor's bytes."""
+
+    ENCODE = "compress"
+    DECODE = "decompress"
+    CAST = "cast"
+    COPY = "copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One tensor's way from the source into the output.
+
+    units: equal parts of the tensor that can be done in any order by any worker: groups or whole
+    rows of a compressed tensor, elements of a cast one, bytes of a copied one. Each source and
+    target has the same number of bytes for each unit.
+    must_be_finite: a NaN or infinity among the values is a finding, not data
+    """
+
+    name: str
+    action: Action
+    reason: str
+    sources: tuple[Located, ...]
+    targets: tuple[TensorInfo, ...]
+    units: int
+    layout: GroupLayout | None = None
+    must_be_finite: bool = True
+
+    @property
+    def bytes_in(self) -> int:
+        return sum(source.info.n_bytes for source in self.sources)
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(target.n_bytes for target in self.targets)
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+        """Blocks of about `block_bytes` of input and output together, at least a unit each."""
+        unit_bytes = (self.bytes_in + self.bytes_out) / max(self.units, 1)
+        step = max(1, int(block_bytes / max(unit_bytes, 1)))
+        for first in range(0, self.units, step):
+            yield Block(self, first, min(step, self.units - first))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Units `first` to `first + count` of a task: what one worker does in one go."""
+
+    task: Task
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file: its header, and the absolute offset of each tensor."""
+
+    tasks: tuple[Task, ...]
+    header: bytes
+    offsets: dict[str, int]
+
+    @property
+    def bytes_in(self) -> int:
+        return sum(task.bytes_in for task in self.tasks)
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(task.bytes_out for task in self.tasks)
+
+    @property
+    def file_bytes(self) -> int:
+        return len(self.header) + self.bytes_out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of the output, in order."""
+
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(task for shard in self.shards for task in shard.tasks)
+
+    @property
+    def bytes_in(self) -> int:
+        return sum(shard.bytes_in for shard in self.shards)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of all tensors, without headers."""
+        return sum(shard.bytes_out for shard in self.shards)
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(shard.file_bytes for shard in self.shards)
+
+    @property
+    def shard_names(self) -> tuple[str, ...]:
+        n = len(self.shards)
+        if n == 1:
+            return (SINGLE,)
+        return tuple(f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1))
+
+    @property
+    def index(self) -> dict[str, object] | None:
+        """The content of model.safetensors.index.json; none for a single file."""
+        if len(self.shards) == 1:
+            return None
+        weight_map = {
+            name: file
+            for file, shard in zip(self.shard_names, self.shards, strict=True)
+            for name in shard.offsets
+        }
+        return {
+            "metadata": {"total_size": self.bytes_out},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Every file that the plan itself accounts for: shards and index."""
+        return self.shard_names if len(self.shards) == 1 else (*self.shard_names, INDEX)
+
+
+def cast_task(tensor: Located, dtype: str, reason: str) -> Task:
+    """A BF16, F16 or F32 tensor stored as `dtype`; any other one as it is."""
+    info = tensor.info
+    if info.dtype not in FLOATS or info.dtype == dtype:
+        return copy_task(tensor, reason)
+    target = TensorInfo(info.name, dtype, info.shape)
+    return Task(info.name, Action.CAST, reason, (tensor,), (target,), info.n_elements)
+
+
+def copy_task(tensor: Located, reason: str) -> Task:
+    """A tensor stored as it is."""
+    info = tensor.info
+    units = info.n_elements if info.dtype in FLOATS else info.n_bytes
+    return Task(info.name, Action.COPY, reason, (tensor,), (info,), units)
+
+
+def arrange(tasks: Iterable[Task], max_shard_bytes: int) -> Plan:
+    """Put tasks into shards in order; a shard closes before the task that would pass the limit.
+
+    Greedy and in order, so a change of one task never moves what lies in an earlier shard.
+    """
+    shards: list[list[Task]] = [[]]
+    room = max_shard_bytes
+    for task in tasks:
+        if task.bytes_out > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(task)
+        room -= task.bytes_out
+    return Plan(tuple(_shard(tasks) for tasks in shards))
+
+
+def _shard(tasks: list[Task]) -> Shard:
+    header, offsets = build_header((info for task in tasks for info in task.targets), _METADATA)
+    return Shard(tuple(tasks), header, offsets)

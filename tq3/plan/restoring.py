@@ -1,0 +1,123 @@
+"""The plan of a restoration: pairs of packed codes and norms become ordinary tensors again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tq3.errors import BadInput
+from tq3.format.config import FILE_NAME, TqConfig, parse_tq_config
+from tq3.format.header import TensorInfo
+from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.recipe import WIDTHS
+from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
+from tq3.plan.sources import Checkpoint, Files, Located, read_text
+
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def plan_restoration(
+    checkpoint: Checkpoint, config: TqConfig, dtype: str, max_shard_bytes: int
+) -> Plan:
+    """An ordinary checkpoint whose floats have the safetensors dtype `dtype`. Raises BadInput."""
+    layouts = packed_layouts(checkpoint, config)
+    tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
+    tasks = []
+    for name, tensor in tensors.items():
+        stem = name.removesuffix(PACKED)
+        if stem in layouts and stem != name:
+            tasks.append(_decode_task(stem, tensor, tensors[stem + NORMS], layouts[stem], dtype))
+        elif name.removesuffix(NORMS) not in layouts:
+            tasks.append(replace(cast_task(tensor, dtype, "stored exactly"), must_be_finite=False))
+    return arrange(tasks, max_shard_bytes)
+
+
+def read_tq_config(files: Files) -> TqConfig:
+    """tq_config.json of a folder. Raises BadInput where there is none."""
+    if FILE_NAME not in files.names():
+        raise BadInput(
+            "not a TQ3 checkpoint",
+            file=files.label,
+            expected=FILE_NAME,
+            fix="give a folder that `tq3 compress` wrote",
+        )
+    return parse_tq_config(read_text(files, FILE_NAME))
+
+
+def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
+    """Name -> layout of every compressed tensor. Raises BadInput for a broken pair."""
+    tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
+    for name, tensor in tensors.items():
+        for suffix, partner in ((PACKED, NORMS), (NORMS, PACKED)):
+            if name.endswith(suffix) and name.removesuffix(suffix) + partner not in tensors:
+                raise BadInput(f"its {partner} is missing", file=tensor.file, tensor=name)
+        if name + PACKED in tensors:
+            raise BadInput("stored twice: as it is and as codes", file=tensor.file, tensor=name)
+    return {
+        stem: _layout(stem, tensor, tensors[stem + NORMS], checkpoint.config, config)
+        for name, tensor in tensors.items()
+        if (stem := name.removesuffix(PACKED)) != name
+    }
+
+
+def _decode_task(
+    name: str, packed: Located, norms: Located, layout: GroupLayout, dtype: str
+) -> Task:
+    return Task(
+        name=name,
+        action=Action.DECODE,
+        reason="compressed",
+        sources=(packed, norms),
+        targets=(TensorInfo(name, dtype, layout.shape),),
+        units=layout.units,
+        layout=layout,
+    )
+
+
+def _layout(
+    name: str, packed: Located, norms: Located, model_config: Mapping[str, Any], config: TqConfig
+) -> GroupLayout:
+    """What the stored shapes and tq_config.json together say; each must agree with the others."""
+    bits = packed.info.n_bytes * 8 // max(norms.info.n_elements * config.group_size, 1)
+    if bits not in WIDTHS or len(norms.info.shape) != 2:
+        raise _mismatch(packed, norms)
+    rows, groups_per_row = norms.info.shape
+    shape = config.shapes.get(name)
+    if shape is None:
+        cols = config.original_in_dims.get(name, groups_per_row * config.group_size)
+        shape = _guess_shape(name, rows, cols, model_config)
+    layout = GroupLayout(shape, bits, config.group_size)
+    if layout.tensors(name) != (packed.info, norms.info):
+        raise _mismatch(packed, norms)
+    return layout
+
+
+def _guess_shape(
+    name: str, rows: int, cols: int, model_config: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Existing writers flatten fused experts and don't say how many there are: config.json does."""
+    if name.endswith(".weight") or "experts" not in name.split("."):
+        return rows, cols
+    text_config = model_config.get("text_config")
+    text_config = text_config if isinstance(text_config, dict) else {}
+    for key in _EXPERT_COUNT_KEYS:
+        experts = model_config.get(key, text_config.get(key))
+        if isinstance(experts, int) and experts > 0 and rows % experts == 0:
+            return experts, rows // experts, cols
+    raise BadInput(
+        "fused experts, but config.json does not say how many",
+        tensor=name,
+        expected=" or ".join(_EXPERT_COUNT_KEYS),
+    )
+
+
+def _mismatch(packed: Located, norms: Located) -> BadInput:
+    return BadInput(
+        "codes, norms and tq_config.json contradict each other",
+        file=packed.file,
+        tensor=packed.info.name,
+        found=f"codes {list(packed.info.shape)}, norms {list(norms.info.shape)}",
+        expected="[rows*n, group*bits/8] and [rows, n]",
+    )

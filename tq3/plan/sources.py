@@ -1,0 +1,196 @@
+"""The tensors of a checkpoint folder, from its listing, index and headers; not a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tq3.errors import BadInput
+from tq3.format import config as tq_config
+from tq3.format.header import TensorInfo, read_header
+from tq3.format.layout import NORMS, PACKED
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+_MAX_JSON_FILE = 256 * 2**20
+
+
+class Files(Protocol):
+    """A folder of files, wherever it lies."""
+
+    label: str
+
+    def names(self) -> list[str]:
+        """Every file below the folder, as sorted relative paths with forward slashes."""
+
+    def size(self, name: str) -> int: ...
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Just these bytes; raises StorageError when the file has fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A tensor and where its bytes lie."""
+
+    info: TensorInfo
+    file: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All tensors in the order of the disk, and config.json (empty where there is none)."""
+
+    tensors: tuple[Located, ...]
+    weight_files: tuple[str, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(tensor.info.n_bytes for tensor in self.tensors)
+
+
+def read_checkpoint(files: Files) -> Checkpoint:
+    """Read index and headers. Raises BadInput for anything that contradicts itself."""
+    names = files.names()
+    weight_map = _weight_map(files, names)
+    weight_files = tuple(sorted(set(weight_map.values()))) or (_single_file(files, names),)
+    tensors = tuple(_in_disk_order(files, weight_files))
+    _check_unique(tensors)
+    _check_index(weight_map, tensors)
+    config = read_object(files, CONFIG) if CONFIG in names else {}
+    return Checkpoint(tensors, weight_files, config)
+
+
+def read_object(files: Files, name: str) -> dict[str, Any]:
+    """A JSON object from the folder. Raises BadInput."""
+    return tq_config.parse_object(read_text(files, name), name)
+
+
+def read_text(files: Files, name: str) -> str:
+    """A text file of a size that a JSON file may have. Raises BadInput."""
+    size = files.size(name)
+    if size > _MAX_JSON_FILE:
+        raise BadInput(
+            "too large for a JSON file",
+            file=name,
+            found=f"{size} bytes",
+            expected=f"at most {_MAX_JSON_FILE}",
+        )
+    try:
+        return files.read(name, 0, size).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"not UTF-8: {error}", file=name) from None
+
+
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Raise BadInput when the weights are quantised already: coding them again would lose twice."""
+    found = _quantised_as(checkpoint)
+    if found:
+        raise BadInput(
+            "the source is already quantised",
+            found=found,
+            expected="BF16, F16 or F32 weights",
+            fix="compress the original, unquantised checkpoint",
+        )
+
+
+def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
+    """The index's tensor -> file, or nothing: a single file comes first, as in Transformers."""
+    if SINGLE in names or INDEX not in names:
+        return {}
+    weight_map = read_object(files, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput("weight_map is not an object with entries", file=INDEX)
+    for tensor, file in weight_map.items():
+        if file not in names:
+            raise BadInput(
+                "the index names a file that is not in the folder",
+                file=INDEX,
+                tensor=tensor,
+                found=file,
+                fix="fetch the missing file",
+            )
+    return weight_map
+
+
+def _single_file(files: Files, names: list[str]) -> str:
+    candidates = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    if SINGLE in candidates:
+        return SINGLE
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise BadInput(
+            "several .safetensors files and no index says which belong together",
+            file=files.label,
+            found=", ".join(candidates[:3]),
+            expected=INDEX,
+        )
+    raise BadInput(
+        "no safetensors weights in this folder",
+        file=files.label,
+        found=", ".join(names[:5]) or "no files",
+        expected=f"{SINGLE} or {INDEX}",
+        fix="convert other formats with Transformers' save_pretrained first",
+    )
+
+
+def _in_disk_order(files: Files, weight_files: Iterable[str]) -> Iterator[Located]:
+    for file in weight_files:
+        header = read_header(_reader(files, file), files.size(file), file)
+        for name, offset in sorted(header.offsets.items(), key=lambda item: (item[1], item[0])):
+            yield Located(header.tensors[name], file, offset)
+
+
+def _reader(files: Files, file: str) -> Any:
+    return lambda offset, length: files.read(file, offset, length)
+
+
+def _check_unique(tensors: tuple[Located, ...]) -> None:
+    seen: dict[str, str] = {}
+    for tensor in tensors:
+        name = tensor.info.name
+        if name in seen:
+            raise BadInput(f"also in {seen[name]}", file=tensor.file, tensor=name)
+        seen[name] = tensor.file
+
+
+def _check_index(weight_map: Mapping[str, str], tensors: tuple[Located, ...]) -> None:
+    present = {tensor.info.name: tensor.file for tensor in tensors}
+    for name, file in weight_map.items():
+        if present.get(name) != file:
+            raise BadInput(
+                "the index names a tensor that the file does not have",
+                file=file,
+                tensor=name,
+                found=present.get(name, "no such tensor"),
+                fix="fetch index and shards again, from one revision",
+            )
+
+
+def _quantised_as(checkpoint: Checkpoint) -> str | None:
+    names = {tensor.info.name for tensor in checkpoint.tensors}
+    partners = (
+        ((PACKED, NORMS), "a TQ3 checkpoint (.tq_packed and .tq_norms)"),
+        (("_blocks", "_scales"), "MXFP4 (_blocks and _scales)"),
+        ((".weight_scale_inv",), "block-wise FP8 (weight_scale_inv)"),
+        ((".weight_scale",), "FP8 or compressed-tensors (weight_scale)"),
+        ((".qweight",), "GPTQ or AWQ (qweight)"),
+        ((".weight.absmax",), "bitsandbytes (weight.absmax)"),
+    )
+    for suffixes, label in partners:
+        first, *others = suffixes
+        for name in names:
+            stem = name.removesuffix(first)
+            if stem != name and all(stem + other in names for other in others):
+                return f"{label}, for example {name!r}"
+    for config in (checkpoint.config, checkpoint.config.get("text_config")):
+        declared = config.get("quantization_config") if isinstance(config, dict) else None
+        if declared is not None:
+            method = declared.get("quant_method") if isinstance(declared, dict) else declared
+            return f"quantization_config with quant_method {method!r} in {CONFIG}"
+    return None
