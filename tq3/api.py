@@ -1,0 +1,153 @@
+"""The Python interface: each function has the name and the options of a command, runs to its end
+and returns figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from tq3.format.recipe import (
+    DEFAULT_SENSITIVE_PATTERNS,
+    DEFAULT_SHARD_SIZE,
+    Recipe,
+    parse_size,
+)
+from tq3.pipelines.compress import StrPath, compress_checkpoint
+from tq3.pipelines.describe import Description, describe, describe_plan
+from tq3.pipelines.events import Event, Finished, Report
+from tq3.pipelines.machine import default_workers
+from tq3.pipelines.restore import restore_checkpoint
+from tq3.storage.local import LocalFiles
+
+OnEvent = Callable[[Event], None]
+
+
+def compress(
+    source: StrPath,
+    out: StrPath,
+    *,
+    bits: int = 3,
+    group_size: int = 128,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    keep_dtype: str = "float16",
+    sensitive_bits: int | None = None,
+    sensitive_patterns: Sequence[str] = DEFAULT_SENSITIVE_PATTERNS,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    nonfinite: str = "error",
+    workers: int | None = None,
+    backend: str | None = None,
+    overwrite: bool = False,
+    verbatim_config: bool = False,
+    on_event: OnEvent | None = None,
+) -> Report:
+    """Compress the checkpoint folder `source` into the new folder `out`.
+
+    The first options are those of `tq3.Recipe` (max_shard_size: bytes or a text such as "5GiB"),
+    the others those of `tq3.pipelines.compress.compress_checkpoint`; `on_event` hears of the
+    progress. Raises UsageError, BadInput or StorageError; then `out` has no checkpoint and no
+    leftovers.
+    """
+    recipe = Recipe(
+        bits=bits,
+        group_size=group_size,
+        keep=tuple(keep),
+        only=tuple(only),
+        keep_dtype=keep_dtype,
+        max_shard_bytes=parse_size(max_shard_size),
+        sensitive_bits=sensitive_bits,
+        sensitive_patterns=tuple(sensitive_patterns),
+        nonfinite=nonfinite,
+    )
+    events = compress_checkpoint(
+        source,
+        out,
+        recipe,
+        workers=workers,
+        backend=backend,
+        overwrite=overwrite,
+        verbatim_config=verbatim_config,
+    )
+    return _run(events, on_event)
+
+
+def restore(
+    path: StrPath,
+    out: StrPath,
+    *,
+    dtype: str = "bfloat16",
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    workers: int | None = None,
+    backend: str | None = None,
+    overwrite: bool = False,
+    on_event: OnEvent | None = None,
+) -> Report:
+    """Decode the TQ3 checkpoint `path` into an ordinary checkpoint in the new folder `out`.
+
+    dtype: of every floating-point tensor, "bfloat16", "float16" or "float32". Errors as in
+    `compress`.
+    """
+    events = restore_checkpoint(
+        path,
+        out,
+        dtype,
+        max_shard_bytes=parse_size(max_shard_size),
+        workers=workers,
+        backend=backend,
+        overwrite=overwrite,
+    )
+    return _run(events, on_event)
+
+
+def inspect(path: StrPath, recipe: Recipe | None = None) -> Description:
+    """What the TQ3 checkpoint `path` holds, or what compress with `recipe` would make of any other
+    one.
+
+    Reads headers only. Raises BadInput or StorageError.
+    """
+    with LocalFiles(path) as files:
+        return describe(files, recipe or Recipe(), default_workers())
+
+
+def preview(
+    source: StrPath, recipe: Recipe | None = None, workers: int | None = None
+) -> Description:
+    """What compress would write: every tensor's fate and reason, shards, bytes, peak memory. Reads
+    headers only.
+
+    Raises BadInput or StorageError, also for a source that compress would refuse.
+    """
+    with LocalFiles(source) as files:
+        return describe_plan(files, recipe or Recipe(), workers or default_workers())
+
+
+def save_tq3_checkpoint(
+    model_id: StrPath,
+    output_dir: StrPath,
+    bits: int = 3,
+    group_size: int = 128,
+    sensitive_bits: int | None = None,
+    max_shard_bytes: int = parse_size(DEFAULT_SHARD_SIZE),
+) -> Report:
+    """`compress` under the name and with the options that users of the existing writer know.
+
+    sensitive_bits: width of `o_proj` and `down_proj`, where it differs from `bits`
+    """
+    return compress(
+        model_id,
+        output_dir,
+        bits=bits,
+        group_size=group_size,
+        sensitive_bits=sensitive_bits,
+        max_shard_size=max_shard_bytes,
+    )
+
+
+def _run(events: Iterable[Event], on_event: OnEvent | None) -> Report:
+    last: Event | None = None
+    for last in events:
+        if on_event:
+            on_event(last)
+    if not isinstance(last, Finished):
+        raise AssertionError("a pipeline ends with Finished or raises")
+    return last.report

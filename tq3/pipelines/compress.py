@@ -1,0 +1,140 @@
+"""From an ordinary checkpoint to a TQ3 checkpoint: plan from headers, carry out, publish."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tq3.codec.backend import get_backend
+from tq3.errors import BadInput
+from tq3.format import config as tq_config
+from tq3.format.config import quantization_config
+from tq3.format.json_text import insert_key
+from tq3.format.recipe import Recipe
+from tq3.pipelines.events import Event, Finished, Notice, Planned
+from tq3.pipelines.findings import Finding
+from tq3.pipelines.machine import default_workers
+from tq3.pipelines.shards import Tally, make_report, write_shards
+from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.plan import Plan
+from tq3.plan.sources import CONFIG, INDEX, Checkpoint, read_checkpoint, read_text
+from tq3.storage.local import LocalFiles
+from tq3.storage.sidecars import Sidecars, choose_sidecars
+from tq3.storage.writer import TargetFolder
+from tq3.version import __version__
+
+StrPath = str | os.PathLike[str]
+
+
+def compress_checkpoint(
+    source: StrPath,
+    out: StrPath,
+    recipe: Recipe,
+    *,
+    workers: int | None = None,
+    backend: str | None = None,
+    overwrite: bool = False,
+    verbatim_config: bool = False,
+) -> Iterator[Event]:
+    """Compress the checkpoint folder `source` into the new folder `out`, telling what happens.
+
+    workers: threads; None for one a processor
+    backend: one of `tq3.codec.backend.available_backends()`; None for the fastest, same bytes
+    verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
+
+    Raises UsageError, BadInput or StorageError; then `out` has no checkpoint and no leftovers.
+    """
+    codec, workers = get_backend(backend), workers or default_workers()
+    with (
+        LocalFiles(source) as files,
+        TargetFolder(out, source=files.folder, overwrite=overwrite) as target,
+    ):
+        job = _Job(files, read_checkpoint(files), recipe)
+        sidecars = job.sidecars()
+        yield Planned(job.plan, codec.name, workers)
+        target.check_room(job.plan.file_bytes + sum(map(files.size, sidecars.copied)))
+        tally = Tally(job.plan.bytes_in)
+        for progress in write_shards(
+            job.plan, job.heed, files, target, tally, backend=codec, workers=workers
+        ):
+            yield from job.new_notices()
+            yield progress
+        target.publish(
+            job.plan,
+            copies={name: files.folder / name for name in sidecars.copied},
+            texts={} if verbatim_config else job.recognisable_config(),
+            marker=(tq_config.FILE_NAME, job.config().to_json()),
+        )
+        yield Finished(make_report(job.plan, tally, sidecars, codec.name, workers))
+
+
+@dataclass
+class _Job:
+    """The plan of a run, and what the values taught it on the way."""
+
+    files: LocalFiles
+    checkpoint: Checkpoint
+    recipe: Recipe
+    exact: dict[str, str] = field(default_factory=dict)
+    notices: list[Notice] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.plan = plan_compression(self.checkpoint, self.recipe)
+
+    def heed(self, findings: list[Finding]) -> Plan:
+        """A plan in which the tensors with findings keep their source type; or BadInput."""
+        for finding in findings:
+            if not finding.overflow and self.recipe.nonfinite == "error":
+                raise BadInput(
+                    f"not a finite weight: {finding.text}",
+                    file=self.files.label,
+                    tensor=finding.tensor,
+                    fix="get a sound checkpoint, or --nonfinite keep to store it as it is",
+                )
+            self.exact[finding.tensor] = f"kept as it is: {finding.text}"
+            self.notices.append(Notice(f"{finding.tensor} {self.exact[finding.tensor]}"))
+        self.plan = plan_compression(self.checkpoint, self.recipe, self.exact)
+        return self.plan
+
+    def new_notices(self) -> Iterator[Notice]:
+        """What `heed` learned since this was called last."""
+        while self.notices:
+            yield self.notices.pop(0)
+
+    def sidecars(self) -> Sidecars:
+        """What is copied along: everything but the weights."""
+        accounted = (*self.checkpoint.weight_files, INDEX, tq_config.FILE_NAME)
+        return choose_sidecars(self.files.names(), accounted)
+
+    def recognisable_config(self) -> dict[str, str]:
+        """config.json with the key by which hosts recognise the folder, where there is one."""
+        if not self.checkpoint.config:
+            return {}
+        text = read_text(self.files, CONFIG)
+        added = quantization_config(self.recipe)
+        return {CONFIG: insert_key(text, "quantization_config", added)}
+
+    def config(self) -> tq_config.TqConfig:
+        """tq_config.json of the plan as it was carried out."""
+        model, revision = _identity(self.files.folder)
+        return describe_compression(
+            self.plan,
+            self.recipe,
+            self.exact,
+            model=model,
+            revision=revision,
+            writer=f"tq3 {__version__}",
+        )
+
+
+def _identity(folder: Path) -> tuple[str, str | None]:
+    """Name and revision of a model: the Hub's for a snapshot in its cache, else the folder's name.
+
+    The cache's layout is models--ORG--NAME/snapshots/REVISION (huggingface_hub's documentation).
+    """
+    path = folder.resolve()
+    if path.parent.name == "snapshots" and path.parts[-3].startswith("models--"):
+        return path.parts[-3].removeprefix("models--").replace("--", "/"), path.name
+    return path.name, None

@@ -1,0 +1,254 @@
+"""What a checkpoint holds, or what compress would make of it: from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from tq3.format import config as tq_config
+from tq3.format.config import TqConfig, recipe_from_record
+from tq3.format.layout import NORMS, PACKED
+from tq3.format.recipe import Recipe
+from tq3.plan.classes import LABELS, class_of
+from tq3.plan.compressing import plan_compression
+from tq3.plan.plan import BLOCK_BYTES, Plan
+from tq3.plan.policy import decide
+from tq3.plan.restoring import packed_layouts, read_tq_config
+from tq3.plan.sources import Checkpoint, Files, Located, read_checkpoint
+
+# Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
+_BASE_MEMORY_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLine:
+    """One tensor of the original model.
+
+    bits: width of its codes, None where it is stored exactly
+    dtype, n_bytes: as stored in the TQ3 checkpoint (codes and norms together)
+    """
+
+    name: str
+    label: str
+    shape: tuple[int, ...]
+    bits: int | None
+    dtype: str
+    n_weights: int
+    n_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassLine:
+    """All tensors of one class together."""
+
+    label: str
+    n_compressed: int
+    n_kept: int
+    n_weights: int
+    n_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.n_bytes * 8 / self.n_weights if self.n_weights else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A TQ3 checkpoint, or with `planned` one that compress would make.
+
+    source_bytes: of the original's tensors, None where nobody recorded it
+    peak_memory_bytes: what compress would need, for a plan
+    """
+
+    path: str
+    planned: bool
+    bits: int
+    group_size: int
+    original_model: str | None
+    source_revision: str | None
+    source_dtype: str | None
+    source_bytes: int | None
+    writer: str | None
+    shards: dict[str, int]
+    tensors: tuple[TensorLine, ...]
+    peak_memory_bytes: int | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(line.n_bytes for line in self.tensors)
+
+    @property
+    def n_compressed(self) -> int:
+        return sum(line.bits is not None for line in self.tensors)
+
+    @property
+    def n_kept(self) -> int:
+        return len(self.tensors) - self.n_compressed
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.n_bytes * 8 / max(sum(line.n_weights for line in self.tensors), 1)
+
+    @property
+    def classes(self) -> tuple[ClassLine, ...]:
+        """The classes that occur, in a fixed order."""
+        lines = (_class_line(label, self.tensors) for label in LABELS)
+        return tuple(line for line in lines if line.n_compressed or line.n_kept)
+
+    @property
+    def kept_reasons(self) -> dict[str, tuple[int, int]]:
+        """Reason -> number and bytes of the tensors kept for it, largest first."""
+        totals: dict[str, tuple[int, int]] = {}
+        for line in self.tensors:
+            if line.bits is None:
+                count, n_bytes = totals.get(line.reason, (0, 0))
+                totals[line.reason] = count + 1, n_bytes + line.n_bytes
+        return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, for --json."""
+        return {
+            **asdict(self),
+            "format": tq_config.FORMAT,
+            "n_bytes": self.n_bytes,
+            "n_compressed": self.n_compressed,
+            "n_kept": self.n_kept,
+            "bits_per_weight": self.bits_per_weight,
+            "classes": [
+                {**asdict(line), "bits_per_weight": line.bits_per_weight} for line in self.classes
+            ],
+        }
+
+
+def describe(files: Files, recipe: Recipe, workers: int) -> Description:
+    """A TQ3 checkpoint as it is; any other checkpoint as `recipe` would compress it. Raises
+    BadInput.
+    """
+    if tq_config.FILE_NAME in files.names():
+        return _describe_tq3(files.label, read_checkpoint(files), read_tq_config(files))
+    return describe_plan(files, recipe, workers)
+
+
+def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
+    """What compress would write. Raises BadInput, also for a source that is quantised already."""
+    plan = plan_compression(read_checkpoint(files), recipe)
+    lines = (
+        TensorLine(
+            name=task.name,
+            label=class_of(task.name),
+            shape=task.sources[0].info.shape,
+            bits=task.layout.bits if task.layout else None,
+            dtype=task.targets[0].dtype,
+            n_weights=task.sources[0].info.n_elements,
+            n_bytes=task.bytes_out,
+            reason=task.reason,
+        )
+        for task in plan.tasks
+    )
+    return Description(
+        path=files.label,
+        planned=True,
+        bits=recipe.bits,
+        group_size=recipe.group_size,
+        original_model=None,
+        source_revision=None,
+        source_dtype=None,
+        source_bytes=plan.bytes_in,
+        writer=None,
+        shards={
+            name: shard.file_bytes
+            for name, shard in zip(plan.shard_names, plan.shards, strict=True)
+        },
+        tensors=tuple(lines),
+        peak_memory_bytes=_peak_memory(plan, workers),
+    )
+
+
+def _describe_tq3(path: str, checkpoint: Checkpoint, config: TqConfig) -> Description:
+    return Description(
+        path=path,
+        planned=False,
+        bits=config.bits,
+        group_size=config.group_size,
+        original_model=config.original_model,
+        source_revision=config.source_revision,
+        source_dtype=config.source_dtype,
+        source_bytes=config.source_bytes,
+        writer=config.writer,
+        shards=_bytes_by_file(checkpoint.tensors),
+        tensors=tuple(_stored_lines(checkpoint, config)),
+    )
+
+
+def _stored_lines(checkpoint: Checkpoint, config: TqConfig) -> Iterable[TensorLine]:
+    layouts = packed_layouts(checkpoint, config)
+    for tensor in checkpoint.tensors:
+        info = tensor.info
+        stem = info.name.removesuffix(PACKED)
+        if info.name.removesuffix(NORMS) in layouts:
+            continue
+        layout = layouts.get(stem)
+        if layout and stem != info.name:
+            stored = layout.tensors(stem)
+            n_bytes = sum(part.n_bytes for part in stored)
+            yield TensorLine(
+                stem,
+                class_of(stem),
+                layout.shape,
+                layout.bits,
+                "U8",
+                prod(layout.shape),
+                n_bytes,
+                "compressed",
+            )
+        else:
+            yield TensorLine(
+                info.name,
+                class_of(info.name),
+                info.shape,
+                None,
+                info.dtype,
+                info.n_elements,
+                info.n_bytes,
+                _why_kept(tensor, config),
+            )
+
+
+def _why_kept(tensor: Located, config: TqConfig) -> str:
+    """The writer's reason: as recorded, or by the rules that apply to name and shape."""
+    recorded = config.kept_source_dtype.get(tensor.info.name)
+    if recorded:
+        return recorded
+    recipe = recipe_from_record(config.recipe) if config.recipe else Recipe()
+    decision = decide(tensor.info, recipe)
+    return "kept by its writer" if decision.compress else decision.reason
+
+
+def _bytes_by_file(tensors: Iterable[Located]) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for tensor in tensors:
+        totals[tensor.file] = totals.get(tensor.file, 0) + tensor.info.n_bytes
+    return totals
+
+
+def _class_line(label: str, tensors: Iterable[TensorLine]) -> ClassLine:
+    members = [line for line in tensors if line.label == label]
+    n_compressed = sum(line.bits is not None for line in members)
+    return ClassLine(
+        label=label,
+        n_compressed=n_compressed,
+        n_kept=len(members) - n_compressed,
+        n_weights=sum(line.n_weights for line in members),
+        n_bytes=sum(line.n_bytes for line in members),
+    )
+
+
+def _peak_memory(plan: Plan, workers: int) -> int:
+    """Each worker holds one block, and no block is larger than this or than one row of a padded
+    tensor.
+    """
+    units = ((task.bytes_in + task.bytes_out) // task.units for task in plan.tasks if task.units)
+    return _BASE_MEMORY_BYTES + workers * max(BLOCK_BYTES, *units, 0)

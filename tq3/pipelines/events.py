@@ -1,0 +1,87 @@
+"""What a pipeline tells while it runs. The library never prints: a caller shows these, or drops
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tq3.plan.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The plan is made and the work begins."""
+
+    plan: Plan
+    backend: str
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Work done so far: source bytes, of how many, compressed weights, seconds, and the tensor at
+    hand.
+    """
+
+    bytes_done: int
+    bytes_total: int
+    weights_done: int
+    seconds: float
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the user should know and that does not end the run."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The figures of a finished run.
+
+    restored: False for a compression, True for the way back
+    bytes: of all tensors, in the source and in the output
+    bits_per_weight: over all parameters, kept ones included; compressed_bits_per_weight: without
+    them
+    mean_error, worst_error: relative squared error ||w - decode(encode(w))||^2 / ||w||^2, from the
+    first groups of each compressed tensor; None where nothing was compressed
+    """
+
+    restored: bool
+    source_bytes: int
+    output_bytes: int
+    bits_per_weight: float
+    compressed_bits_per_weight: float | None
+    n_compressed: int
+    n_kept: int
+    mean_error: float | None
+    worst_error: float | None
+    worst_tensor: str | None
+    seconds: float
+    peak_memory_bytes: int
+    backend: str
+    workers: int
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the output is."""
+        return self.source_bytes / self.output_bytes if self.output_bytes else 1.0
+
+    @property
+    def gb_per_second(self) -> float:
+        """Bytes of the ordinary checkpoint, read or written, a second: 10**9 bytes."""
+        return max(self.source_bytes, self.output_bytes) / self.seconds / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The output is complete and has its names."""
+
+    report: Report
+
+
+Event = Planned | Progress | Notice | Finished

@@ -1,0 +1,69 @@
+"""Facts that only the values can tell: a NaN, an infinity, a value too large for its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tq3.codec import reference
+from tq3.codec.reference import Words
+from tq3.plan.plan import Block
+
+_SIGNLESS = {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFF_FFFF}
+_INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the plan did not foresee in a block, which was therefore not written.
+
+    overflow: True when all values are finite but one does not fit the target
+    """
+
+    tensor: str
+    overflow: bool
+    text: str
+
+
+def _magnitudes(words: Words, dtype: str) -> Words:
+    """Bit patterns without their signs: in this form they are ordered as their values are."""
+    magnitudes: Words = words & words.dtype.type(_SIGNLESS[dtype])
+    return magnitudes
+
+
+def all_finite(words: Words, dtype: str) -> bool:
+    """Whether no word is a NaN or an infinity of `dtype`."""
+    return bool(_magnitudes(words, dtype).max(initial=0) < _INFINITY[dtype])
+
+
+def nonfinite(block: Block, words: Words, dtype: str) -> Finding:
+    """The first value that is not finite, or the one whose square is not."""
+    magnitudes = _magnitudes(words, dtype).reshape(-1)
+    faults = np.flatnonzero(magnitudes >= _INFINITY[dtype])
+    at = int(faults[0]) if len(faults) else int(magnitudes.argmax())
+    text = _value_and_place(block, words, dtype, at)
+    if not len(faults):
+        text += ", and its square does not fit float32"
+    return Finding(block.task.name, False, text)
+
+
+def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
+    """The largest finite value, which does not fit `target`."""
+    magnitudes = _magnitudes(words, dtype).reshape(-1)
+    magnitudes[magnitudes >= _INFINITY[dtype]] = 0
+    text = _value_and_place(block, words, dtype, int(magnitudes.argmax()))
+    return Finding(block.task.name, True, f"{text} does not fit {target}")
+
+
+def _value_and_place(block: Block, words: Words, dtype: str, at: int) -> str:
+    value = reference.to_float32(words.reshape(-1)[at : at + 1], dtype)[0]
+    layout, shape = block.task.layout, block.task.sources[0].info.shape
+    flat = block.first * (words.size // block.count) + at
+    place = [int(i) for i in np.unravel_index(flat, layout.shape if layout else shape)]
+    if not place:
+        return f"{value:g}"
+    named = [f"column {place[-1]}"]
+    named[:0] = [f"row {place[-2]}"] if place[:-1] else []
+    named[:0] = [f"index {i}" for i in place[:-2]]
+    return f"{value:g} at {', '.join(named)}"

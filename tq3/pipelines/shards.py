@@ -1,0 +1,193 @@
+"""Carries out a plan: blocks on worker threads, shard by shard, into the target folder."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from threading import Event as Flag
+from threading import Lock, Thread
+from typing import TypeVar
+
+from tq3.codec.backend import Backend
+from tq3.pipelines.events import Progress, Report
+from tq3.pipelines.findings import Finding
+from tq3.pipelines.machine import peak_memory_bytes
+from tq3.pipelines.work import Done, Worker
+from tq3.plan.plan import Action, Block, Plan, Shard
+from tq3.storage.local import LocalFiles
+from tq3.storage.sidecars import Sidecars
+from tq3.storage.writer import ShardFile, TargetFolder
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Tally:
+    """What all blocks together have done so far."""
+
+    bytes_total: int
+    bytes_done: int = 0
+    weights_done: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def add(self, done: Done) -> None:
+        """Count one block."""
+        self.bytes_done += done.bytes_in
+        self.weights_done += done.weights
+        if done.error:
+            squared_error, squared_norm = done.error
+            relative = squared_error / squared_norm if squared_norm else 0.0
+            self.errors[done.block.task.name] = relative
+
+    def progress(self, tensor: str) -> Progress:
+        """The state as an event."""
+        return Progress(self.bytes_done, self.bytes_total, self.weights_done, self.seconds, tensor)
+
+
+def make_report(plan: Plan, tally: Tally, sidecars: Sidecars, backend: str, workers: int) -> Report:
+    """The figures of a plan that was carried out."""
+    coded = [task for task in plan.tasks if task.layout]
+    n_coded = sum(prod(task.layout.shape) for task in coded if task.layout)
+    n_kept = sum(task.sources[0].info.n_elements for task in plan.tasks if not task.layout)
+    worst = max(tally.errors, key=lambda name: tally.errors[name], default=None)
+    return Report(
+        restored=any(task.action is Action.DECODE for task in coded),
+        source_bytes=plan.bytes_in,
+        output_bytes=plan.bytes_out,
+        bits_per_weight=plan.bytes_out * 8 / max(n_coded + n_kept, 1),
+        compressed_bits_per_weight=sum(task.bytes_out for task in coded) * 8 / n_coded
+        if coded
+        else None,
+        n_compressed=len(coded),
+        n_kept=len(plan.tasks) - len(coded),
+        mean_error=sum(tally.errors.values()) / len(tally.errors) if tally.errors else None,
+        worst_error=tally.errors[worst] if worst else None,
+        worst_tensor=worst,
+        seconds=tally.seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        backend=backend,
+        workers=workers,
+        left_out=sidecars.left_out,
+    )
+
+
+def write_shards(
+    plan: Plan,
+    replan: Callable[[list[Finding]], Plan],
+    files: LocalFiles,
+    target: TargetFolder,
+    tally: Tally,
+    *,
+    backend: Backend,
+    workers: int,
+) -> Iterator[Progress]:
+    """Write every shard's draft.
+
+    `replan` gets what the values of a shard told, and raises or returns a plan that heeds it.
+    Sharding is greedy and in order, so only this shard and later ones change; this one is then
+    written again.
+    """
+    number = 0
+    while number < len(plan.shards):
+        shard = plan.shards[number]
+        found: list[Done] = []
+        before = tally.bytes_done, tally.weights_done
+        with target.shard(number, shard) as file:
+            for done in _carry_out(shard, file, files, backend, workers):
+                tally.add(done)
+                if done.finding:
+                    found.append(done)
+                yield tally.progress(done.block.task.name)
+        if found:
+            tally.bytes_done, tally.weights_done = before
+            plan = replan(_one_for_each_tensor(found))
+        else:
+            number += 1
+
+
+def _one_for_each_tensor(found: list[Done]) -> list[Finding]:
+    """The gravest and then first finding of each tensor: the same for any number of workers."""
+    gravest: dict[str, Finding] = {}
+    for done in sorted(found, key=_gravity):
+        if done.finding:
+            gravest.setdefault(done.finding.tensor, done.finding)
+    return list(gravest.values())
+
+
+def _gravity(done: Done) -> tuple[bool, str, int]:
+    overflow = done.finding.overflow if done.finding else True
+    return overflow, done.block.task.name, done.block.first
+
+
+def _carry_out(
+    shard: Shard, file: ShardFile, files: LocalFiles, backend: Backend, workers: int
+) -> Iterator[Done]:
+    blocks = (block for task in shard.tasks for block in task.blocks())
+
+    def make_work() -> Callable[[Block], Done]:
+        worker = Worker(files, backend)
+        return lambda block: worker.carry_out(block, file)
+
+    return in_parallel(blocks, make_work, workers)
+
+
+def in_parallel(
+    items: Iterable[Item], make_work: Callable[[], Callable[[Item], Result]], workers: int
+) -> Iterator[Result]:
+    """Results of `work(item)` as they come, in any order; `make_work` is called once in each
+    thread.
+
+    The first exception of a worker ends all of them and is raised here. Leaving the iteration stops
+    the workers after the item that each has in hand.
+    """
+    if workers == 1:  # no thread between the user's debugger and the work
+        yield from map(make_work(), items)
+        return
+    source, lock, stop = iter(items), Lock(), Flag()
+    results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            work = make_work()
+            while not stop.is_set():
+                with lock:
+                    item = next(source, None)
+                if item is None:
+                    break
+                results.put(work(item))
+        except BaseException as error:  # carried to the thread that waits
+            results.put(error)
+        results.put(None)
+
+    threads = [Thread(target=run, name=f"tq3-{i}") for i in range(workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        yield from _until_all_end(results, workers)
+    finally:
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+
+def _until_all_end(
+    results: queue.SimpleQueue[Result | BaseException | None], workers: int
+) -> Iterator[Result]:
+    while workers:
+        result = results.get()
+        if result is None:
+            workers -= 1
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            yield result
