@@ -197,8 +197,8 @@ class FakeFiles:
         self._sizes = sizes or {}
 
     def names(self) -> list[str]:
-        """All names, sorted."""
-        return sorted(self._files)
+        """The names at the top, sorted."""
+        return sorted(name for name in self._files if "/" not in name)
 
     def size(self, name: str) -> int:
         """Bytes of a file, or what was said they were."""

@@ -4,7 +4,8 @@ and returns figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from tq3.format.recipe import (
     DEFAULT_SENSITIVE_PATTERNS,
@@ -14,8 +15,8 @@ from tq3.format.recipe import (
 )
 from tq3.pipelines.compress import StrPath, compress_checkpoint
 from tq3.pipelines.describe import Description, describe, describe_plan
-from tq3.pipelines.events import Event, Finished, Report
-from tq3.pipelines.machine import default_workers
+from tq3.pipelines.events import Event, Finished, Report, Run
+from tq3.pipelines.machine import check_workers
 from tq3.pipelines.restore import restore_checkpoint
 from tq3.storage.local import LocalFiles
 
@@ -28,11 +29,11 @@ def compress(
     *,
     bits: int = 3,
     group_size: int = 128,
-    keep: Sequence[str] = (),
-    only: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
     keep_dtype: str = "float16",
     sensitive_bits: int | None = None,
-    sensitive_patterns: Sequence[str] = DEFAULT_SENSITIVE_PATTERNS,
+    sensitive_patterns: str | Sequence[str] = DEFAULT_SENSITIVE_PATTERNS,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     nonfinite: str = "error",
     workers: int | None = None,
@@ -51,12 +52,12 @@ def compress(
     recipe = Recipe(
         bits=bits,
         group_size=group_size,
-        keep=tuple(keep),
-        only=tuple(only),
+        keep=_globs(keep),
+        only=_globs(only),
         keep_dtype=keep_dtype,
         max_shard_bytes=parse_size(max_shard_size),
         sensitive_bits=sensitive_bits,
-        sensitive_patterns=tuple(sensitive_patterns),
+        sensitive_patterns=_globs(sensitive_patterns),
         nonfinite=nonfinite,
     )
     events = compress_checkpoint(
@@ -106,7 +107,7 @@ def inspect(path: StrPath, recipe: Recipe | None = None) -> Description:
     Reads headers only. Raises BadInput or StorageError.
     """
     with LocalFiles(path) as files:
-        return describe(files, recipe or Recipe(), default_workers())
+        return describe(files, recipe or Recipe(), check_workers(None))
 
 
 def preview(
@@ -118,7 +119,7 @@ def preview(
     Raises BadInput or StorageError, also for a source that compress would refuse.
     """
     with LocalFiles(source) as files:
-        return describe_plan(files, recipe or Recipe(), workers or default_workers())
+        return describe_plan(files, recipe or Recipe(), check_workers(workers))
 
 
 def save_tq3_checkpoint(
@@ -143,11 +144,16 @@ def save_tq3_checkpoint(
     )
 
 
-def _run(events: Iterable[Event], on_event: OnEvent | None) -> Report:
+def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
+def _run(run: Run, on_event: OnEvent | None) -> Report:
     last: Event | None = None
-    for last in events:
-        if on_event:
-            on_event(last)
+    with closing(run):
+        for last in run:
+            if on_event:
+                on_event(last)
     if not isinstance(last, Finished):
         raise AssertionError("a pipeline ends with Finished or raises")
     return last.report

@@ -118,9 +118,7 @@ def faulty() -> dict[str, Tensor]:
 def test_nonfinite_keep_stores_the_very_bytes(tmp_path, set_block_bytes, block_bytes, workers):
     set_block_bytes(block_bytes)
     source = checkpoint(tmp_path / "in", {**SOUND, **faulty()})
-    tq3.compress(
-        source, tmp_path / "out", nonfinite="keep", workers=workers, max_shard_size=10_000
-    )
+    tq3.compress(source, tmp_path / "out", nonfinite="keep", workers=workers, max_shard_size=10_000)
     expected = faulty() | encoded("sound.weight", SOUND["sound.weight"])
     expected["sound.bias"] = as_float16(SOUND["sound.bias"])
     assert_same_tensors(read_tensors(tmp_path / "out"), expected)

@@ -141,7 +141,11 @@ def test_the_config_records_what_the_stored_shapes_do_not_tell():
     }
     assert (config.bits, config.sensitive_bits) == (4, 2)
     assert config.sensitive_patterns == ("o_proj", "down_proj")
-    assert (config.original_model, config.source_revision, config.writer) == ("org/m", "0a", "tq3 1")
+    assert (config.original_model, config.source_revision, config.writer) == (
+        "org/m",
+        "0a",
+        "tq3 1",
+    )
     assert config.kept_source_dtype == {"a.bias": "why"}
     assert config.source_bytes == plan.bytes_in
 

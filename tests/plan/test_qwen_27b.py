@@ -74,7 +74,9 @@ def test_each_kind_of_tensor_has_its_reason(plan):
     reasons: dict[str, int] = {}
     for task in plan.tasks:
         if task.action is not Action.ENCODE:
-            reasons[task.reason.partition(":")[0]] = 1 + reasons.get(task.reason.partition(":")[0], 0)
+            reasons[task.reason.partition(":")[0]] = 1 + reasons.get(
+                task.reason.partition(":")[0], 0
+            )
     assert reasons == {
         "output head": 1,
         "token embedding": 1,

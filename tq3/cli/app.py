@@ -10,7 +10,7 @@ import typer
 import tq3
 from tq3.cli import options as opt
 from tq3.cli.screen import Screen
-from tq3.format.recipe import DEFAULT_SENSITIVE_PATTERNS, DEFAULT_SHARD_SIZE, Recipe
+from tq3.format.recipe import DEFAULT_SENSITIVE_PATTERNS, DEFAULT_SHARD_SIZE, Recipe, parse_size
 
 app = typer.Typer(
     name="tq3",
@@ -48,7 +48,7 @@ def compress(
     keep_dtype: opt.KeepDtypeOpt = "float16",
     sensitive_bits: opt.SensitiveBitsOpt = None,
     sensitive_pattern: opt.SensitivePatternOpt = None,
-    max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,  # type: ignore[assignment]
+    max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,
     nonfinite: opt.NonfiniteOpt = "error",
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
@@ -67,7 +67,7 @@ def compress(
             keep=tuple(keep or ()),
             only=tuple(only or ()),
             keep_dtype=keep_dtype,
-            max_shard_bytes=max_shard_size,
+            max_shard_bytes=parse_size(max_shard_size),
             sensitive_bits=sensitive_bits,
             sensitive_patterns=tuple(sensitive_pattern or DEFAULT_SENSITIVE_PATTERNS),
             nonfinite=nonfinite,
@@ -99,7 +99,7 @@ def restore(
     path: opt.Tq3Arg,
     out: opt.OutArg,
     dtype: opt.DtypeOpt = "bfloat16",
-    max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,  # type: ignore[assignment]
+    max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
@@ -112,7 +112,7 @@ def restore(
             path,
             out,
             dtype,
-            max_shard_bytes=max_shard_size,
+            max_shard_bytes=parse_size(max_shard_size),
             workers=workers,
             backend=backend,
             overwrite=overwrite,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tq3.format.recipe import parse_size
-
-SourceArg = Annotated[Path, typer.Argument(help="Folder of an ordinary checkpoint (safetensors).")]
-PathArg = Annotated[Path, typer.Argument(help="Folder of a checkpoint.")]
-Tq3Arg = Annotated[Path, typer.Argument(help="Folder of a TQ3 checkpoint.")]
-OutArg = Annotated[Path, typer.Argument(help="Folder to write; new or empty.")]
+SourceArg = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="Folder of an ordinary checkpoint (safetensors).")
+]
+PathArg = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a checkpoint.")]
+Tq3Arg = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a TQ3 checkpoint.")]
+OutArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; new or empty.")]
 
 BitsOpt = Annotated[int, typer.Option(help="Width of a code: 2, 3 or 4.")]
 GroupOpt = Annotated[int, typer.Option(help="Weights that share a norm: 32, 64, 128 or 256.")]
@@ -41,10 +41,7 @@ SensitivePatternOpt = Annotated[
     ),
 ]
 ShardOpt = Annotated[
-    int,
-    typer.Option(
-        parser=parse_size, metavar="SIZE", help="Tensor bytes of one file, for example 5GiB."
-    ),
+    str, typer.Option(metavar="SIZE", help="Tensor bytes of one file, for example 5GiB.")
 ]
 NonfiniteOpt = Annotated[
     str, typer.Option(help="At a NaN or infinity: error, or keep that tensor uncompressed.")

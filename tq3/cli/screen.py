@@ -5,8 +5,9 @@ programs.
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -34,8 +35,9 @@ class Screen:
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self._json = json
         self._quiet = quiet
-        self._out = Console(highlight=False, markup=False)
-        self._err = Console(highlight=False, markup=False, stderr=True)
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        self._out = Console(highlight=False, markup=False, emoji=False, width=width)
+        self._err = Console(highlight=False, markup=False, emoji=False, stderr=True)
         self._bar: Progress | None = None
         self._bar_task: TaskID | None = None
         self._next_line = 0.0
@@ -55,13 +57,14 @@ class Screen:
             self._err.print("tq3: interrupted; nothing was left in the target", style="bold red")
             raise typer.Exit(INTERRUPTED)
 
-    def follow(self, run: Iterable[events.Event], out: Path) -> None:
+    def follow(self, run: events.Run, out: Path) -> None:
         """Show a pipeline's events to the last, its figures at the end."""
-        for event in run:
-            if isinstance(event, events.Finished):
-                self._finished(event.report, out)
-            elif not self._quiet:
-                self._show(event)
+        with closing(run):
+            for event in run:
+                if isinstance(event, events.Finished):
+                    self._finished(event.report, out)
+                elif not self._quiet:
+                    self._show(event)
 
     def description(self, description: Any, *, tensors: bool) -> None:
         """Show a plan or a checkpoint; with `tensors` a line for each one."""
@@ -74,10 +77,10 @@ class Screen:
     def _show(self, event: events.Event) -> None:
         if isinstance(event, events.Planned):
             plan = event.plan
-            coded = sum(task.layout is not None for task in plan.tasks)
             self._err.print(
-                f"{coded} compressed tensors of {len(plan.tasks)}, {gigabytes(plan.bytes_in)} -> "
-                f"{gigabytes(plan.bytes_out)}, {event.workers} workers, backend {event.backend}"
+                f"{len(plan.tasks)} tensors, {gigabytes(plan.bytes_in)} -> "
+                f"{gigabytes(plan.bytes_out)}, {event.workers} workers, backend {event.backend}",
+                soft_wrap=True,
             )
             if event.backend == "numpy":
                 self._err.print(
@@ -138,7 +141,7 @@ class Screen:
             self._out.print(table)
             return
         with self._out.capture() as captured:
-            self._out.print(table, width=_PIPE_WIDTH)
+            self._out.print(table)
         print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def _object(self, value: dict[str, Any]) -> None:

@@ -16,9 +16,9 @@ from tq3.codec.reference import Floats, Words
 from tq3.errors import UsageError
 
 try:
-    from tq3.codec import _native
-except ImportError:  # installed without a C++ compiler
-    _native = None
+    import tq3.codec._native as _native  # noqa: PLR0402  a missing module must be told from a broken one
+except ModuleNotFoundError:  # installed without a C++ compiler
+    _native = None  # type: ignore[assignment]
 
 Packed = NDArray[np.uint8]
 
@@ -29,8 +29,12 @@ WORD_TYPE: dict[str, type] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uin
 class Backend(Protocol):
     """Encode, decode and cast without allocating the result. All arrays are C-contiguous.
 
-    words: (rows, cols), uint16 for BF16 and F16, uint32 for F32.  packed: (rows*n, group*bits/8) uint8.
-    norms: (rows, n) float32, n = ceil(cols / group).  Native backends release the interpreter lock.
+    words: (rows, cols), uint16 for BF16 and F16, uint32 for F32
+    packed: (rows*n, group*bits/8) uint8, n = ceil(cols / group)
+    norms: (rows, n) float32
+
+    Native backends release the interpreter lock, and denormals are numbers to them even where the
+    calling thread flushes them to zero; numpy computes in the mode of its thread.
     """
 
     @property
@@ -47,7 +51,10 @@ class Backend(Protocol):
         """Fill words."""
 
     def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
-        """Fill `out`, of the same shape, with the nearest values; how many finite ones became infinite."""
+        """Fill `out`, of the same shape, with the nearest values.
+
+        Returns how many finite values became infinite.
+        """
 
 
 def available_backends() -> tuple[str, ...]:
@@ -80,7 +87,7 @@ def _backends() -> dict[str, Backend]:
 class NativeBackend:
     """One instruction set of the compiled module, which checks the arrays itself."""
 
-    def __init__(self, kernels: Any) -> None:
+    def __init__(self, kernels: _native.Kernels) -> None:
         self.name: str = kernels.name
         self._kernels = kernels
 
@@ -95,7 +102,7 @@ class NativeBackend:
         self._kernels.decode(_native_tables(bits, group), packed, norms, words, dtype)
 
     def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
-        return int(self._kernels.cast(words, dtype, out, out_dtype))
+        return self._kernels.cast(words, dtype, out, out_dtype)
 
 
 class NumpyBackend:
@@ -143,7 +150,7 @@ class NumpyBackend:
 
 
 @cache
-def _native_tables(bits: int, group: int) -> Any:
+def _native_tables(bits: int, group: int) -> _native.Tables:
     _check_width(bits, group)
     d1, d2 = tables.signs(group)
     return _native.Tables(
@@ -166,7 +173,7 @@ def _check_matrix(
     if words.ndim != 2:
         raise ValueError(f"words.shape: found {words.shape}, expected two dimensions, (rows, cols)")
     rows, cols = words.shape
-    n = -(-cols // group)
+    n: int = -(-cols // group)
     _check("words", words, words.shape, _word_type(dtype))
     _check("norms", norms, (rows, n), np.float32)
     _check("packed", packed, (rows * n, group * bits // 8), np.uint8)

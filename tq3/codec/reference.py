@@ -43,7 +43,7 @@ def encode(words: Words, dtype: str, bits: int, group: int) -> tuple[NDArray[np.
 def decode(packed: NDArray[np.uint8], norms: Floats, bits: int, group: int, cols: int) -> Floats:
     """The weights again: (rows*n, group*bits/8) uint8, (rows, n) float32 -> (rows, cols) float32.
 
-    w = norm * D1 * H * D2 * level; H is orthonormal: butterflies, then times float32(1/sqrt(group)).
+    w = norm * D1 * H * D2 * level; H is butterflies, then a factor float32(1/sqrt(group)).
     """
     d1, d2 = tables.signs(group)
     levels = tables.codebook(bits, group)[unpack(packed, bits)]

@@ -51,14 +51,19 @@ class Recipe:
         _check_texts("keep", self.keep)
         _check_texts("only", self.only)
         _check_texts("sensitive-pattern", self.sensitive_patterns)
-        if self.max_shard_bytes < 1:
-            raise UsageError("max-shard-size is not positive", found=self.max_shard_bytes)
+        check_shard_bytes(self.max_shard_bytes)
 
     def bits_for(self, name: str) -> int:
         """The width of tensor `name`, by the rule of existing readers: a plain substring."""
         if self.sensitive_bits is not None and any(p in name for p in self.sensitive_patterns):
             return self.sensitive_bits
         return self.bits
+
+
+def check_shard_bytes(n_bytes: int) -> None:
+    """Raise UsageError for a shard that can hold nothing."""
+    if n_bytes < 1:
+        raise UsageError("--max-shard-size is not positive", found=n_bytes)
 
 
 def parse_size(size: str | int) -> int:

@@ -11,11 +11,11 @@ from tq3.codec.backend import get_backend
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format.config import quantization_config
-from tq3.format.json_text import insert_key
+from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
-from tq3.pipelines.events import Event, Finished, Notice, Planned
+from tq3.pipelines.events import Finished, Notice, Planned, Run
 from tq3.pipelines.findings import Finding
-from tq3.pipelines.machine import default_workers
+from tq3.pipelines.machine import check_workers
 from tq3.pipelines.shards import Tally, make_report, write_shards
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.plan import Plan
@@ -37,7 +37,7 @@ def compress_checkpoint(
     backend: str | None = None,
     overwrite: bool = False,
     verbatim_config: bool = False,
-) -> Iterator[Event]:
+) -> Run:
     """Compress the checkpoint folder `source` into the new folder `out`, telling what happens.
 
     workers: threads; None for one a processor
@@ -46,7 +46,7 @@ def compress_checkpoint(
 
     Raises UsageError, BadInput or StorageError; then `out` has no checkpoint and no leftovers.
     """
-    codec, workers = get_backend(backend), workers or default_workers()
+    codec, workers = get_backend(backend), check_workers(workers)
     with (
         LocalFiles(source) as files,
         TargetFolder(out, source=files.folder, overwrite=overwrite) as target,
@@ -106,15 +106,16 @@ class _Job:
     def sidecars(self) -> Sidecars:
         """What is copied along: everything but the weights."""
         accounted = (*self.checkpoint.weight_files, INDEX, tq_config.FILE_NAME)
-        return choose_sidecars(self.files.names(), accounted)
+        return choose_sidecars(self.files.tree(), accounted)
 
     def recognisable_config(self) -> dict[str, str]:
         """config.json with the key by which hosts recognise the folder, where there is one."""
         if not self.checkpoint.config:
             return {}
         text = read_text(self.files, CONFIG)
-        added = quantization_config(self.recipe)
-        return {CONFIG: insert_key(text, "quantization_config", added)}
+        # "quantization_config": null says that there is none; ours takes its place.
+        plain = remove_key(text, "quantization_config")
+        return {CONFIG: insert_key(plain, "quantization_config", quantization_config(self.recipe))}
 
     def config(self) -> tq_config.TqConfig:
         """tq_config.json of the plan as it was carried out."""

@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from tq3.plan.plan import Plan
@@ -85,3 +86,6 @@ class Finished:
 
 
 Event = Planned | Progress | Notice | Finished
+
+# A pipeline under way. Closing it ends the work and removes what was written so far.
+Run = Generator[Event, None, None]

@@ -7,9 +7,15 @@ import resource
 import sys
 from pathlib import Path
 
+from tq3.errors import UsageError
 
-def default_workers() -> int:
-    """One worker a processor that this process may run on."""
+
+def check_workers(workers: int | None) -> int:
+    """The number of threads asked for; None is one a processor that this process may run on."""
+    if workers is not None:
+        if workers < 1:
+            raise UsageError(f"--workers is {workers}", expected="at least 1")
+        return workers
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

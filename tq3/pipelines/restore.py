@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from tq3.codec.backend import get_backend
 from tq3.errors import BadInput, UsageError
 from tq3.format import config as tq_config
 from tq3.format.json_text import remove_key
-from tq3.format.recipe import DEFAULT_SHARD_SIZE, parse_size
-from tq3.pipelines.events import Event, Finished, Planned
+from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
+from tq3.pipelines.events import Finished, Planned, Run
 from tq3.pipelines.findings import Finding
-from tq3.pipelines.machine import default_workers
+from tq3.pipelines.machine import check_workers
 from tq3.pipelines.shards import Tally, make_report, write_shards
 from tq3.plan.plan import Plan
 from tq3.plan.restoring import DTYPES, plan_restoration, read_tq_config
@@ -33,7 +32,7 @@ def restore_checkpoint(
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
-) -> Iterator[Event]:
+) -> Run:
     """Decode the TQ3 checkpoint `path` into the new folder `out`, telling what happens.
 
     Names and shapes are the source's; every BF16, F16 and F32 tensor becomes `dtype` ("bfloat16",
@@ -42,7 +41,8 @@ def restore_checkpoint(
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype is {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
-    codec, workers = get_backend(backend), workers or default_workers()
+    check_shard_bytes(max_shard_bytes)
+    codec, workers = get_backend(backend), check_workers(workers)
     with (
         LocalFiles(path) as files,
         TargetFolder(out, source=files.folder, overwrite=overwrite) as target,
@@ -50,7 +50,7 @@ def restore_checkpoint(
         checkpoint = read_checkpoint(files)
         plan = plan_restoration(checkpoint, read_tq_config(files), DTYPES[dtype], max_shard_bytes)
         accounted = (*checkpoint.weight_files, INDEX, CONFIG, tq_config.FILE_NAME)
-        sidecars = choose_sidecars(files.names(), accounted)
+        sidecars = choose_sidecars(files.tree(), accounted)
         yield Planned(plan, codec.name, workers)
         target.check_room(plan.file_bytes + sum(map(files.size, sidecars.copied)))
         tally = Tally(plan.bytes_in)

@@ -109,6 +109,8 @@ def write_shards(
                 yield tally.progress(done.block.task.name)
         if found:
             tally.bytes_done, tally.weights_done = before
+            for done in found:
+                tally.errors.pop(done.block.task.name, None)
             plan = replan(_one_for_each_tensor(found))
         else:
             number += 1

@@ -81,7 +81,9 @@ class Worker:
         words = _words(self._target(block, 0), dtype).reshape(block.count, layout.unit_cols)
         self._backend.decode(packed, norms, layout.bits, layout.group, words, dtype)
         if np.isfinite(norms).all() and not all_finite(words, dtype):
-            return Done(block, overflow(block, words, dtype, dtype))
+            exact = np.empty(words.shape, np.uint32)
+            self._backend.decode(packed, norms, layout.bits, layout.group, exact, "F32")
+            return Done(block, overflow(block, exact, "F32", dtype))
         self._write(block, shard, 0, words)
         return Done(block)
 

@@ -23,7 +23,7 @@ class Files(Protocol):
     label: str
 
     def names(self) -> list[str]:
-        """Every file below the folder, as sorted relative paths with forward slashes."""
+        """The files at the top of the folder, sorted."""
 
     def size(self, name: str) -> int: ...
 
@@ -118,7 +118,7 @@ def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
 
 
 def _single_file(files: Files, names: list[str]) -> str:
-    candidates = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    candidates = [name for name in names if name.endswith(".safetensors")]
     if SINGLE in candidates:
         return SINGLE
     if len(candidates) == 1:

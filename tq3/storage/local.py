@@ -33,10 +33,14 @@ class LocalFiles:
         self._open.clear()
 
     def names(self) -> list[str]:
-        """Every regular file below the folder, as sorted relative paths with forward slashes.
+        """The regular files at the top of the folder, sorted.
 
         Links to files are followed (the Hub cache is made of them), links to folders are not.
         """
+        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+
+    def tree(self) -> list[str]:
+        """Every regular file below the folder, as sorted relative paths with forward slashes."""
         found = []
         for folder, _, names in os.walk(self.folder):
             paths = (Path(folder, name) for name in names)

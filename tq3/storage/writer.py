@@ -9,12 +9,15 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 from tq3.errors import StorageError, UsageError
+from tq3.format import config as tq_config
 from tq3.plan.plan import Plan, Shard
 from tq3.plan.sources import INDEX
 
 _DRAFT = ".part"
+_FLUSH_SECONDS = 0.1
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -31,6 +34,10 @@ class ShardFile:
             os.ftruncate(self._descriptor, shard.file_bytes)
             _reserve(self._descriptor, shard.file_bytes)
         self.write(0, memoryview(shard.header))
+        self._closing = Event()
+        self._flusher = Thread(target=self._flush_along, name="tq3-flush")
+        self._flush_error: OSError | None = None
+        self._flusher.start()
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at `offset`. Raises StorageError."""
@@ -40,13 +47,28 @@ class ShardFile:
                 done += os.pwrite(self._descriptor, data[done:], offset + done)
 
     def close(self, *, flush: bool) -> None:
-        """Close the file, its bytes safely on the disk if `flush`."""
+        """Close the file, its bytes safely on the disk if `flush`. Raises StorageError."""
+        self._closing.set()
+        self._flusher.join()
         try:
             if flush:
                 with _write_errors(self.path):
+                    if self._flush_error:
+                        raise self._flush_error
                     os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
+
+    def _flush_along(self) -> None:
+        """Write to the disk while blocks are still computed, so that the last flush is short.
+
+        A failed flush is reported once only, to whoever asked: it must not be lost in this thread.
+        """
+        try:
+            while not self._closing.wait(_FLUSH_SECONDS):
+                os.fsync(self._descriptor)
+        except OSError as error:
+            self._flush_error = error
 
 
 class TargetFolder:
@@ -110,7 +132,8 @@ class TargetFolder:
         The marker (name and text) makes a folder a checkpoint; an old one is removed before
         anything changes.
         """
-        (self.folder / marker[0]).unlink(missing_ok=True)
+        for old in (tq_config.FILE_NAME, marker[0]):
+            (self.folder / old).unlink(missing_ok=True)
         self._remove_stale_weights(plan)
         for number, name in enumerate(plan.shard_names):
             with _write_errors(self.folder / name):

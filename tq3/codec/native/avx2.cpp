@@ -11,7 +11,8 @@ inline __m256 f16_to_float(unsigned short __attribute__((vector_size(16))) words
 }
 inline auto float_to_f16(__m256 values) {
     using Half = unsigned short __attribute__((vector_size(16)));
-    return reinterpret_cast<Half>(_mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return reinterpret_cast<Half>(
+        _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 #define TQ3_HAVE_LOOKUP
@@ -36,4 +37,5 @@ inline __m256 lookup(const Levels& levels, int __attribute__((vector_size(32))) 
 
 extern const tq3::Kernels kAvx2Kernels;
 const tq3::Kernels kAvx2Kernels = {
-    "avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }, encode, decode, cast};
+    "avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }, encode,
+    decode, cast};

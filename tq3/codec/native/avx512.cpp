@@ -5,13 +5,16 @@ namespace {
 
 constexpr int kLanes = 16;
 
-// Comparisons give mask registers here; going through a vector of -1 and 0 would cost an instruction each.
+// Comparisons give mask registers here; going through a vector of -1 and 0 would cost an
+// instruction each.
 #define TQ3_HAVE_COUNT
 using Lanes = int __attribute__((vector_size(64)));
 inline Lanes count_where_greater(Lanes total, Lanes a, Lanes b) {
     const auto counts = reinterpret_cast<__m512i>(total);
-    const __mmask16 greater = _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
-    return reinterpret_cast<Lanes>(_mm512_mask_add_epi32(counts, greater, counts, _mm512_set1_epi32(1)));
+    const __mmask16 greater =
+        _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+    return reinterpret_cast<Lanes>(
+        _mm512_mask_add_epi32(counts, greater, counts, _mm512_set1_epi32(1)));
 }
 
 #define TQ3_HAVE_F16
@@ -25,7 +28,9 @@ inline auto float_to_f16(__m512 values) {
 
 #define TQ3_HAVE_LOOKUP
 using Levels = __m512;
-inline Levels repeated_levels(const float (&level)[16]) { return _mm512_loadu_ps(level); }
+inline Levels repeated_levels(const float (&level)[16]) {
+    return _mm512_loadu_ps(level);
+}
 template <int bits>
 inline __m512 lookup(const Levels& levels, Lanes code) {
     return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(code), levels);
@@ -36,10 +41,11 @@ inline __m512 lookup(const Levels& levels, Lanes code) {
 #include "kernels.inl"
 
 extern const tq3::Kernels kAvx512Kernels;
-const tq3::Kernels kAvx512Kernels = {
-    "avx512",
-    [] {
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    },
-    encode, decode, cast};
+const tq3::Kernels kAvx512Kernels = {"avx512",
+                                     [] {
+                                         return __builtin_cpu_supports("avx512f") &&
+                                                __builtin_cpu_supports("avx512bw") &&
+                                                __builtin_cpu_supports("avx512dq") &&
+                                                __builtin_cpu_supports("avx512vl");
+                                     },
+                                     encode, decode, cast};

@@ -1,6 +1,7 @@
 // Decode: codes and norms -> words, kLanes groups at a time.
 
-// Two BF16 weights leave as one 32-bit word; other types leave as float32 (F16 is narrowed on the way to its row).
+// Two BF16 weights leave as one 32-bit word; other types leave as float32 (F16 is narrowed on the
+// way to its row).
 template <Dtype D>
 constexpr int kWeightsOut = D == Dtype::kBF16 ? 2 : 1;
 
@@ -8,7 +9,9 @@ constexpr int kWeightsOut = D == Dtype::kBF16 ? 2 : 1;
 struct Levels {
     float level[16];
 };
-inline Levels repeated_levels(const float (&level)[16]) { return __builtin_bit_cast(Levels, level); }
+inline Levels repeated_levels(const float (&level)[16]) {
+    return __builtin_bit_cast(Levels, level);
+}
 
 template <int bits>
 inline F lookup(const Levels& levels, I code) {
@@ -20,8 +23,9 @@ inline F lookup(const Levels& levels, I code) {
 
 struct DecodeConstants {
     Levels levels;
-    std::int32_t flip[kMaxGroup * kMaxBits / 32];  // complements each code whose D2 is -1: the codebook is symmetric
-    float scale[kMaxGroup];                        // D1 / sqrt(group)
+    std::int32_t flip[kMaxGroup * kMaxBits /
+                      32];   // complements each code whose D2 is -1: the codebook is symmetric
+    float scale[kMaxGroup];  // D1 / sqrt(group)
 };
 
 inline DecodeConstants decode_constants(const Tables& tables) {
@@ -41,9 +45,11 @@ inline DecodeConstants decode_constants(const Tables& tables) {
     return constants;
 }
 
-// 32 codes of each group from `bits` words; what lies above a code in its lane is rubbish, which `lookup` ignores.
+// 32 codes of each group from `bits` words; what lies above a code in its lane is rubbish, which
+// `lookup` ignores.
 template <int bits>
-__attribute__((always_inline)) inline void levels_of_codes(const I* words, const Levels& levels, F* x) {
+__attribute__((always_inline)) inline void levels_of_codes(const I* words, const Levels& levels,
+                                                           F* x) {
 #pragma GCC unroll 32
     for (int i = 0; i < 32; ++i) {
         const int start = i * bits, word = start / 32, shift = start % 32;
@@ -54,10 +60,12 @@ __attribute__((always_inline)) inline void levels_of_codes(const I* words, const
 }
 
 // Word i of kLanes groups, `bytes` apart; lanes beyond `count` repeat the last group.
-inline void load_packed(const std::uint8_t* packed, std::size_t bytes, std::size_t count, I* words) {
+inline void load_packed(const std::uint8_t* packed, std::size_t bytes, std::size_t count,
+                        I* words) {
     const char* group[kLanes];
     for (std::size_t lane = 0; lane < kLanes; ++lane)
-        group[lane] = reinterpret_cast<const char*>(packed) + bytes * (lane < count ? lane : count - 1);
+        group[lane] =
+            reinterpret_cast<const char*>(packed) + bytes * (lane < count ? lane : count - 1);
     std::size_t offset = 0;
     for (; offset + 16 <= bytes; offset += 16, words += 4) {
         I four[4];
@@ -65,11 +73,14 @@ inline void load_packed(const std::uint8_t* packed, std::size_t bytes, std::size
         __builtin_memcpy(words, four, sizeof four);
     }
     for (; offset < bytes; offset += 4, ++words)
-        for (int lane = 0; lane < kLanes; ++lane) (*words)[lane] = load<std::int32_t>(group[lane] + offset);
+        for (int lane = 0; lane < kLanes; ++lane)
+            (*words)[lane] = load<std::int32_t>(group[lane] + offset);
 }
 
 // A quiet NaN without payload, so that rounding its bits cannot carry into the sign.
-inline F canonical(F norm) { return norm == norm ? norm : as_float(every_lane(0x7fc00000)); }
+inline F canonical(F norm) {
+    return norm == norm ? norm : as_float(every_lane(0x7fc00000));
+}
 
 // norm * (D1 * (H * level)), the last strides and the way out in one pass.
 template <Dtype D>
@@ -113,12 +124,13 @@ void unstage(const char* room, int valid, WordOf<D>* to) {
 }
 
 template <Dtype D, int bits>
-void decode_matrix(const Tables& tables, const Shape& shape, const std::uint8_t* packed, const float* norms,
-                   void* words) {
+void decode_matrix(const Tables& tables, const Shape& shape, const std::uint8_t* packed,
+                   const float* norms, void* words) {
     auto* matrix = static_cast<WordOf<D>*>(words);
     const DecodeConstants constants = decode_constants(tables);
     const int group = tables.group, words_a_group = group / 32 * bits;
-    const std::size_t groups = shape.rows * shape.groups_a_row, bytes = static_cast<std::size_t>(words_a_group) * 4;
+    const std::size_t groups = shape.rows * shape.groups_a_row,
+                      bytes = static_cast<std::size_t>(words_a_group) * 4;
     GroupWalk walk(shape, group);
 
     alignas(64) char room[kLanes][kMaxGroup * 4];
@@ -139,27 +151,31 @@ void decode_matrix(const Tables& tables, const Shape& shape, const std::uint8_t*
         for (int lane = 0; lane < kLanes; ++lane) {
             span[lane] = walk.next();
             const bool in_place = D != Dtype::kF16 && span[lane].valid == group;
-            to[lane] = in_place ? reinterpret_cast<char*>(matrix + span[lane].first_word) : room[lane];
+            to[lane] =
+                in_place ? reinterpret_cast<char*>(matrix + span[lane].first_word) : room[lane];
         }
-        const Prefetch upcoming(matrix + walk.position(), sizeof *matrix * kLanes * group, group / kRun);
+        const Prefetch upcoming(matrix + walk.position(), sizeof *matrix * kLanes * group,
+                                group / kRun);
         store_weights<D>(x, canonical(norm), constants, group, upcoming, to);
         for (int lane = 0; lane < kLanes; ++lane)
-            if (to[lane] == room[lane]) unstage<D>(room[lane], span[lane].valid, matrix + span[lane].first_word);
+            if (to[lane] == room[lane])
+                unstage<D>(room[lane], span[lane].valid, matrix + span[lane].first_word);
     }
 }
 
 template <Dtype D>
-void decode_words(const Tables& tables, const Shape& shape, const std::uint8_t* packed, const float* norms,
-                  void* words) {
+void decode_words(const Tables& tables, const Shape& shape, const std::uint8_t* packed,
+                  const float* norms, void* words) {
     if (tables.bits == 2) return decode_matrix<D, 2>(tables, shape, packed, norms, words);
     if (tables.bits == 3) return decode_matrix<D, 3>(tables, shape, packed, norms, words);
     return decode_matrix<D, 4>(tables, shape, packed, norms, words);
 }
 
-void decode(const Tables& tables, Shape shape, const std::uint8_t* packed, const float* norms, Dtype dtype,
-            void* words) {
+void decode(const Tables& tables, Shape shape, const std::uint8_t* packed, const float* norms,
+            Dtype dtype, void* words) {
     const DefaultFloatEnvironment environment;
-    if (dtype == Dtype::kBF16) return decode_words<Dtype::kBF16>(tables, shape, packed, norms, words);
+    if (dtype == Dtype::kBF16)
+        return decode_words<Dtype::kBF16>(tables, shape, packed, norms, words);
     if (dtype == Dtype::kF16) return decode_words<Dtype::kF16>(tables, shape, packed, norms, words);
     return decode_words<Dtype::kF32>(tables, shape, packed, norms, words);
 }

@@ -1,10 +1,11 @@
-// Encode: words -> codes and norms, a block of groups at a time, nothing larger than the first-level cache between.
+// Encode: words -> codes and norms, a block of groups at a time, nothing larger than the
+// first-level cache between.
 
 // A sum in index order waits for each addition; two vectors of groups take turns.
 constexpr int kSets = 2;
 constexpr int kBlock = kSets * kLanes;
 
-constexpr int kPiece = 8;                         // codes gathered in one lane: 8 * bits <= 32 bits
+constexpr int kPiece = 8;  // codes gathered in one lane: 8 * bits <= 32 bits
 constexpr int kMaxWords = kMaxGroup * kMaxBits / 32;  // packed 32-bit words of a group
 
 // BF16 is read two weights to a lane; the other types one (F16 is widened to float32 first).
@@ -22,7 +23,8 @@ EncodeSigns encode_signs(const Tables& tables) {
     for (int i = 0; i < tables.group; ++i) signs.d2[i] = sign_bit(tables.d2[i]);
     for (int i = 0; i < tables.group / kWeightsInLane<D>; ++i) {
         if constexpr (kWeightsInLane<D> == 2)
-            signs.d1[i] = sign_bit(tables.d1[2 * i + 1]) | (sign_bit(tables.d1[2 * i]) >> 16 & 0x8000);
+            signs.d1[i] =
+                sign_bit(tables.d1[2 * i + 1]) | (sign_bit(tables.d1[2 * i]) >> 16 & 0x8000);
         else
             signs.d1[i] = sign_bit(tables.d1[i]);
     }
@@ -31,7 +33,8 @@ EncodeSigns encode_signs(const Tables& tables) {
 
 // A copy of a group that cannot be read where it lies: it is F16, or the row ends inside it.
 template <Dtype D>
-__attribute__((noinline)) const char* staged(const WordOf<D>* words, int valid, int group, char* room) {
+__attribute__((noinline)) const char* staged(const WordOf<D>* words, int valid, int group,
+                                             char* room) {
     if constexpr (D == Dtype::kF16) {
         int i = 0;
         for (; i + kLanes <= valid; i += kLanes) store(room + 4 * i, load_values<D>(words + i));
@@ -65,7 +68,8 @@ void load_groups(const char* const (&source)[kSets][kLanes], const EncodeSigns& 
             for (int k = 0; k < 4; ++k) {
                 const I signed_word = w[k] ^ signs.d1[word + k];
                 if constexpr (per_lane == 2) {
-                    const F even = as_float(signed_word << 16), odd = as_float(signed_word & ~0xffff);
+                    const F even = as_float(signed_word << 16),
+                            odd = as_float(signed_word & ~0xffff);
                     squares[set] += even * even;
                     squares[set] += odd * odd;
                     to[2 * k] = even;
@@ -79,7 +83,8 @@ void load_groups(const char* const (&source)[kSets][kLanes], const EncodeSigns& 
         }
     }
     for (int set = 0; set < kSets; ++set)
-        for (int lane = 0; lane < kLanes; ++lane) norm[set][lane] = __builtin_sqrtf(squares[set][lane]);
+        for (int lane = 0; lane < kLanes; ++lane)
+            norm[set][lane] = __builtin_sqrtf(squares[set][lane]);
 }
 
 template <int bits>
@@ -91,8 +96,8 @@ constexpr std::int32_t every_field(int bits, std::int32_t value) {
     return static_cast<std::int32_t>(word);
 }
 
-// Eight codes of each group, code i at bit i*bits. `above[k]` counts the magnitudes above threshold k.
-// Floats that are neither negative nor NaN are ordered like their bits.
+// Eight codes of each group, code i at bit i*bits. `above[k]` counts the magnitudes above threshold
+// k. Floats that are neither negative nor NaN are ordered like their bits.
 template <int bits>
 __attribute__((always_inline)) inline I piece_of_codes(const F* rotated, const std::int32_t* d2,
                                                        const I (&threshold)[kThresholds<bits>],
@@ -122,7 +127,8 @@ __attribute__((always_inline)) inline void join_pieces(const I (&piece)[4], I* w
     for (int p = 0; p < 4; ++p) {
         const int start = p * kPiece * bits, word = start / 32, shift = start % 32;
         joined[word] |= piece[p] << shift;
-        if (shift + kPiece * bits > 32) joined[word + 1] |= shift_right_logical(piece[p], 32 - shift);
+        if (shift + kPiece * bits > 32)
+            joined[word + 1] |= shift_right_logical(piece[p], 32 - shift);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < bits; ++i) words[i] = joined[i];
@@ -147,7 +153,8 @@ F stored_norm(F norm, const I (&above)[kThresholds<bits>], const Tables& tables)
     return result;
 }
 
-// A norm that is not finite leaves a group its signs alone: no magnitude is above infinity, and NaN counts as zero.
+// A norm that is not finite leaves a group its signs alone: no magnitude is above infinity, and NaN
+// counts as zero.
 template <int bits>
 void allow_not_finite(F norm, F* rotated, int group, I (&threshold)[kThresholds<bits>]) {
     const I not_finite = (as_bits(norm) & kInfinity) == kInfinity;
@@ -160,12 +167,14 @@ void allow_not_finite(F norm, F* rotated, int group, I (&threshold)[kThresholds<
 
 // x = D1 * weights of kLanes groups -> packed words, stored norm.
 template <int bits>
-F quantize(F* x, F norm, const std::int32_t* d2, const Tables& tables, Prefetch& upcoming, I* words) {
+F quantize(F* x, F norm, const std::int32_t* d2, const Tables& tables, Prefetch& upcoming,
+           I* words) {
     butterflies_between_runs(x, tables.group);
     butterflies_within_runs(x, tables.group);
 
     I threshold[kThresholds<bits>], above[kThresholds<bits>] = {};
-    for (int k = 0; k < kThresholds<bits>; ++k) threshold[k] = as_bits(norm * tables.root_group * tables.boundary[k]);
+    for (int k = 0; k < kThresholds<bits>; ++k)
+        threshold[k] = as_bits(norm * tables.root_group * tables.boundary[k]);
     allow_not_finite<bits>(norm, x, tables.group, threshold);
 
     for (int i = 0; i < tables.group; i += 4 * kPiece, words += bits) {
@@ -196,7 +205,8 @@ inline void store_packed(I* words, std::size_t bytes, std::uint8_t* packed, std:
 }
 
 template <Dtype D, int bits>
-void encode_matrix(const Tables& tables, const Shape& shape, const void* words, std::uint8_t* packed, float* norms) {
+void encode_matrix(const Tables& tables, const Shape& shape, const void* words,
+                   std::uint8_t* packed, float* norms) {
     const auto* matrix = static_cast<const WordOf<D>*>(words);
     const EncodeSigns signs = encode_signs<D>(tables);
     const int group = tables.group;
@@ -219,12 +229,14 @@ void encode_matrix(const Tables& tables, const Shape& shape, const void* words, 
             }
         }
         load_groups<D>(source, signs, group, x, norm);
-        Prefetch upcoming(matrix + walk.position(), sizeof *matrix * kBlock * group, kSets * group / (4 * kPiece));
+        Prefetch upcoming(matrix + walk.position(), sizeof *matrix * kBlock * group,
+                          kSets * group / (4 * kPiece));
         for (int set = 0; set < kSets; ++set) {
             const std::size_t begin = first + static_cast<std::size_t>(set) * kLanes;
             if (begin >= groups) break;
             const std::size_t count = groups - begin < kLanes ? groups - begin : kLanes;
-            const F stored = quantize<bits>(x[set], norm[set], signs.d2, tables, upcoming, packed_words);
+            const F stored =
+                quantize<bits>(x[set], norm[set], signs.d2, tables, upcoming, packed_words);
             store_packed(packed_words, bytes, packed + begin * bytes, count);
             __builtin_memcpy(norms + begin, &stored, count * sizeof *norms);
         }
@@ -232,15 +244,18 @@ void encode_matrix(const Tables& tables, const Shape& shape, const void* words, 
 }
 
 template <Dtype D>
-void encode_words(const Tables& tables, const Shape& shape, const void* words, std::uint8_t* packed, float* norms) {
+void encode_words(const Tables& tables, const Shape& shape, const void* words, std::uint8_t* packed,
+                  float* norms) {
     if (tables.bits == 2) return encode_matrix<D, 2>(tables, shape, words, packed, norms);
     if (tables.bits == 3) return encode_matrix<D, 3>(tables, shape, words, packed, norms);
     return encode_matrix<D, 4>(tables, shape, words, packed, norms);
 }
 
-void encode(const Tables& tables, Shape shape, Dtype dtype, const void* words, std::uint8_t* packed, float* norms) {
+void encode(const Tables& tables, Shape shape, Dtype dtype, const void* words, std::uint8_t* packed,
+            float* norms) {
     const DefaultFloatEnvironment environment;
-    if (dtype == Dtype::kBF16) return encode_words<Dtype::kBF16>(tables, shape, words, packed, norms);
+    if (dtype == Dtype::kBF16)
+        return encode_words<Dtype::kBF16>(tables, shape, words, packed, norms);
     if (dtype == Dtype::kF16) return encode_words<Dtype::kF16>(tables, shape, words, packed, norms);
     return encode_words<Dtype::kF32>(tables, shape, words, packed, norms);
 }

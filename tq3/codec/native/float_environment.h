@@ -9,8 +9,8 @@
 
 namespace {
 
-// Libraries switch on flush-to-zero (torch.set_flush_denormal, -ffast-math start-up code) and never switch it off;
-// the bytes we write must not depend on who else lives in the process.
+// Libraries switch on flush-to-zero (torch.set_flush_denormal, -ffast-math start-up code) and never
+// switch it off; the bytes we write must not depend on who else lives in the process.
 class DefaultFloatEnvironment {
   public:
     DefaultFloatEnvironment() : saved_(get()) { set(kDefault); }

@@ -1,7 +1,9 @@
-// What a kernel is: three functions over plain memory, and the constants of the format they are given.
+// What a kernel is: three functions over plain memory, and the constants of the format they are
+// given.
 //
-// A kernel knows no Python, throws nothing, allocates nothing and may run on many threads at once. Its arithmetic
-// is docs/format.md, "Encoding" and "Decoding"; tq3/codec/reference.py says the same in numpy.
+// A kernel knows no Python, throws nothing, allocates nothing and may run on many threads at once.
+// Its arithmetic is docs/format.md, "Encoding" and "Decoding"; tq3/codec/reference.py says the same
+// in numpy.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +16,8 @@ constexpr int kMaxBits = 4;
 
 enum class Dtype { kBF16, kF16, kF32 };
 
-// The constants of one (bits, group), filled from tq3/codec/tables.py: they are stated there and nowhere else.
+// The constants of one (bits, group), filled from tq3/codec/tables.py: they are stated there and
+// nowhere else.
 struct Tables {
     int bits;
     int group;
@@ -34,8 +37,10 @@ struct Kernels {
     const char* name;
     bool (*runs_here)();
 
-    void (*encode)(const Tables&, Shape, Dtype, const void* words, std::uint8_t* packed, float* norms);
-    void (*decode)(const Tables&, Shape, const std::uint8_t* packed, const float* norms, Dtype, void* words);
+    void (*encode)(const Tables&, Shape, Dtype, const void* words, std::uint8_t* packed,
+                   float* norms);
+    void (*decode)(const Tables&, Shape, const std::uint8_t* packed, const float* norms, Dtype,
+                   void* words);
     // Returns how many finite values became infinite.
     std::size_t (*cast)(std::size_t count, Dtype from, const void* words, Dtype to, void* out);
 };

@@ -1,10 +1,12 @@
 // The three kernels, written once for any number of lanes. docs/format.md is the arithmetic.
 //
-// Groups lie side by side in the lanes of vectors: lane l of x[i] is weight i of group l. So every step of the
-// transform is a plain addition of two vectors, and a sum over a group runs in index order as the format demands.
+// Groups lie side by side in the lanes of vectors: lane l of x[i] is weight i of group l. So every
+// step of the transform is a plain addition of two vectors, and a sum over a group runs in index
+// order as the format demands.
 //
-// The including file is one instruction set. Everything here is in an unnamed namespace and calls no inline function
-// of the standard library: the linker keeps one copy of those, and it may be the one with the wrong instructions.
+// The including file is one instruction set. Everything here is in an unnamed namespace and calls
+// no inline function of the standard library: the linker keeps one copy of those, and it may be the
+// one with the wrong instructions.
 
 #include <utility>
 
@@ -16,8 +18,8 @@ namespace {
 using namespace tq3;
 
 #include "lanes.inl"
-#include "words.inl"
 #include "transform.inl"
+#include "words.inl"
 
 #include "decode.inl"
 #include "encode.inl"

@@ -1,7 +1,8 @@
 // Vectors of kLanes 32-bit lanes, and moving data between memory order and lane order.
 //
-// The instruction-set file defines kLanes and may define hooks (TQ3_HAVE_...) before it includes kernels.inl.
-// GCC and Clang vector extensions only: `+`, `>` and `?:` work lane by lane on every processor.
+// The instruction-set file defines kLanes and may define hooks (TQ3_HAVE_...) before it includes
+// kernels.inl. GCC and Clang vector extensions only: `+`, `>` and `?:` work lane by lane on every
+// processor.
 
 using F = float __attribute__((vector_size(4 * kLanes)));
 using I = std::int32_t __attribute__((vector_size(4 * kLanes)));
@@ -10,11 +11,21 @@ using Quad = std::int32_t __attribute__((vector_size(16)));
 
 constexpr std::int32_t kSignBit = INT32_MIN;
 
-inline F as_float(I bits) { return reinterpret_cast<F>(bits); }
-inline I as_bits(F value) { return reinterpret_cast<I>(value); }
-inline I shift_right_logical(I a, int by) { return reinterpret_cast<I>(reinterpret_cast<U>(a) >> by); }
-inline I every_lane(std::int32_t value) { return I{} + value; }
-inline F every_lane(float value) { return as_float(every_lane(__builtin_bit_cast(std::int32_t, value))); }
+inline F as_float(I bits) {
+    return reinterpret_cast<F>(bits);
+}
+inline I as_bits(F value) {
+    return reinterpret_cast<I>(value);
+}
+inline I shift_right_logical(I a, int by) {
+    return reinterpret_cast<I>(reinterpret_cast<U>(a) >> by);
+}
+inline I every_lane(std::int32_t value) {
+    return I{} + value;
+}
+inline F every_lane(float value) {
+    return as_float(every_lane(__builtin_bit_cast(std::int32_t, value)));
+}
 
 template <class T>
 inline T load(const void* from) {
@@ -30,14 +41,17 @@ inline void store(void* to, T value) {
 
 #ifndef TQ3_HAVE_COUNT
 // total + 1 in each lane where a > b: a true comparison is -1.
-inline I count_where_greater(I total, I a, I b) { return total - (a > b); }
+inline I count_where_greater(I total, I a, I b) {
+    return total - (a > b);
+}
 #endif
 
-// --- Four rows become four columns ----------------------------------------------------------------------------
+// --- Four rows become four columns
+// ----------------------------------------------------------------------------
 //
-// Lane l belongs to group l. Four 32-bit words of every group are read as kLanes quads; quad j of the four vectors
-// below holds the words of groups j, j+4, j+8, ..., so a 4x4 transposition inside each quad puts word k of group
-// l into lane l of vector k. The transposition is its own inverse.
+// Lane l belongs to group l. Four 32-bit words of every group are read as kLanes quads; quad j of
+// the four vectors below holds the words of groups j, j+4, j+8, ..., so a 4x4 transposition inside
+// each quad puts word k of group l into lane l of vector k. The transposition is its own inverse.
 
 constexpr int pick(int lane, int from_a0, int from_b0, int from_a1, int from_b1) {
     const int choice[] = {from_a0, from_b0, from_a1, from_b1};
@@ -56,48 +70,27 @@ inline I shuffle_quads(I a, I b) {
 }
 
 inline void transpose_quads(I (&v)[4]) {
-    const I low01 = shuffle_quads<0, 4, 1, 5>(v[0], v[1]), high01 = shuffle_quads<2, 6, 3, 7>(v[0], v[1]);
-    const I low23 = shuffle_quads<0, 4, 1, 5>(v[2], v[3]), high23 = shuffle_quads<2, 6, 3, 7>(v[2], v[3]);
+    const I low01 = shuffle_quads<0, 4, 1, 5>(v[0], v[1]),
+            high01 = shuffle_quads<2, 6, 3, 7>(v[0], v[1]);
+    const I low23 = shuffle_quads<0, 4, 1, 5>(v[2], v[3]),
+            high23 = shuffle_quads<2, 6, 3, 7>(v[2], v[3]);
     v[0] = shuffle_quads<0, 1, 4, 5>(low01, low23);
     v[1] = shuffle_quads<2, 3, 6, 7>(low01, low23);
     v[2] = shuffle_quads<0, 1, 4, 5>(high01, high23);
     v[3] = shuffle_quads<2, 3, 6, 7>(high01, high23);
 }
 
-template <class T, int... i>
-inline auto concatenate(T a, T b, std::integer_sequence<int, i...>) {
-    return __builtin_shufflevector(a, b, i...);
-}
-
-// The quads of groups j, j+4, ... side by side.  `stride` is the distance of j and j+4 in `from`.
-template <int quads>
-inline auto gather_quads(const char* const* from, std::size_t offset) {
-    if constexpr (quads == 1) {
-        return load<Quad>(from[0] + offset);
-    } else {
-        return concatenate(gather_quads<quads / 2>(from, offset), gather_quads<quads / 2>(from + 2 * quads, offset),
-                           std::make_integer_sequence<int, 4 * quads>());
-    }
-}
-
-template <int first, int... i>
-inline Quad quad_of(I v, std::integer_sequence<int, i...>) {
-    return __builtin_shufflevector(v, v, (first + i)...);
-}
-
-template <int... quad>
-inline void scatter_quads(I v, char* const* to, std::size_t offset, std::integer_sequence<int, quad...>) {
-    (store(to[4 * quad] + offset, quad_of<4 * quad>(v, std::make_integer_sequence<int, 4>())), ...);
-}
-
 // Words 4k .. 4k+3 of kLanes groups: vector i holds word 4k+i of every group.
 inline void load_words(I (&v)[4], const char* const (&group)[kLanes], std::size_t offset) {
-    for (int j = 0; j < 4; ++j) v[j] = gather_quads<kLanes / 4>(group + j, offset);
+    for (int j = 0; j < 4; ++j)
+        for (int quad = 0; quad < kLanes / 4; ++quad)
+            __builtin_memcpy(reinterpret_cast<char*>(&v[j]) + 16 * quad, group[4 * quad + j] + offset, 16);
     transpose_quads(v);
 }
 
 inline void store_words(I (&v)[4], char* const (&group)[kLanes], std::size_t offset) {
     transpose_quads(v);
     for (int j = 0; j < 4; ++j)
-        scatter_quads(v[j], group + j, offset, std::make_integer_sequence<int, kLanes / 4>());
+        for (int quad = 0; quad < kLanes / 4; ++quad)
+            __builtin_memcpy(group[4 * quad + j] + offset, reinterpret_cast<char*>(&v[j]) + 16 * quad, 16);
 }

@@ -1,4 +1,5 @@
-// The Python face of the kernels: checks every array, releases the interpreter, calls. No mathematics.
+// The Python face of the kernels: checks every array, releases the interpreter, calls. No
+// mathematics.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -18,13 +19,15 @@ using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using OutArray = nb::ndarray<nb::device::cpu>;
 using Constants = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-[[noreturn]] void refuse(const std::string& what, const std::string& found, const std::string& expected) {
+[[noreturn]] void refuse(const std::string& what, const std::string& found,
+                         const std::string& expected) {
     throw nb::value_error((what + ": found " + found + ", expected " + expected).c_str());
 }
 
 std::string shape_text(const std::vector<std::size_t>& shape) {
     std::string text = "(";
-    for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+    for (std::size_t i = 0; i < shape.size(); ++i)
+        text += (i ? ", " : "") + std::to_string(shape[i]);
     return text + ")";
 }
 
@@ -62,8 +65,10 @@ void require_contiguous(const char* what, const AnyArray& array, nb::dlpack::dty
 }
 
 template <class AnyArray>
-void require_shape(const char* what, const AnyArray& array, const std::vector<std::size_t>& expected) {
-    if (shape_of(array) != expected) refuse(std::string(what) + ".shape", shape_text(shape_of(array)), shape_text(expected));
+void require_shape(const char* what, const AnyArray& array,
+                   const std::vector<std::size_t>& expected) {
+    if (shape_of(array) != expected)
+        refuse(std::string(what) + ".shape", shape_text(shape_of(array)), shape_text(expected));
 }
 
 void fill(const char* what, const Constants& from, float* to, std::size_t count) {
@@ -71,8 +76,8 @@ void fill(const char* what, const Constants& from, float* to, std::size_t count)
     for (std::size_t i = 0; i < count; ++i) to[i] = from(i);
 }
 
-void make_tables(Tables* tables, int bits, int group, Constants levels, Constants boundaries, Constants d1, Constants d2,
-                 float root_group, float inverse_root_group) {
+void make_tables(Tables* tables, int bits, int group, Constants levels, Constants boundaries,
+                 Constants d1, Constants d2, float root_group, float inverse_root_group) {
     if (bits < 2 || bits > kMaxBits) refuse("bits", std::to_string(bits), "2, 3 or 4");
     if (group != 32 && group != 64 && group != 128 && group != kMaxGroup)
         refuse("group", std::to_string(group), "32, 64, 128 or 256");
@@ -85,20 +90,24 @@ void make_tables(Tables* tables, int bits, int group, Constants levels, Constant
 
 // What encode and decode agree on: the arrays of one compressed matrix.
 template <class Words, class Packed>
-Shape checked_shape(const Tables& tables, const Words& words, Dtype dtype, const Packed& packed, const Packed& norms) {
-    if (words.ndim() != 2) refuse("words.shape", shape_text(shape_of(words)), "two dimensions, (rows, cols)");
+Shape checked_shape(const Tables& tables, const Words& words, Dtype dtype, const Packed& packed,
+                    const Packed& norms) {
+    if (words.ndim() != 2)
+        refuse("words.shape", shape_text(shape_of(words)), "two dimensions, (rows, cols)");
     require_contiguous("words", words, word_type(dtype));
     require_contiguous("packed", packed, nb::dtype<std::uint8_t>());
     require_contiguous("norms", norms, nb::dtype<float>());
     const auto group = static_cast<std::size_t>(tables.group);
     const Shape shape = {words.shape(0), words.shape(1), (words.shape(1) + group - 1) / group};
     require_shape("norms", norms, {shape.rows, shape.groups_a_row});
-    require_shape("packed", packed, {shape.rows * shape.groups_a_row, group * static_cast<std::size_t>(tables.bits) / 8});
+    require_shape(
+        "packed", packed,
+        {shape.rows * shape.groups_a_row, group * static_cast<std::size_t>(tables.bits) / 8});
     return shape;
 }
 
-void encode(const Kernels& kernels, const Tables& tables, Array words, const std::string& dtype, OutArray packed,
-            OutArray norms) {
+void encode(const Kernels& kernels, const Tables& tables, Array words, const std::string& dtype,
+            OutArray packed, OutArray norms) {
     const Dtype type = dtype_of(dtype);
     const Shape shape = checked_shape(tables, words, type, packed, norms);
     const nb::gil_scoped_release release;
@@ -135,16 +144,19 @@ std::vector<const Kernels*> kernels_that_run_here() {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    nb::set_leak_warnings(false);  // backend.py keeps its kernels and tables as long as the interpreter lives
+    nb::set_leak_warnings(
+        false);  // backend.py keeps its kernels and tables as long as the interpreter lives
     nb::class_<Tables>(m, "Tables")
-        .def("__init__", &make_tables, nb::kw_only(), nb::arg("bits"), nb::arg("group"), nb::arg("levels"),
-             nb::arg("boundaries"), nb::arg("d1"), nb::arg("d2"), nb::arg("root_group"), nb::arg("inverse_root_group"));
+        .def("__init__", &make_tables, nb::kw_only(), nb::arg("bits"), nb::arg("group"),
+             nb::arg("levels"), nb::arg("boundaries"), nb::arg("d1"), nb::arg("d2"),
+             nb::arg("root_group"), nb::arg("inverse_root_group"));
     nb::class_<Kernels>(m, "Kernels")
         .def_ro("name", &Kernels::name)
-        .def("encode", &encode, nb::arg("tables"), nb::arg("words"), nb::arg("dtype"), nb::arg("packed"),
-             nb::arg("norms"))
-        .def("decode", &decode, nb::arg("tables"), nb::arg("packed"), nb::arg("norms"), nb::arg("words"),
-             nb::arg("dtype"))
-        .def("cast", &cast, nb::arg("words"), nb::arg("dtype"), nb::arg("out"), nb::arg("out_dtype"));
+        .def("encode", &encode, nb::arg("tables"), nb::arg("words"), nb::arg("dtype"),
+             nb::arg("packed"), nb::arg("norms"))
+        .def("decode", &decode, nb::arg("tables"), nb::arg("packed"), nb::arg("norms"),
+             nb::arg("words"), nb::arg("dtype"))
+        .def("cast", &cast, nb::arg("words"), nb::arg("dtype"), nb::arg("out"),
+             nb::arg("out_dtype"));
     m.def("kernels_that_run_here", &kernels_that_run_here, nb::rv_policy::reference, "Best first.");
 }

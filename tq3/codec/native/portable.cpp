@@ -1,4 +1,5 @@
-// The kernels with the instructions that every processor of the architecture has: four groups side by side.
+// The kernels with the instructions that every processor of the architecture has: four groups side
+// by side.
 namespace {
 constexpr int kLanes = 4;
 }

@@ -1,0 +1,209 @@
+"""Weights a second of every backend, as a share of copying the same bytes, on this machine.
+
+    python scripts/bench_codec.py [--gib 1] [--rounds 5] [--backends avx2,numpy] [--torch]
+
+What is compared runs interleaved, one after the other in each round, and the median counts. The
+source is larger than any cache (--gib); numpy and torch, which are slow, get a slice of it.
+
+"Moved" are the bytes read and written: the weights, the codes and the norms. "Of memcpy" is that
+over the bytes which np.copyto reads and writes in the same time, with as many threads, on the same
+matrix. Two threads share the rows of one matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tq3.codec import reference, tables
+from tq3.codec.backend import WORD_TYPE, Backend, available_backends, get_backend
+
+COLS, GROUP = 4096, 128
+SLOW_WEIGHTS = 1 << 24
+Task = Callable[[], Any]
+
+
+class Matrix(NamedTuple):
+    """A matrix with room for its compressed form and for what is decoded."""
+
+    words: NDArray[Any]
+    packed: NDArray[np.uint8]
+    norms: NDArray[np.float32]
+    decoded: NDArray[Any]
+
+    def rows(self, first: int, last: int) -> Matrix:
+        n = COLS // GROUP
+        return Matrix(
+            self.words[first:last],
+            self.packed[first * n : last * n],
+            self.norms[first:last],
+            self.decoded[first:last],
+        )
+
+    def split(self, parts: int) -> list[Matrix]:
+        edges = [len(self.words) * i // parts for i in range(parts + 1)]
+        return [self.rows(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def make_matrix(dtype: str, bits: int, n_bytes: int) -> Matrix:
+    """Gaussian weights: one block of rows again and again."""
+    block = np.random.default_rng(0).normal(0, 0.02, (256, COLS)).astype(np.float32)
+    block_words = reference.from_float32(block, dtype)
+    copies = max(1, n_bytes // block_words.nbytes)
+    words = np.tile(block_words, (copies, 1))
+    n = COLS // GROUP
+    packed = np.zeros((len(words) * n, GROUP * bits // 8), np.uint8)
+    # Written once, so that no page is touched for the first time inside a measurement.
+    decoded = np.empty_like(words)
+    decoded.fill(0)
+    return Matrix(words, packed, np.zeros((len(words), n), np.float32), decoded)
+
+
+def encode_task(backend: Backend, matrices: Sequence[Matrix], dtype: str, bits: int) -> Task:
+    def one(m: Matrix) -> None:
+        backend.encode(m.words, dtype, bits, GROUP, m.packed, m.norms)
+
+    return in_threads(one, matrices)
+
+
+def decode_task(backend: Backend, matrices: Sequence[Matrix], dtype: str, bits: int) -> Task:
+    def one(m: Matrix) -> None:
+        backend.decode(m.packed, m.norms, bits, GROUP, m.decoded, dtype)
+
+    return in_threads(one, matrices)
+
+
+def copy_task(matrices: Sequence[Matrix]) -> Task:
+    """The words of a matrix to where they are decoded."""
+    return in_threads(lambda m: np.copyto(m.decoded, m.words), matrices)
+
+
+def in_threads(work: Callable[[Matrix], None], matrices: Sequence[Matrix]) -> Task:
+    if len(matrices) == 1:
+        return lambda: work(matrices[0])
+    pool = ThreadPoolExecutor(len(matrices))
+    return lambda: list(pool.map(work, matrices))
+
+
+def medians(tasks: dict[Any, Task], rounds: int) -> dict[Any, float]:
+    """Seconds of each task: one round to warm up, then the median of interleaved rounds."""
+    seconds: dict[Any, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def bench_width(names: Sequence[str], dtype: str, bits: int, n_bytes: int, rounds: int) -> None:
+    matrix = make_matrix(dtype, bits, n_bytes)
+    slow = matrix.rows(0, SLOW_WEIGHTS // COLS)
+    for threads in (1, 2):
+        tasks: dict[Any, Task] = {"memcpy": copy_task(matrix.split(threads))}
+        weights = {"memcpy": matrix.words.size}
+        for name in names:
+            whole = slow if name == "numpy" else matrix
+            parts, backend = whole.split(threads), get_backend(name)
+            tasks[name, "encode"] = encode_task(backend, parts, dtype, bits)
+            tasks[name, "decode"] = decode_task(backend, parts, dtype, bits)
+            weights[name, "encode"] = weights[name, "decode"] = whole.words.size
+        seconds = medians(tasks, rounds)
+        copied = matrix.words.nbytes * 2 / seconds["memcpy"]
+        for key in list(tasks)[1:]:
+            report(key, dtype, bits, threads, weights[key] / seconds[key], copied)
+
+
+def report(
+    key: tuple[str, str], dtype: str, bits: int, threads: int, rate: float, copied: float
+) -> None:
+    """`copied`: bytes that memcpy read and wrote in a second."""
+    source = np.dtype(WORD_TYPE[dtype]).itemsize
+    moved = source + bits / 8 + 4 / GROUP
+    backend, direction = key
+    print(
+        f"{backend:9} {direction}  {dtype:4} {bits} bits  {threads} thread{'s'[: threads - 1]:1} "
+        f"{rate / 1e9:7.3f} G weights/s  {rate * moved / 1e9:6.2f} GB/s moved  "
+        f"{rate * moved / copied:6.1%} of memcpy ({copied / 1e9:.1f} GB/s)",
+        flush=True,
+    )
+
+
+def bench_torch(bits: int, rounds: int) -> None:
+    """An ordinary torch encoder against the default backend: BF16, one thread, one slice."""
+    import torch  # noqa: PLC0415  only this comparison needs it
+
+    torch.set_num_threads(1)
+    matrix = make_matrix("BF16", bits, SLOW_WEIGHTS * 2)
+    weights = torch.from_numpy(matrix.words.view(np.int16)).view(torch.bfloat16)
+    d1, d2 = (torch.from_numpy(d.copy()) for d in tables.signs(GROUP))
+    dense = torch.from_numpy(reference.hadamard(np.eye(GROUP, dtype=np.float32)))
+    rotation = d1[:, None] * dense / GROUP**0.5 * d2
+    levels = torch.from_numpy(tables.codebook(bits, GROUP).copy())
+    boundaries = (levels[1:] + levels[:-1]) / 2
+    shifts = torch.arange(bits, dtype=torch.uint8)
+    places = (1 << torch.arange(8)).to(torch.uint8)
+
+    def encode() -> Any:
+        groups = weights.reshape(-1, GROUP).float()
+        norm = groups.norm(dim=1, keepdim=True)
+        rotated = (groups / norm.clamp_min(1e-30)) @ rotation
+        codes = torch.bucketize(rotated, boundaries)
+        norms = norm[:, 0] / levels[codes].norm(dim=1)
+        planes = (codes.to(torch.uint8)[..., None] >> shifts) & 1
+        packed = (planes.reshape(len(groups), -1, 8) * places).sum(dim=-1, dtype=torch.uint8)
+        return packed, norms
+
+    backend = get_backend()
+    tasks = {"torch": encode, backend.name: encode_task(backend, [matrix], "BF16", bits)}
+    seconds = medians(tasks, rounds)
+    same = np.mean(encode()[0].numpy() == matrix.packed)
+    for name, value in seconds.items():
+        print(f"{name:9} encode  BF16 {bits} bits  {weights.numel() / value / 1e9:.4f} G weights/s")
+    print(f"          {seconds['torch'] / seconds[backend.name]:.0f} times; {same:.4%} bytes alike")
+
+
+def machine() -> str:
+    """Processor, cores, commit."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, commit {commit}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--gib", type=float, default=1.0, help="size of the source matrix")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backends", default=",".join(available_backends()))
+    parser.add_argument("--dtypes", default="BF16,F16,F32")
+    parser.add_argument("--bits", default="2,3,4")
+    parser.add_argument("--torch", action="store_true", help="compare with a torch encoder instead")
+    options = parser.parse_args()
+    print(f"{machine()}, default backend {get_backend().name}")
+    for bits in map(int, options.bits.split(",")):
+        if options.torch:
+            bench_torch(bits, options.rounds)
+            continue
+        for dtype in options.dtypes.split(","):
+            names = options.backends.split(",")
+            bench_width(names, dtype, bits, int(options.gib * 2**30), options.rounds)
+
+
+if __name__ == "__main__":
+    main()

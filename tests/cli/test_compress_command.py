@@ -1,0 +1,137 @@
+"""`tq3 compress`: what it writes, prints and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from factories import contents, llama_tensors, random_tensor, spoiled, tiny_checkpoint
+
+import tq3 as library
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tiny_checkpoint(tmp_path / "in", shards=2)
+
+
+def test_it_writes_what_the_library_writes_with_the_same_options(tq3, source, tmp_path):
+    options = ("--bits", 4, "--group-size", 64, "--keep", "*.0.*", "--keep", "*.norm.*")
+    options += ("--keep-dtype", "source", "--max-shard-size", "20KB", "--workers", 2)
+    options += ("--sensitive-bits", 2, "--sensitive-pattern", "up_proj", "--backend", "numpy")
+    result = tq3("compress", source, tmp_path / "out", *options, "--verbatim-config")
+    assert result.exit_code == 0
+    library.compress(
+        source,
+        tmp_path / "same",
+        bits=4,
+        group_size=64,
+        keep=["*.0.*", "*.norm.*"],
+        keep_dtype="source",
+        max_shard_size=20_000,
+        sensitive_bits=2,
+        sensitive_patterns=["up_proj"],
+        verbatim_config=True,
+    )
+    assert contents(tmp_path / "out") == contents(tmp_path / "same")
+
+
+def test_without_options_it_writes_what_the_library_writes_without(tq3, source, tmp_path):
+    assert tq3("compress", source, tmp_path / "out").exit_code == 0
+    library.compress(source, tmp_path / "same")
+    assert contents(tmp_path / "out") == contents(tmp_path / "same")
+
+
+def test_only_and_nonfinite_arrive(tq3, tmp_path):
+    tensors = {"lm_head.weight": random_tensor(4, 128), "b.weight": random_tensor(4, 128)}
+    tensors["lm_head.weight"] = spoiled(tensors["lm_head.weight"], (1, 1), float("nan"))
+    source = tiny_checkpoint(tmp_path / "in", tensors)
+    options = ("--only", "lm_head.*", "--nonfinite", "keep", "--json")
+    result = tq3("compress", source, tmp_path / "out", *options)
+    assert json.loads(result.stdout)["n_compressed"] == 0
+    assert "notice: lm_head.weight" in result.stderr
+
+
+def test_the_figures_go_to_stdout_and_the_words_to_stderr(tq3, source, tmp_path):
+    result = tq3("compress", source, tmp_path / "out")
+    for figure in ("ratio", "bits a weight", "6 compressed, 5 kept", "relative error", "GB/s"):
+        assert figure in result.stdout
+    assert "peak memory" in result.stdout
+    assert "11 tensors, " in result.stderr
+    assert "100%" in result.stderr
+
+
+def test_json_is_one_object_with_every_figure(tq3, source, tmp_path):
+    result = tq3("compress", source, tmp_path / "out", "--json", "--backend", "numpy")
+    figures = json.loads(result.stdout)
+    assert figures["out"] == str(tmp_path / "out")
+    assert (figures["n_compressed"], figures["n_kept"]) == (6, 5)
+    assert figures["ratio"] == figures["source_bytes"] / figures["output_bytes"]
+    assert (figures["backend"], figures["left_out"]) == ("numpy", {})
+
+
+def test_quiet_prints_nothing(tq3, source, tmp_path):
+    result = tq3("compress", source, tmp_path / "out", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / "out" / "tq_config.json").exists()
+
+
+def test_quiet_still_tells_an_error(tq3, tmp_path):
+    result = tq3("compress", tmp_path / "nowhere", tmp_path / "out", "-q")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "no such folder" in result.stderr
+
+
+def test_what_is_left_behind_is_told_with_its_reason(tq3, source, tmp_path):
+    (source / "pytorch_model.bin").write_text("")
+    result = tq3("compress", source, tmp_path / "out")
+    assert "pytorch_model.bin (weights that are not part of this checkpoint)" in result.stdout
+
+
+def test_numpy_alone_is_said_once(tq3, source, tmp_path):
+    result = tq3("compress", source, tmp_path / "out", "--backend", "numpy")
+    assert result.stderr.count("no compiled codec") <= 1
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tq3, source, tmp_path):
+    before = contents(tmp_path)
+    result = tq3("compress", source, tmp_path / "out", "--dry-run", "--max-shard-size", "20KB")
+    assert result.exit_code == 0
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+    for figure in ("what compress would write", "ratio", "model-00001-of-0000", "peak memory"):
+        assert figure in result.stdout
+    assert "output head: one step before the softmax" in result.stdout
+    assert "mlp.up_proj" not in result.stdout
+
+
+def test_a_dry_run_lists_every_tensor_with_its_reason(tq3, source, tmp_path):
+    result = tq3("compress", source, tmp_path / "out", "--dry-run", "--tensors")
+    lines = result.stdout.splitlines()
+    planned = library.preview(source)
+    for tensor in planned.tensors:
+        (line,) = [line for line in lines if line.split()[:1] == [tensor.name]]
+        assert tensor.reason in line
+        assert "x".join(map(str, tensor.shape)) in line
+    assert len(planned.tensors) == len(llama_tensors())
+
+
+def test_a_dry_run_in_json_is_the_library_s_preview(tq3, source, tmp_path):
+    options = ("--dry-run", "--json", "--bits", 2, "--workers", 3)
+    result = tq3("compress", source, tmp_path / "out", *options)
+    expected = library.preview(source, library.Recipe(bits=2), workers=3).to_dict()
+    assert json.loads(result.stdout) == json.loads(json.dumps(expected))
+
+
+@pytest.mark.parametrize(("workers", "seen"), [(1, "1 workers"), (3, "3 workers")])
+def test_the_number_of_workers_is_told(tq3, source, tmp_path, workers, seen):
+    assert seen in tq3("compress", source, tmp_path / "out", "--workers", workers).stderr
+
+
+def test_names_with_markup_and_emoji_codes_are_shown_as_they_are(tq3, tmp_path):
+    name = "[bold]a[/bold].:smile:.weight"
+    source = tiny_checkpoint(tmp_path / "in", {name: random_tensor(4, 128)})
+    result = tq3("compress", source, tmp_path / "out", "--dry-run", "--tensors")
+    assert name in result.stdout
+    assert name in tq3("compress", source, tmp_path / "out").output

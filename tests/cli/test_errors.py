@@ -1,0 +1,155 @@
+"""What a user can do wrong: one sentence on stderr, a documented exit code, no traceback."""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from factories import random_tensor, spoiled, tiny_checkpoint
+
+import tq3 as library
+from tq3.cli.screen import Screen
+from tq3.errors import StorageError
+
+Arguments = tuple[object, ...]
+
+
+def compress(path: Path, *options: object) -> Arguments:
+    """Compress a sound checkpoint."""
+    return "compress", tiny_checkpoint(path / "in"), path / "out", *options
+
+
+def refilled(path: Path) -> Arguments:
+    """Into a folder with something in it."""
+    (path / "out").mkdir()
+    (path / "out" / "notes").write_text("mine")
+    return compress(path)
+
+
+def damaged(path: Path) -> Arguments:
+    """A source cut short."""
+    file = tiny_checkpoint(path / "in") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    return "compress", path / "in", path / "out"
+
+
+def not_finite(path: Path) -> Arguments:
+    """A source with a NaN."""
+    one = spoiled(random_tensor(4, 128), (2, 77), float("nan"))
+    return "compress", tiny_checkpoint(path / "in", {"a.weight": one}), path / "out"
+
+
+def quantised(path: Path) -> Arguments:
+    """A source that is compressed already."""
+    library.compress(tiny_checkpoint(path / "first"), path / "in")
+    return "compress", path / "in", path / "out"
+
+
+def broken_config(path: Path) -> Arguments:
+    """A TQ3 checkpoint with a tq_config.json that is none."""
+    library.compress(tiny_checkpoint(path / "first"), path / "in")
+    (path / "in" / "tq_config.json").write_text("{")
+    return "inspect", path / "in"
+
+
+USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
+    "bits": (lambda path: compress(path, "--bits", 5), "--bits is 5"),
+    "group size": (lambda path: compress(path, "--group-size", 100), "--group-size is 100"),
+    "keep dtype": (lambda path: compress(path, "--keep-dtype", "int8"), "--keep-dtype"),
+    "nonfinite": (lambda path: compress(path, "--nonfinite", "hide"), "--nonfinite"),
+    "sensitive bits": (lambda path: compress(path, "--sensitive-bits", 9), "--sensitive-bits"),
+    "shard size": (lambda path: compress(path, "--max-shard-size", "some"), "not a size"),
+    "shard size of 0": (lambda path: compress(path, "--max-shard-size", "0"), "max-shard-size"),
+    "workers": (lambda path: compress(path, "--workers", 0), "workers"),
+    "backend": (lambda path: compress(path, "--backend", "abacus"), "abacus"),
+    "an unknown option": (lambda path: compress(path, "--colour"), "--colour"),
+    "a word for a number": (lambda path: compress(path, "--bits", "three"), "--bits"),
+    "no target": (lambda path: ("compress", path), "Missing argument"),
+    "a target that is not empty": (refilled, "--overwrite"),
+    "a target inside the source": (lambda path: (*compress(path)[:2], path / "in" / "x"), "inside"),
+    "an unknown command": (lambda _: ("explode",), "explode"),
+    "dtype": (lambda path: ("restore", path, path / "out", "--dtype", "int8"), "--dtype"),
+}
+
+BAD_INPUT: dict[str, tuple[Callable[[Path], Arguments], str]] = {
+    "no folder": (lambda path: ("compress", path / "none", path / "out"), "no such folder"),
+    "no folder to inspect": (lambda path: ("inspect", path / "none"), "no such folder"),
+    "no folder to restore": (lambda path: ("restore", path / "none", path / "o"), "no such folder"),
+    "no weights": (lambda path: ("inspect", path), "no safetensors weights"),
+    "damaged": (damaged, "do not fill the file"),
+    "not finite": (not_finite, "nan at row 2, column 77"),
+    "quantised": (quantised, "already quantised"),
+    "quantised, dry run": (lambda path: (*quantised(path), "--dry-run"), "already quantised"),
+    "broken config": (broken_config, "tq_config.json"),
+    "not TQ3": (lambda path: ("restore", compress(path)[1], path / "o"), "not a TQ3 checkpoint"),
+}
+
+
+def check_error(result, code: int, words: str) -> None:
+    """One sentence, the code, and neither data nor a traceback."""
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    # Option errors of the parser come in a box as wide as the terminal.
+    assert words in re.sub(r"[\s│]+", " ", result.stderr)
+
+
+@pytest.mark.parametrize(("make", "words"), USAGE.values(), ids=USAGE)
+def test_a_wrong_request_ends_with_2(tq3, tmp_path, make, words):
+    check_error(tq3(*make(tmp_path)), 2, words)
+
+
+@pytest.mark.parametrize(("make", "words"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_ends_with_3_and_one_line(tq3, tmp_path, make, words):
+    result = tq3(*make(tmp_path))
+    check_error(result, 3, words)
+    assert result.stderr.splitlines()[-1].startswith("tq3: error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+def test_an_error_is_the_same_sentence_in_every_mode(tq3, tmp_path, option):
+    result = tq3("compress", tmp_path / "none", tmp_path / "out", option)
+    check_error(result, 3, "no such folder")
+
+
+def test_no_room_ends_with_4(tq3, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10, 9, 1))
+    check_error(tq3(*compress(tmp_path), "--quiet"), 4, "not enough free space")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_write_ends_with_4(tq3, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise StorageError("can't be written: Input/output error", file="x")
+
+    monkeypatch.setattr("tq3.storage.writer.ShardFile.write", fail)
+    check_error(tq3(*compress(tmp_path), "--quiet"), 4, "x: can't be written")
+
+
+@pytest.mark.parametrize("at", ["_show", "_progress"])
+def test_an_interrupt_while_something_is_printed_leaves_nothing(tq3, tmp_path, monkeypatch, at):
+    """The pipeline is then suspended between two events, and somebody must close it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = compress(tmp_path)
+    monkeypatch.setattr(Screen, at, interrupt)
+    result = tq3(*arguments)
+    left = (tmp_path / "out").exists()  # while the error and its frames are still held
+    assert (result.exit_code, result.stdout, left) == (130, "", False)
+    assert "interrupted" in result.stderr
+
+
+def test_a_fault_of_the_program_is_not_hidden(tq3, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("tq3.pipelines.work.Worker.carry_out", fail)
+    with pytest.raises(ZeroDivisionError, match="a fault of ours"):
+        tq3(*compress(tmp_path))

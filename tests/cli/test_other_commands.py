@@ -1,0 +1,105 @@
+"""`tq3 inspect`, `tq3 restore` and `tq3` itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from factories import contents, llama_tensors, tiny_checkpoint
+
+import tq3 as library
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tiny_checkpoint(tmp_path / "my-model")
+
+
+@pytest.fixture
+def compressed(source: Path, tmp_path: Path) -> Path:
+    library.compress(source, tmp_path / "tq3")
+    return tmp_path / "tq3"
+
+
+def test_inspect_of_a_tq3_checkpoint_says_what_it_holds(tq3, compressed):
+    result = tq3("inspect", compressed)
+    assert (result.exit_code, result.stderr) == (0, "")
+    for fact in ("TQ3 checkpoint", "tq3_native, 3 bits, groups of 128", "my-model", "bfloat16"):
+        assert fact in result.stdout
+    for fact in ("attention", "MLP", "embeddings", "output head", "6 compressed, 5 kept"):
+        assert fact in result.stdout
+    assert f"tq3 {library.__version__}" in result.stdout
+
+
+def test_inspect_of_another_checkpoint_says_what_compress_would_do(tq3, source):
+    before = contents(source)
+    result = tq3("inspect", source)
+    assert result.exit_code == 0
+    assert "what compress would write" in result.stdout
+    assert contents(source) == before
+
+
+@pytest.mark.parametrize("kind", ["source", "compressed"])
+def test_inspect_lists_every_tensor_only_when_asked(tq3, request, kind):
+    path = request.getfixturevalue(kind)
+    listed = [
+        line.split()[0] for line in tq3("inspect", path, "--tensors").stdout.splitlines() if line
+    ]
+    assert set(llama_tensors()) <= set(listed)
+    unlisted = tq3("inspect", path).stdout
+    assert not any(name in unlisted for name in llama_tensors())
+
+
+@pytest.mark.parametrize("kind", ["source", "compressed"])
+def test_inspect_in_json_is_the_librarys_description(tq3, request, kind):
+    path = request.getfixturevalue(kind)
+    found = json.loads(tq3("inspect", path, "--json").stdout)
+    assert found == json.loads(json.dumps(library.inspect(path).to_dict()))
+    assert found["planned"] == (kind == "source")
+
+
+def test_inspect_of_nothing_and_of_an_empty_checkpoint(tq3, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert tq3("inspect", tmp_path / "empty").exit_code == 3
+    bare = tiny_checkpoint(tmp_path / "bare", {})
+    assert tq3("inspect", bare).exit_code == 0
+    library.compress(bare, tmp_path / "out")
+    assert tq3("inspect", tmp_path / "out").exit_code == 0
+
+
+def test_restore_writes_what_the_library_writes(tq3, compressed, tmp_path):
+    options = ("--dtype", "float32", "--max-shard-size", "100KB", "--workers", 2)
+    result = tq3("restore", compressed, tmp_path / "back", *options)
+    assert result.exit_code == 0
+    assert "6 decoded, 5 copied" in result.stdout
+    library.restore(compressed, tmp_path / "same", dtype="float32", max_shard_size=100_000)
+    assert contents(tmp_path / "back") == contents(tmp_path / "same")
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 1
+
+
+def test_restore_has_json_quiet_overwrite_and_backend(tq3, compressed, tmp_path):
+    result = tq3("restore", compressed, tmp_path / "back", "--json", "--backend", "numpy")
+    figures = json.loads(result.stdout)
+    assert (figures["restored"], figures["backend"]) == (True, "numpy")
+    assert tq3("restore", compressed, tmp_path / "back").exit_code == 2
+    result = tq3("restore", compressed, tmp_path / "back", "--overwrite", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_version_is_that_of_the_package(tq3):
+    result = tq3("--version")
+    assert (result.exit_code, result.stdout) == (0, f"tq3 {library.__version__}\n")
+
+
+@pytest.mark.parametrize("command", [(), ("compress",), ("inspect",), ("restore",)])
+def test_every_command_has_help(tq3, command):
+    result = tq3(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_without_a_command_there_is_help(tq3):
+    result = tq3()
+    assert "compress" in result.output
+    assert "restore" in result.output

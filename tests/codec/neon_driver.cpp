@@ -1,0 +1,98 @@
+// Runs one kernel on a request from standard input: scripts/check_neon.sh starts it under an
+// emulator.
+//
+// Request: ten int64 (operation, kernel, bits, group, rows, cols, dtype, other dtype, bytes of
+// input, bytes of output), the tables of `tables.py` as float32, the input. Answer: the output; for
+// a cast also an int64, what overflowed.
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+enum Operation { kEncode, kDecode, kCast };
+enum Field {
+    kOperation,
+    kKernel,
+    kBits,
+    kGroup,
+    kRows,
+    kCols,
+    kDtype,
+    kOtherDtype,
+    kBytesIn,
+    kBytesOut,
+    kFields
+};
+
+void read_exactly(void* to, std::size_t bytes) {
+    if (std::fread(to, 1, bytes, stdin) != bytes) std::exit(bytes == 0 ? 0 : 1);
+}
+
+// Each array its own allocation without slack, so that the emulator has a chance to fault.
+std::vector<char> read_bytes(std::size_t bytes) {
+    std::vector<char> data(bytes);
+    if (bytes) read_exactly(data.data(), bytes);
+    return data;
+}
+
+tq3::Tables read_tables(int bits, int group) {
+    tq3::Tables tables = {};
+    tables.bits = bits;
+    tables.group = group;
+    read_exactly(tables.level, sizeof(float) * (std::size_t{1} << bits));
+    read_exactly(tables.boundary, sizeof(float) * ((std::size_t{1} << (bits - 1)) - 1));
+    read_exactly(tables.d1, sizeof(float) * static_cast<std::size_t>(group));
+    read_exactly(tables.d2, sizeof(float) * static_cast<std::size_t>(group));
+    read_exactly(&tables.root_group, sizeof(float));
+    read_exactly(&tables.inverse_root_group, sizeof(float));
+    return tables;
+}
+
+// A caller that flushes denormals to zero must not change a byte.
+void flush_denormals() {
+#if defined(__aarch64__)
+    const std::uint64_t flush_to_zero = 1 << 24;
+    __asm__ volatile("msr fpcr, %0" : : "r"(flush_to_zero));
+#endif
+}
+
+}  // namespace
+
+int main() {
+    flush_denormals();
+    std::int64_t request[kFields];
+    while (std::fread(request, sizeof request, 1, stdin) == 1) {
+        const auto size = [&](Field field) { return static_cast<std::size_t>(request[field]); };
+        const tq3::Tables tables =
+            read_tables(static_cast<int>(request[kBits]), static_cast<int>(request[kGroup]));
+        const std::vector<char> in = read_bytes(size(kBytesIn));
+        std::vector<char> out(size(kBytesOut));
+
+        const tq3::Kernels& kernels = *tq3::kAllKernels[size(kKernel)];
+        const auto dtype = static_cast<tq3::Dtype>(request[kDtype]);
+        const auto other = static_cast<tq3::Dtype>(request[kOtherDtype]);
+        const std::size_t groups_a_row = (size(kCols) + size(kGroup) - 1) / size(kGroup);
+        const tq3::Shape shape = {size(kRows), size(kCols), groups_a_row};
+        // Norms follow the packed codes, in both directions.
+        const std::size_t packed_bytes =
+            size(kRows) * groups_a_row * size(kGroup) * size(kBits) / 8;
+        std::int64_t overflowed = 0;
+        if (request[kOperation] == kEncode)
+            kernels.encode(tables, shape, dtype, in.data(),
+                           reinterpret_cast<std::uint8_t*>(out.data()),
+                           reinterpret_cast<float*>(out.data() + packed_bytes));
+        else if (request[kOperation] == kDecode)
+            kernels.decode(tables, shape, reinterpret_cast<const std::uint8_t*>(in.data()),
+                           reinterpret_cast<const float*>(in.data() + packed_bytes), dtype,
+                           out.data());
+        else
+            overflowed = static_cast<std::int64_t>(
+                kernels.cast(size(kCols), dtype, in.data(), other, out.data()));
+        std::fwrite(out.data(), 1, out.size(), stdout);
+        std::fwrite(&overflowed, sizeof overflowed, 1, stdout);
+        std::fflush(stdout);
+    }
+}

@@ -1,0 +1,173 @@
+"""What lies beside the tensors: side files, config.json, tq_config.json, the model's identity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from factories import contents, hub_snapshot, random_tensor, tiny_checkpoint
+
+import tq3
+from tq3.errors import BadInput, UsageError
+from tq3.pipelines.events import Event, Finished, Planned
+
+
+def config_of(folder: Path) -> dict:
+    """tq_config.json."""
+    return json.loads((folder / "tq_config.json").read_text())
+
+
+def add(folder: Path, **files: str) -> Path:
+    """More files; two underscores stand for a slash, one in front for a dot."""
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("DOT", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_everything_but_weights_git_and_caches_travels_along(tmp_path):
+    source = add(
+        tiny_checkpoint(tmp_path / "in"),
+        tokenizerDOTjson="{}",
+        sub__notes="n",
+        pytorch_modelDOTbin="w",
+        DOTgitattributes="g",
+        onnx__modelDOTonnx="o",
+        onnx__readme="r",
+    )
+    report = tq3.compress(source, tmp_path / "out")
+    assert contents(tmp_path / "out").keys() == {
+        *("model.safetensors", "config.json", "tq_config.json", "tokenizer.json", "sub/notes"),
+    }
+    assert contents(tmp_path / "out")["tokenizer.json"] == b"{}"
+    assert report.left_out.keys() == {
+        *("pytorch_model.bin", ".gitattributes", "onnx/model.onnx", "onnx/readme"),
+    }
+
+
+def test_config_json_gains_one_key_and_keeps_every_other_byte(tmp_path):
+    text = '{\n    "b":  1.0,\n    "a": "ü"\n}\n'
+    source = tiny_checkpoint(tmp_path / "in", config=text)
+    tq3.compress(source, tmp_path / "out", bits=4, group_size=64)
+    written = (tmp_path / "out" / "config.json").read_text()
+    gained = {"quant_method": "turboquant", "format": "tq3_native", "bits": 4, "group_size": 64}
+    assert json.loads(written) == {"b": 1.0, "a": "ü", "quantization_config": gained}
+    assert written.startswith('{\n    "b":  1.0,\n    "a": "ü",\n    "quantization_config"')
+    assert written.endswith("}\n}\n")
+
+
+def test_verbatim_config_leaves_config_json_alone(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in", config='{"a":\t1}')
+    tq3.compress(source, tmp_path / "out", verbatim_config=True)
+    assert (tmp_path / "out" / "config.json").read_text() == '{"a":\t1}'
+
+
+def test_a_checkpoint_without_config_json_gets_none(tmp_path):
+    tq3.compress(tiny_checkpoint(tmp_path / "in", config=None), tmp_path / "out")
+    assert contents(tmp_path / "out").keys() == {"model.safetensors", "tq_config.json"}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"quantization_config": null}', '{"quantization_config": null, "a": 1}']
+)
+def test_a_quantization_config_of_null_is_none(tmp_path, text):
+    """Written by some versions of Transformers; hosts must still recognise the result."""
+    tq3.compress(tiny_checkpoint(tmp_path / "in", config=text), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["quantization_config"]["quant_method"] == "turboquant"
+
+
+def test_tq_config_says_what_existing_readers_ask_and_how_it_was_made(tmp_path):
+    source = tiny_checkpoint(tmp_path / "my-model")
+    tq3.compress(source, tmp_path / "out", keep=["*.1.*"])
+    config = config_of(tmp_path / "out")
+    ours = config.pop("tq3")
+    assert config == {
+        "bits": 3,
+        "group_size": 128,
+        "format": "tq3_native",
+        "quantizer_seed": 42,
+        "compressed_layers": 3,
+        "original_model": "my-model",
+    }
+    assert ours["writer"] == f"tq3 {tq3.__version__}"
+    assert (ours["source_dtype"], ours["source_revision"]) == ("bfloat16", None)
+    assert ours["recipe"]["keep"] == ["*.1.*"]
+
+
+def test_a_snapshot_of_the_hub_cache_is_followed_and_named(tmp_path):
+    plain = add(tiny_checkpoint(tmp_path / "plain", shards=2), sub__notes="n")
+    snapshot = hub_snapshot(tmp_path / "cache", plain, revision="4e5f")
+    tq3.compress(plain, tmp_path / "from plain")
+    tq3.compress(snapshot, tmp_path / "from snapshot")
+    config = config_of(tmp_path / "from snapshot")
+    assert config["original_model"] == "some-org/some/model"
+    assert config["tq3"]["source_revision"] == "4e5f"
+    one, other = (contents(tmp_path / f"from {kind}") for kind in ("plain", "snapshot"))
+    del one["tq_config.json"], other["tq_config.json"]
+    assert one == other
+    assert not [path for path in (tmp_path / "from snapshot").rglob("*") if path.is_symlink()]
+
+
+def test_a_relative_path_is_named_after_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_checkpoint(tmp_path / "my-model"))
+    tq3.compress(".", tmp_path / "out")
+    assert config_of(tmp_path / "out")["original_model"] == "my-model"
+
+
+def test_a_target_that_is_not_empty_needs_overwrite(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in", shards=2)
+    tq3.compress(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(UsageError, match="not empty"):
+        tq3.compress(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out" / "notes").write_text("mine")
+    tq3.compress(source, tmp_path / "out", max_shard_size=20_000, overwrite=True)
+    assert (tmp_path / "out" / "notes").read_text() == "mine"
+    tq3.compress(source, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "notes").unlink()
+    assert contents(tmp_path / "out").keys() == before.keys()
+
+
+def test_a_target_inside_the_source_is_refused(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in")
+    before = contents(source)
+    with pytest.raises(UsageError, match="inside each other"):
+        tq3.compress(source, source / "tq3")
+    assert contents(source) == before
+
+
+def test_a_compressed_checkpoint_is_not_compressed_again(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in")
+    tq3.compress(source, tmp_path / "once")
+    with pytest.raises(BadInput, match="already quantised"):
+        tq3.compress(tmp_path / "once", tmp_path / "twice")
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_damaged_source_leaves_no_target(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in")
+    with (source / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(BadInput, match="do not fill the file"):
+        tq3.compress(source, tmp_path / "deep" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_unknown_backend_is_refused_with_those_that_there_are(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in")
+    with pytest.raises(UsageError, match="numpy"):
+        tq3.compress(source, tmp_path / "out", backend="abacus")
+    assert not (tmp_path / "out").exists()
+
+
+def test_events_begin_with_the_plan_and_end_with_the_report(tmp_path):
+    events: list[Event] = []
+    source = tiny_checkpoint(tmp_path / "in", {"a.weight": random_tensor(4, 128)})
+    report = tq3.compress(source, tmp_path / "out", on_event=events.append)
+    assert isinstance(events[0], Planned)
+    assert events[-1] == Finished(report)
+    assert sum(isinstance(event, (Planned, Finished)) for event in events) == 2

@@ -1,0 +1,160 @@
+"""Whatever ends a run early: the error arrives, nothing is left, no thread goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from factories import contents, random_tensor, tiny_checkpoint
+
+import tq3
+from tq3.errors import StorageError, UsageError
+from tq3.pipelines.events import Event, Planned, Progress
+from tq3.pipelines.shards import in_parallel
+from tq3.storage.writer import ShardFile, TargetFolder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    tensors = {f"{i}.weight": random_tensor(64, 256, seed=i) for i in range(8)}
+    return tiny_checkpoint(tmp_path / "in", tensors, shards=2)
+
+
+@pytest.fixture(params=[1, 4])
+def run(request, source, tmp_path, set_block_bytes) -> Iterator[Callable[[], Iterator[Event]]]:
+    """Starts a compression of many blocks; afterwards no thread of it may be alive."""
+    set_block_bytes(2000)
+    before = set(threading.enumerate())
+    yield lambda: tq3.compress_checkpoint(
+        source, tmp_path / "out", tq3.Recipe(max_shard_bytes=30_000), workers=request.param
+    )
+    assert set(threading.enumerate()) == before
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("n_events", [1, 2, 50])
+def test_closing_the_events_early_leaves_nothing(run, n_events):
+    events = run()
+    for _ in range(n_events):
+        next(events)
+    events.close()
+
+
+@pytest.mark.parametrize("n_events", [1, 2, 50])
+def test_an_interrupt_leaves_nothing(run, n_events):
+    events = run()
+    for _ in range(n_events):
+        next(events)
+    with pytest.raises(KeyboardInterrupt):
+        events.throw(KeyboardInterrupt)
+
+
+def test_a_file_that_is_cut_short_meanwhile_is_a_storage_error(run, source):
+    events = run()
+    assert isinstance(next(events), Planned)
+    with (source / "model-00002-of-00002.safetensors").open("rb+") as file:
+        file.truncate(50_000)
+    with pytest.raises(StorageError, match="cut short") as caught:
+        list(events)
+    assert "model-00002-of-00002.safetensors" in str(caught.value.file)
+
+
+def test_a_disk_that_is_full_is_a_storage_error(run, monkeypatch):
+    writes: list[int] = []
+
+    def write(self: ShardFile, offset: int, data: memoryview) -> None:
+        writes.append(offset)
+        if len(writes) > 20:
+            raise StorageError("can't be written: No space left on device", file=self.path)
+
+    monkeypatch.setattr(ShardFile, "write", write)
+    with pytest.raises(StorageError, match="No space left"):
+        list(run())
+
+
+def test_an_error_of_a_worker_is_raised_as_it_is(run, monkeypatch):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("in a worker")
+
+    monkeypatch.setattr("tq3.pipelines.work.Worker.carry_out", fail)
+    with pytest.raises(ZeroDivisionError, match="in a worker"):
+        list(run())
+
+
+def test_a_disk_without_room_is_refused_before_a_byte_is_written(run, monkeypatch):
+    def no_room(self: TargetFolder, n_bytes: int) -> None:
+        assert contents(self.folder) == {}
+        raise StorageError(f"no room for {n_bytes}")
+
+    monkeypatch.setattr(TargetFolder, "check_room", no_room)
+    events = run()
+    planned = next(events)
+    assert isinstance(planned, Planned)
+    with pytest.raises(StorageError, match="no room") as caught:
+        next(events)
+    needed = int(caught.value.message.rpartition(" ")[2])
+    assert needed > planned.plan.file_bytes
+
+
+def test_a_failure_of_on_event_leaves_nothing(source, tmp_path):
+    def fail(event: Event) -> None:
+        if isinstance(event, Progress):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        tq3.compress(source, tmp_path / "out", on_event=fail)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_after_a_killed_one_needs_no_help(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model-00001.safetensors.part").write_bytes(b"half")
+    tq3.compress(source, tmp_path / "out")
+    assert not [name for name in contents(tmp_path / "out") if name.endswith(".part")]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_every_item_is_worked_on_once(workers):
+    assert sorted(in_parallel(range(100), lambda: lambda i: i * i, workers)) == [
+        i * i for i in range(100)
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_each_thread_makes_its_own_worker(workers):
+    made: list[object] = []
+
+    def make() -> Callable[[int], int]:
+        made.append(threading.current_thread())
+        return lambda i: i
+
+    list(in_parallel(range(100), make, workers))
+    assert len(made) == len(set(made)) == workers
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_error_among_the_items_is_raised_too(workers):
+    def items() -> Iterator[int]:
+        yield 1
+        raise LookupError("in the items")
+
+    with pytest.raises(LookupError, match="in the items"):
+        list(in_parallel(items(), lambda: lambda i: i, workers))
+
+
+def test_less_than_one_worker_is_refused(source, tmp_path):
+    """In a thread, since the fault would be to wait for ever."""
+    errors: list[BaseException] = []
+
+    def compress() -> None:
+        try:
+            tq3.compress(source, tmp_path / "out", workers=-1)
+        except UsageError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=compress, daemon=True)
+    thread.start()
+    thread.join(timeout=5)
+    assert "workers" in str(errors[0])

@@ -1,0 +1,66 @@
+"""Memory stays small whatever the size of a tensor. Each run has a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import file_bytes
+
+from tq3.codec.backend import available_backends
+
+LIMIT_BYTES = 400 * 10**6
+N_RANDOM = 1 << 20
+
+RUN = """
+import sys, tq3
+report = tq3.compress(sys.argv[1], sys.argv[2], workers=8)
+report = tq3.restore(sys.argv[2], sys.argv[3], workers=8)
+assert "torch" not in sys.modules
+print(report.peak_memory_bytes)
+"""
+
+
+def large_checkpoint(path: Path, name: str, shape: tuple[int, ...]) -> Path:
+    """One large BF16 tensor: the same random megabytes again and again."""
+    n_bytes = 2 * prod(shape)
+    entry = {"dtype": "BF16", "shape": list(shape), "data_offsets": [0, n_bytes]}
+    floats = np.random.default_rng(0).normal(0, 0.02, N_RANDOM).astype(np.float32)
+    piece = (floats.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    path.mkdir()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(file_bytes({name: entry}))
+        for start in range(0, n_bytes, len(piece)):
+            file.write(piece[: n_bytes - start])
+    return path
+
+
+LARGE = {
+    "kept and cast": ("model.embed_tokens.weight", (75_000, 2048)),
+    "compressed": ("model.layers.0.mlp.up_proj.weight", (75_000, 2048)),
+    "padded rows of megabytes": ("model.layers.0.mlp.up_proj.weight", (200, 750_001)),
+    "experts": ("model.layers.0.mlp.experts.gate_up_proj", (64, 1024, 2304)),
+}
+
+
+@pytest.mark.skipif(available_backends() == ("numpy",), reason="minutes without kernels")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
+@pytest.mark.parametrize(("name", "shape"), LARGE.values(), ids=LARGE)
+def test_a_tensor_of_300_megabytes_needs_less_than_the_limit(tmp_path, name, shape):
+    source = large_checkpoint(tmp_path / "in", name, shape)
+    n_source = (source / "model.safetensors").stat().st_size
+    assert n_source > 295 * 10**6
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, source, tmp_path / "tq3", tmp_path / "back"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert json.loads(run.stdout) < LIMIT_BYTES
+    assert abs((tmp_path / "back" / "model.safetensors").stat().st_size - n_source) < 1000

@@ -1,0 +1,158 @@
+"""Layers, imports and docstrings, enforced."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import tq3
+
+PACKAGE = Path(tq3.__file__).parent
+
+# Everybody may import errors and version; cli, api and the package itself may import everything.
+MAY_IMPORT = {
+    "format": set(),
+    "codec": {"format"},
+    "plan": {"format"},
+    "storage": {"format", "plan"},
+    "pipelines": {"format", "codec", "plan", "storage"},
+}
+FREE = {"errors", "version"}
+TOP = {"cli", "api", "__init__", "__main__"}
+
+STANDARD_ONLY = {"errors", "version", "format", "plan", "storage", "api", "__init__", "__main__"}
+THIRD_PARTY = {"codec": {"numpy"}, "pipelines": {"numpy"}, "cli": {"typer", "rich"}}
+HEAVY = {"torch", "transformers", "safetensors", "scipy", "huggingface_hub", "click"}
+
+
+def part_of(path: Path) -> str:
+    """The layer, or the module at the top, that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports anywhere in it; names imported from one too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layers_imported(path: Path) -> set[str]:
+    """Parts of tq3 that a file imports."""
+    names = (name.split(".") for name in imported_modules(path))
+    return {parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "tq3"}
+
+
+def files_of(part: str) -> list[Path]:
+    """All source files of a layer or of a module at the top."""
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if part_of(path) == part]
+
+
+def modules() -> list[ModuleType]:
+    """Every module of the package that is written in Python."""
+    found = pkgutil.walk_packages(tq3.__path__, "tq3.")
+    names = [info.name for info in found if not info.name.endswith(("_native", "__main__"))]
+    return [tq3, *map(importlib.import_module, names)]
+
+
+def test_every_file_belongs_to_a_part_that_this_test_knows():
+    parts = {part_of(path) for path in PACKAGE.rglob("*.py")}
+    assert parts == set(MAY_IMPORT) | FREE | TOP
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_a_layer_imports_only_what_lies_below_it(layer):
+    files = files_of(layer)
+    assert files
+    for path in files:
+        assert layers_imported(path) - {layer} - FREE <= MAY_IMPORT[layer], path
+
+
+@pytest.mark.parametrize("module", sorted(FREE))
+def test_what_everybody_imports_imports_nothing_of_ours(module):
+    (path,) = files_of(module)
+    assert layers_imported(path) == set()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.name))
+def test_other_packages_are_imported_where_they_belong(path):
+    others = {name.split(".")[0] for name in imported_modules(path)} - {"tq3"}
+    others -= sys.stdlib_module_names
+    assert not others & HEAVY
+    assert others <= THIRD_PARTY.get(part_of(path), set())
+
+
+def test_the_check_sees_imports_inside_of_functions(tmp_path):
+    source = "def f():\n    import torch\n    from tq3.cli import app\n"
+    (tmp_path / "x.py").write_text(source)
+    assert set(imported_modules(tmp_path / "x.py")) == {"torch", "tq3.cli.app"}
+    assert layers_imported(tmp_path / "x.py") == {"cli"}
+
+
+def functions(module: ModuleType) -> Iterator[tuple[str, object]]:
+    """Public functions, classes and methods that a module defines."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(value) or inspect.isclass(value):
+            yield f"{module.__name__}.{name}", value
+
+
+def test_every_module_and_every_public_function_and_class_says_what_it_is():
+    missing = [
+        module.__name__
+        for module in modules()
+        if not module.__doc__ and Path(module.__file__ or "").stat().st_size
+    ]
+    documented = 0
+    for module in modules():
+        for name, value in functions(module):
+            doc = value.__doc__ or ""
+            documented += 1
+            # A dataclass without a docstring gets its own signature for one.
+            if not doc or doc.startswith(f"{name.rpartition('.')[2]}("):
+                missing.append(name)
+    # Commands speak by their help, errors by the table at the top of their module.
+    allowed = {"tq3.cli.app.root"} | {
+        f"tq3.errors.{e}" for e in ("UsageError", "BadInput", "StorageError")
+    }
+    assert set(missing) - allowed == set()
+    assert documented > 50
+
+
+def test_exported_names_are_there_each_once_and_in_order():
+    for name in tq3.__all__:
+        assert getattr(tq3, name).__module__.startswith("tq3."), name
+    assert len(set(tq3.__all__)) == len(tq3.__all__)
+    assert list(tq3.__all__) == sorted(tq3.__all__)
+
+
+def test_files_and_functions_keep_the_size_of_the_house():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        assert len(path.read_text().splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{path}: {node.name}"
+
+
+def test_nothing_below_the_commands_prints_or_reads_the_environment():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if part_of(path) == "cli":
+            continue
+        names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
+        attributes = {
+            n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+        }
+        assert not names & {"print", "input"}, path
+        assert not attributes & {"environ", "getenv"}, path

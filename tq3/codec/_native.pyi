@@ -1,0 +1,33 @@
+"""What module.cpp offers; backend.py is its only user."""
+
+from numpy import uint8
+from numpy.typing import NDArray
+
+from tq3.codec.reference import Floats, Words
+
+class Tables:
+    def __init__(
+        self,
+        *,
+        bits: int,
+        group: int,
+        levels: Floats,
+        boundaries: Floats,
+        d1: Floats,
+        d2: Floats,
+        root_group: float,
+        inverse_root_group: float,
+    ) -> None: ...
+
+class Kernels:
+    @property
+    def name(self) -> str: ...
+    def encode(
+        self, tables: Tables, words: Words, dtype: str, packed: NDArray[uint8], norms: Floats
+    ) -> None: ...
+    def decode(
+        self, tables: Tables, packed: NDArray[uint8], norms: Floats, words: Words, dtype: str
+    ) -> None: ...
+    def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int: ...
+
+def kernels_that_run_here() -> list[Kernels]: ...
