@@ -30,7 +30,7 @@ from tq3.codec import reference, tables
 from tq3.codec.backend import WORD_TYPE, Backend, available_backends, get_backend
 
 COLS, GROUP = 4096, 128
-SLOW_WEIGHTS = 1 << 24
+SLOW_WEIGHTS = 1 << 22
 Task = Callable[[], Any]
 
 

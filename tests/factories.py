@@ -200,6 +200,10 @@ class FakeFiles:
         """The names at the top, sorted."""
         return sorted(name for name in self._files if "/" not in name)
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return name in self._files
+
     def size(self, name: str) -> int:
         """Bytes of a file, or what was said they were."""
         return self._sizes.get(name, len(self._files[name]))

@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "kernels.h"
+#include "dispatch.h"
 
 namespace {
 
@@ -63,6 +63,7 @@ void flush_denormals() {
 
 int main() {
     flush_denormals();
+    const std::vector<const tq3::Kernels*> available = tq3::kernels_that_run_here();
     std::int64_t request[kFields];
     while (std::fread(request, sizeof request, 1, stdin) == 1) {
         const auto size = [&](Field field) { return static_cast<std::size_t>(request[field]); };
@@ -71,7 +72,7 @@ int main() {
         const std::vector<char> in = read_bytes(size(kBytesIn));
         std::vector<char> out(size(kBytesOut));
 
-        const tq3::Kernels& kernels = *tq3::kAllKernels[size(kKernel)];
+        const tq3::Kernels& kernels = *available.at(size(kKernel));
         const auto dtype = static_cast<tq3::Dtype>(request[kDtype]);
         const auto other = static_cast<tq3::Dtype>(request[kOtherDtype]);
         const std::size_t groups_a_row = (size(kCols) + size(kGroup) - 1) / size(kGroup);

@@ -103,3 +103,14 @@ def test_broken_links_and_links_to_folders_are_no_files(tmp_path):
     (folder / "file").write_bytes(b"")
     with LocalFiles(folder) as files:
         assert files.names() == files.tree() == ["file"]
+
+
+def test_only_files_in_the_folder_or_below_are_there(tmp_path):
+    (tmp_path / "outside").write_bytes(b"")
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below" / "file").write_bytes(b"")
+    with LocalFiles(folder) as files:
+        assert files.has("below/file")
+        outside = ("../outside", str(tmp_path / "outside"), "below/../../outside")
+        assert not any(files.has(name) for name in ("below", "gone", *outside))

@@ -127,7 +127,7 @@ def describe(files: Files, recipe: Recipe, workers: int) -> Description:
     """A TQ3 checkpoint as it is; any other checkpoint as `recipe` would compress it. Raises
     BadInput.
     """
-    if tq_config.FILE_NAME in files.names():
+    if files.has(tq_config.FILE_NAME):
         return _describe_tq3(files.label, read_checkpoint(files), read_tq_config(files))
     return describe_plan(files, recipe, workers)
 

@@ -66,7 +66,7 @@ def restore_checkpoint(
 
 def _ordinary_config(files: Files) -> str:
     """config.json without the key that compression inserted."""
-    if CONFIG not in files.names():
+    if not files.has(CONFIG):
         return "{}\n"
     return remove_key(read_text(files, CONFIG), "quantization_config")
 

@@ -36,7 +36,7 @@ def plan_restoration(
 
 def read_tq_config(files: Files) -> TqConfig:
     """tq_config.json of a folder. Raises BadInput where there is none."""
-    if FILE_NAME not in files.names():
+    if not files.has(FILE_NAME):
         raise BadInput(
             "not a TQ3 checkpoint",
             file=files.label,

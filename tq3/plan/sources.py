@@ -25,6 +25,9 @@ class Files(Protocol):
     def names(self) -> list[str]:
         """The files at the top of the folder, sorted."""
 
+    def has(self, name: str) -> bool:
+        """Whether `name` is a file in the folder or below it: never one outside."""
+
     def size(self, name: str) -> int: ...
 
     def read(self, name: str, offset: int, length: int) -> bytes:
@@ -61,7 +64,7 @@ def read_checkpoint(files: Files) -> Checkpoint:
     tensors = tuple(_in_disk_order(files, weight_files))
     _check_unique(tensors)
     _check_index(weight_map, tensors)
-    config = read_object(files, CONFIG) if CONFIG in names else {}
+    config = read_object(files, CONFIG) if files.has(CONFIG) else {}
     return Checkpoint(tensors, weight_files, config)
 
 
@@ -106,7 +109,7 @@ def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput("weight_map is not an object with entries", file=INDEX)
     for tensor, file in weight_map.items():
-        if file not in names:
+        if not isinstance(file, str) or not files.has(file):
             raise BadInput(
                 "the index names a file that is not in the folder",
                 file=INDEX,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock
 
 from tq3.errors import BadInput, StorageError
@@ -38,6 +38,12 @@ class LocalFiles:
         Links to files are followed (the Hub cache is made of them), links to folders are not.
         """
         return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+
+    def has(self, name: str) -> bool:
+        """Whether `name` is a file in the folder or below it: never one outside."""
+        path = PurePosixPath(name)
+        inside = not path.is_absolute() and ".." not in path.parts
+        return inside and (self.folder / path).is_file()
 
     def tree(self) -> list[str]:
         """Every regular file below the folder, as sorted relative paths with forward slashes."""

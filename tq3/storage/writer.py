@@ -35,7 +35,9 @@ class ShardFile:
             _reserve(self._descriptor, shard.file_bytes)
         self.write(0, memoryview(shard.header))
         self._closing = Event()
-        self._flusher = Thread(target=self._flush_along, name="tq3-flush")
+        # A daemon, because an interrupt may come before anybody can call `close`: the program would
+        # then wait for this thread for ever.
+        self._flusher = Thread(target=self._flush_along, name="tq3-flush", daemon=True)
         self._flush_error: OSError | None = None
         self._flusher.start()
 

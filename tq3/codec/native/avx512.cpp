@@ -41,11 +41,4 @@ inline __m512 lookup(const Levels& levels, Lanes code) {
 #include "kernels.inl"
 
 extern const tq3::Kernels kAvx512Kernels;
-const tq3::Kernels kAvx512Kernels = {"avx512",
-                                     [] {
-                                         return __builtin_cpu_supports("avx512f") &&
-                                                __builtin_cpu_supports("avx512bw") &&
-                                                __builtin_cpu_supports("avx512dq") &&
-                                                __builtin_cpu_supports("avx512vl");
-                                     },
-                                     encode, decode, cast};
+const tq3::Kernels kAvx512Kernels = {"avx512", encode, decode, cast};

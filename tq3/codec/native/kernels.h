@@ -35,8 +35,6 @@ struct Shape {
 
 struct Kernels {
     const char* name;
-    bool (*runs_here)();
-
     void (*encode)(const Tables&, Shape, Dtype, const void* words, std::uint8_t* packed,
                    float* norms);
     void (*decode)(const Tables&, Shape, const std::uint8_t* packed, const float* norms, Dtype,
@@ -44,9 +42,5 @@ struct Kernels {
     // Returns how many finite values became infinite.
     std::size_t (*cast)(std::size_t count, Dtype from, const void* words, Dtype to, void* out);
 };
-
-// Best first; the last one runs everywhere.
-extern const Kernels* const kAllKernels[];
-extern const std::size_t kKernelCount;
 
 }  // namespace tq3

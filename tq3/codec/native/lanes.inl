@@ -59,10 +59,51 @@ constexpr int pick(int lane, int from_a0, int from_b0, int from_a1, int from_b1)
     return lane / 4 * 4 + c % 4 + (c < 4 ? 0 : kLanes);
 }
 
+#if __has_builtin(__builtin_shufflevector)
 template <int p0, int p1, int p2, int p3, int... lane>
 inline I shuffle_quads(I a, I b, std::integer_sequence<int, lane...>) {
     return __builtin_shufflevector(a, b, pick(lane, p0, p1, p2, p3)...);
 }
+
+template <class Half, int... i>
+inline auto concatenate(Half a, Half b, std::integer_sequence<int, i...>) {
+    return __builtin_shufflevector(a, b, i...);
+}
+
+// One quad of each of the groups from[0], from[4], ... side by side.
+template <int quads>
+inline auto gather_quads(const char* const* from, std::size_t offset) {
+    if constexpr (quads == 1) {
+        return load<Quad>(from[0] + offset);
+    } else {
+        return concatenate(gather_quads<quads / 2>(from, offset),
+                           gather_quads<quads / 2>(from + 2 * quads, offset),
+                           std::make_integer_sequence<int, 4 * quads>());
+    }
+}
+
+template <int first, int... i>
+inline Quad quad_of(I v, std::integer_sequence<int, i...>) {
+    return __builtin_shufflevector(v, v, (first + i)...);
+}
+#else  // GCC 11 and older: the last two go through memory, which is slower
+template <int p0, int p1, int p2, int p3, int... lane>
+inline I shuffle_quads(I a, I b, std::integer_sequence<int, lane...>) {
+    return __builtin_shuffle(a, b, I{pick(lane, p0, p1, p2, p3)...});
+}
+
+template <int quads>
+inline I gather_quads(const char* const* from, std::size_t offset) {
+    Quad quad[quads];
+    for (int i = 0; i < quads; ++i) quad[i] = load<Quad>(from[4 * i] + offset);
+    return load<I>(quad);
+}
+
+template <int first, int... i>
+inline Quad quad_of(I v, std::integer_sequence<int, i...>) {
+    return load<Quad>(reinterpret_cast<const char*>(&v) + 4 * first);
+}
+#endif
 
 template <int p0, int p1, int p2, int p3>
 inline I shuffle_quads(I a, I b) {
@@ -80,17 +121,20 @@ inline void transpose_quads(I (&v)[4]) {
     v[3] = shuffle_quads<2, 3, 6, 7>(high01, high23);
 }
 
+template <int... quad>
+inline void scatter_quads(I v, char* const* to, std::size_t offset,
+                          std::integer_sequence<int, quad...>) {
+    (store(to[4 * quad] + offset, quad_of<4 * quad>(v, std::make_integer_sequence<int, 4>())), ...);
+}
+
 // Words 4k .. 4k+3 of kLanes groups: vector i holds word 4k+i of every group.
 inline void load_words(I (&v)[4], const char* const (&group)[kLanes], std::size_t offset) {
-    for (int j = 0; j < 4; ++j)
-        for (int quad = 0; quad < kLanes / 4; ++quad)
-            __builtin_memcpy(reinterpret_cast<char*>(&v[j]) + 16 * quad, group[4 * quad + j] + offset, 16);
+    for (int j = 0; j < 4; ++j) v[j] = gather_quads<kLanes / 4>(group + j, offset);
     transpose_quads(v);
 }
 
 inline void store_words(I (&v)[4], char* const (&group)[kLanes], std::size_t offset) {
     transpose_quads(v);
     for (int j = 0; j < 4; ++j)
-        for (int quad = 0; quad < kLanes / 4; ++quad)
-            __builtin_memcpy(group[4 * quad + j] + offset, reinterpret_cast<char*>(&v[j]) + 16 * quad, 16);
+        scatter_quads(v[j], group + j, offset, std::make_integer_sequence<int, kLanes / 4>());
 }

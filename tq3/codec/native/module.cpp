@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "dispatch.h"
 
 namespace nb = nanobind;
 using namespace tq3;
@@ -132,13 +132,6 @@ std::size_t cast(const Kernels& kernels, Array words, const std::string& dtype, 
     require_shape("out", out, shape_of(words));
     const nb::gil_scoped_release release;
     return kernels.cast(words.size(), from, words.data(), to, out.data());
-}
-
-std::vector<const Kernels*> kernels_that_run_here() {
-    std::vector<const Kernels*> usable;
-    for (std::size_t i = 0; i < kKernelCount; ++i)
-        if (kAllKernels[i]->runs_here()) usable.push_back(kAllKernels[i]);
-    return usable;
 }
 
 }  // namespace

@@ -32,4 +32,4 @@ inline Float4 lookup(const Levels& levels, int __attribute__((vector_size(16))) 
 #include "kernels.inl"
 
 extern const tq3::Kernels kNeonKernels;
-const tq3::Kernels kNeonKernels = {"neon", [] { return true; }, encode, decode, cast};
+const tq3::Kernels kNeonKernels = {"neon", encode, decode, cast};

@@ -58,8 +58,8 @@ inline Half float_to_f16(F values) {
 }
 #endif
 
-// The upper half of each lane, rounded to nearest even; the lower half keeps rubbish. Right for every
-// value but a NaN with a payload down there, whose carry may run into the sign.
+// The upper half of each lane, rounded to nearest even; the lower half keeps rubbish. Right for
+// every value but a NaN with a payload down there, whose carry may run into the sign.
 inline I round_to_bf16(F value) {
     const U bits = reinterpret_cast<U>(value);
     return reinterpret_cast<I>(bits + 0x7fff + ((bits >> 16) & 1));
