@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,37 +143,56 @@ def report(
 
 
 def bench_torch(bits: int, rounds: int) -> None:
-    """An ordinary torch encoder against the default backend: BF16, one thread, one slice."""
+    """Ordinary torch encoders against the default backend: BF16, one thread, one slice."""
+    matrix = make_matrix("BF16", bits, SLOW_WEIGHTS * 2)
+    encoders = torch_encoders(matrix.words, bits)
+    backend = get_backend()
+    seconds = medians(
+        {**encoders, backend.name: encode_task(backend, [matrix], "BF16", bits)}, rounds
+    )
+    for name, value in seconds.items():
+        times, speed = value / seconds[backend.name], matrix.words.size / value / 1e9
+        print(f"{name:21}  BF16 {bits} bits  {speed:.4f} G weights/s, 1/{times:.0f}")
+    for name, encode in encoders.items():
+        same = np.mean(encode()[0].numpy() == matrix.packed)
+        print(f"{name}: {same:.4%} of its bytes are ours")
+
+
+def torch_encoders(words: NDArray[Any], bits: int) -> dict[str, Task]:
+    """What an ordinary implementer writes, with the two ways to transform a group."""
     import torch  # noqa: PLC0415  only this comparison needs it
 
     torch.set_num_threads(1)
-    matrix = make_matrix("BF16", bits, SLOW_WEIGHTS * 2)
-    weights = torch.from_numpy(matrix.words.view(np.int16)).view(torch.bfloat16)
+    weights = torch.from_numpy(words.view(np.int16)).view(torch.bfloat16)
     d1, d2 = (torch.from_numpy(d.copy()) for d in tables.signs(GROUP))
     dense = torch.from_numpy(reference.hadamard(np.eye(GROUP, dtype=np.float32)))
-    rotation = d1[:, None] * dense / GROUP**0.5 * d2
     levels = torch.from_numpy(tables.codebook(bits, GROUP).copy())
     boundaries = (levels[1:] + levels[:-1]) / 2
     shifts = torch.arange(bits, dtype=torch.uint8)
     places = (1 << torch.arange(8)).to(torch.uint8)
 
-    def encode() -> Any:
+    def butterflies(groups: Any) -> Any:
+        stride = GROUP // 2
+        while stride:
+            a, b = groups.reshape(len(groups), -1, 2, stride).unbind(2)
+            groups = torch.stack([a + b, a - b], dim=2).reshape(len(groups), GROUP)
+            stride //= 2
+        return groups
+
+    def encode(transform: Callable[[Any], Any]) -> Any:
         groups = weights.reshape(-1, GROUP).float()
         norm = groups.norm(dim=1, keepdim=True)
-        rotated = (groups / norm.clamp_min(1e-30)) @ rotation
+        rotated = transform(groups / norm.clamp_min(1e-30) * d1) / GROUP**0.5 * d2
         codes = torch.bucketize(rotated, boundaries)
         norms = norm[:, 0] / levels[codes].norm(dim=1)
         planes = (codes.to(torch.uint8)[..., None] >> shifts) & 1
         packed = (planes.reshape(len(groups), -1, 8) * places).sum(dim=-1, dtype=torch.uint8)
         return packed, norms
 
-    backend = get_backend()
-    tasks = {"torch": encode, backend.name: encode_task(backend, [matrix], "BF16", bits)}
-    seconds = medians(tasks, rounds)
-    same = np.mean(encode()[0].numpy() == matrix.packed)
-    for name, value in seconds.items():
-        print(f"{name:9} encode  BF16 {bits} bits  {weights.numel() / value / 1e9:.4f} G weights/s")
-    print(f"          {seconds['torch'] / seconds[backend.name]:.0f} times; {same:.4%} bytes alike")
+    return {
+        "torch, butterflies": partial(encode, butterflies),
+        "torch, matrix product": partial(encode, lambda groups: groups @ dense),
+    }
 
 
 def machine() -> str:

@@ -26,6 +26,7 @@ import numpy as np
 
 from tq3.format.header import TensorInfo, build_header
 
+PROGRAM = str(Path(sys.executable).with_name("tq3"))
 CHUNK = 4 * 2**20
 LAYER = {  # the shapes of a 7B model's layer, 202 M weights
     "self_attn.q_proj.weight": (4096, 4096),
@@ -104,7 +105,7 @@ def timed(prepare: Callable[[Path], None], source: Path, out: Path, run: Callabl
 
 def program(source: Path, out: Path, workers: int) -> int:
     """The whole command, start of the interpreter included; gives its peak memory."""
-    command = [sys.executable, "-m", "tq3", "compress", str(source), str(out), "--json"]
+    command = [PROGRAM, "compress", str(source), str(out), "--json"]
     result = subprocess.run(
         [*command, "--workers", str(workers)], check=True, capture_output=True, text=True
     )
@@ -164,7 +165,7 @@ def make_checkpoint(folder: Path, gigabytes: float) -> Path:
 
 def output_bytes(source: Path) -> int:
     """Tensor bytes that compress will write, from its own plan."""
-    command = [sys.executable, "-m", "tq3", "compress", str(source), "x", "--dry-run", "--json"]
+    command = [PROGRAM, "compress", str(source), "x", "--dry-run", "--json"]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(json.loads(result.stdout)["n_bytes"])
 

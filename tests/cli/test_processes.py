@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from factories import file_bytes, tiny_checkpoint
 
-PROGRAM = (sys.executable, "-m", "tq3")
+PROGRAM = (str(Path(sys.executable).with_name("tq3")),)
 
 
 def slow_checkpoint(path: Path) -> Path:
@@ -48,18 +48,23 @@ def end_of(run: subprocess.Popen) -> tuple[str, str]:
         raise
 
 
+# A test run in the background of a shell ignores SIGINT, and so would its children.
+IN_THE_FOREGROUND = """
+import signal
+from tq3.cli.app import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_stopped_run_ends_with_130_and_leaves_nothing(tmp_path, number, workers):
     source, out = slow_checkpoint(tmp_path / "in"), tmp_path / "out"
-    command = (*PROGRAM, "compress", source, out, "--backend", "numpy", "--workers", workers)
+    command = (sys.executable, "-c", IN_THE_FOREGROUND, "compress", source, out)
+    command += ("--backend", "numpy", "--workers", workers)
     with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background of a shell ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         wait_for(out, run)
         run.send_signal(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,6 +133,21 @@ def test_each_thread_makes_its_own_worker(workers):
 
     list(in_parallel(range(100), make, workers))
     assert len(made) == len(set(made)) == workers
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_leaving_early_stops_the_workers_after_what_they_have_in_hand(workers):
+    worked: list[int] = []
+
+    def work(item: int) -> int:
+        time.sleep(0.001)
+        worked.append(item)
+        return item
+
+    results = in_parallel(range(3000), lambda: work, workers)
+    next(results)
+    results.close()
+    assert len(worked) < 1000
 
 
 @pytest.mark.parametrize("workers", [1, 3])

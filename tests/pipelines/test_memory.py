@@ -51,7 +51,8 @@ LARGE = {
 def peak_bytes(path: Path, source: Path, backend: str) -> int:
     """Peak memory of a process that compresses and restores; the tensor must come back whole."""
     command = (sys.executable, "-c", RUN, source, path / "tq3", path / "back", backend)
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    # Not here: Python looks for modules in its working folder first.
+    run = subprocess.run(command, cwd=path, capture_output=True, text=True, check=True, timeout=120)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (source, path / "back")]
     assert abs(sizes[0] - sizes[1]) < 1000
     return int(run.stdout)

@@ -47,7 +47,8 @@ NonfiniteOpt = Annotated[
     str, typer.Option(help="At a NaN or infinity: error, or keep that tensor uncompressed.")
 ]
 WorkersOpt = Annotated[
-    int | None, typer.Option(min=1, help="Threads; default one a processor. Never changes a byte.")
+    int | None,
+    typer.Option(min=1, help="Threads; default one a processor, at most 16. Never changes a byte."),
 ]
 BackendOpt = Annotated[
     str | None, typer.Option(help="Codec by name, for example avx2 or numpy; default the fastest.")

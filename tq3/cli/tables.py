@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,9 +33,19 @@ def of_report(report: Report, out: Path) -> Table:
     table.add_row("time", f"{speed}, {report.workers} workers, backend {report.backend}")
     table.add_row("peak memory", gigabytes(report.peak_memory_bytes))
     if report.left_out:
-        names = [f"{name} ({why})" for name, why in report.left_out.items()]
-        table.add_row("not copied", "\n".join(names))
+        table.add_row("not copied", "\n".join(_left_out(report.left_out)))
     return table
+
+
+def _left_out(left_out: dict[str, str]) -> Iterator[str]:
+    """Files with the reason, those of a folder in one line."""
+    together = Counter(
+        (name.split("/")[0] if "/" in name else name, "/" in name, why)
+        for name, why in left_out.items()
+    )
+    for (name, is_folder, why), number in together.items():
+        files = "1 file" if number == 1 else f"{number} files"
+        yield f"{name}/ ({why}, {files})" if is_folder else f"{name} ({why})"
 
 
 def of_description(description: Description, *, tensors: bool) -> Iterator[Table]:

@@ -91,7 +91,7 @@ def read_header(read: Read, file_size: int, file: str) -> Header:
             expected=f"at most {room}",
         )
     entries = _parse_json(read(_LENGTH_BYTES, n_json), file)
-    metadata = _metadata(entries.pop("__metadata__", {}), file)
+    metadata = _metadata(entries.pop("__metadata__", None) or {}, file)
     data_start = _LENGTH_BYTES + n_json
     placed = {name: _tensor(name, entry, file) for name, entry in entries.items()}
     _check_no_gap_or_overlap(placed, file_size - data_start, file)

@@ -9,16 +9,19 @@ from pathlib import Path
 
 from tq3.errors import UsageError
 
+# A worker encodes about 5 GB a second: more of them only take memory.
+_ENOUGH_FOR_ANY_DISK = 16
+
 
 def check_workers(workers: int | None) -> int:
-    """The number of threads asked for; None is one a processor that this process may run on."""
-    if workers is not None:
-        if workers < 1:
-            raise UsageError(f"--workers is {workers}", expected="at least 1")
-        return workers
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The number of threads asked for; None is one a processor that may be used, at most 16."""
+    if workers is None:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        processors = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        return min(processors, _ENOUGH_FOR_ANY_DISK)
+    if workers < 1:
+        raise UsageError(f"--workers is {workers}", expected="at least 1")
+    return workers
 
 
 def peak_memory_bytes() -> int:

@@ -37,7 +37,7 @@ def restore_checkpoint(
 
     Names and shapes are the source's; every BF16, F16 and F32 tensor becomes `dtype` ("bfloat16",
     "float16" or "float32"), rounded to nearest even. Other options as in
-    `tq3.compress.compress_checkpoint`.
+    `tq3.pipelines.compress.compress_checkpoint`.
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype is {dtype!r}", expected=f"one of {', '.join(DTYPES)}")

@@ -176,7 +176,7 @@ def _check_index(weight_map: Mapping[str, str], tensors: tuple[Located, ...]) ->
 
 
 def _quantised_as(checkpoint: Checkpoint) -> str | None:
-    names = {tensor.info.name for tensor in checkpoint.tensors}
+    names = {tensor.info.name: tensor for tensor in checkpoint.tensors}  # in order, for the message
     partners = (
         ((PACKED, NORMS), "a TQ3 checkpoint (.tq_packed and .tq_norms)"),
         (("_blocks", "_scales"), "MXFP4 (_blocks and _scales)"),

@@ -74,11 +74,12 @@ class ShardFile:
 
 
 class TargetFolder:
-    """A complete checkpoint or none: leaving without `publish` removes the drafts."""
+    """A complete checkpoint or none: leaving without `publish` removes what was written."""
 
     def __init__(self, folder: str | os.PathLike[str], *, source: Path, overwrite: bool) -> None:
         self.folder = Path(folder)
         self._made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
+        self._unmarked: list[Path] = []  # files with their names, as long as the marker is missing
         self._check_apart(source)
         self._check_free(overwrite)
         with _write_errors(self.folder):
@@ -90,6 +91,8 @@ class TargetFolder:
 
     def __exit__(self, *_: object) -> None:
         self._remove_drafts()
+        for path in self._unmarked:
+            path.unlink(missing_ok=True)
         for folder in self._made:
             if any(folder.iterdir()):
                 break
@@ -139,7 +142,7 @@ class TargetFolder:
         self._remove_stale_weights(plan)
         for number, name in enumerate(plan.shard_names):
             with _write_errors(self.folder / name):
-                self._draft(number).replace(self.folder / name)
+                self._take_name(self._draft(number), self.folder / name)
         if plan.index is not None:
             self._write_text(INDEX, json.dumps(plan.index, indent=2, ensure_ascii=False) + "\n")
         for name, source in copies.items():
@@ -147,6 +150,7 @@ class TargetFolder:
         for name, text in texts.items():
             self._write_text(name, text)
         self._write_text(*marker)
+        self._unmarked.clear()
         _flush_folder(self.folder)
 
     def _check_apart(self, source: Path) -> None:
@@ -196,6 +200,10 @@ class TargetFolder:
         with self._draft_of(name) as draft:
             draft.write_text(text, encoding="utf-8", newline="")
 
+    def _take_name(self, draft: Path, path: Path) -> None:
+        self._unmarked.append(path)
+        draft.replace(path)
+
     @contextmanager
     def _draft_of(self, name: str) -> Iterator[Path]:
         """A path to write to, flushed and renamed to `name` when the block ends well."""
@@ -208,7 +216,7 @@ class TargetFolder:
                 yield draft
                 with draft.open("rb+") as file:
                     os.fsync(file.fileno())
-                draft.replace(path)
+                self._take_name(draft, path)
             finally:
                 draft.unlink(missing_ok=True)
 
