@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from math import prod
-from threading import Event as Flag
-from threading import Lock, Thread
+from threading import Event, Lock
 from typing import TypeVar
 
 from tq3.codec.backend import Backend
@@ -20,6 +20,8 @@ from tq3.plan.plan import Action, Block, Plan, Shard
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import Sidecars
 from tq3.storage.writer import ShardFile, TargetFolder
+
+_POLL_SECONDS = 0.05
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -145,8 +147,7 @@ def _carry_out(
 def in_parallel(
     items: Iterable[Item], make_work: Callable[[], Callable[[Item], Result]], workers: int
 ) -> Iterator[Result]:
-    """Results of `work(item)` as they come, in any order; `make_work` is called once in each
-    thread.
+    """Results of `work(item)` in any order; `make_work` is called once in each thread.
 
     The first exception of a worker ends all of them and is raised here. Leaving the iteration stops
     the workers after the item that each has in hand.
@@ -154,42 +155,27 @@ def in_parallel(
     if workers == 1:  # no thread between the user's debugger and the work
         yield from map(make_work(), items)
         return
-    source, lock, stop = iter(items), Lock(), Flag()
-    results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
+    source, lock, stop = iter(items), Lock(), Event()
+    results: deque[Result] = deque()
 
     def run() -> None:
+        work = make_work()
+        while not stop.is_set():
+            with lock:
+                item = next(source, None)
+            if item is None:
+                return
+            results.append(work(item))
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="tq3") as pool:
         try:
-            work = make_work()
-            while not stop.is_set():
-                with lock:
-                    item = next(source, None)
-                if item is None:
-                    break
-                results.put(work(item))
-        except BaseException as error:  # carried to the thread that waits
-            results.put(error)
-        results.put(None)
-
-    threads = [Thread(target=run, name=f"tq3-{i}") for i in range(workers)]
-    try:
-        for thread in threads:
-            thread.start()
-        yield from _until_all_end(results, workers)
-    finally:
-        stop.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
-
-
-def _until_all_end(
-    results: queue.SimpleQueue[Result | BaseException | None], workers: int
-) -> Iterator[Result]:
-    while workers:
-        result = results.get()
-        if result is None:
-            workers -= 1
-        elif isinstance(result, BaseException):
-            raise result
-        else:
-            yield result
+            running = {pool.submit(run) for _ in range(workers)}
+            while running:
+                # Not woken for each result: on few processors that would cost the workers time.
+                ended, running = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
+                for worker in ended:
+                    worker.result()
+                while results:
+                    yield results.popleft()
+        finally:
+            stop.set()

@@ -8,7 +8,7 @@ from threading import Lock
 
 from tq3.errors import BadInput, StorageError
 
-_READ_AHEAD_BYTES = 8 * 2**20
+_AHEAD_BYTES = 8 * 2**20
 
 
 class LocalFiles:
@@ -72,7 +72,7 @@ class LocalFiles:
         """Fill `buffer` from `offset`. Raises StorageError when the file has fewer bytes."""
         try:
             descriptor = self._descriptor(name)
-            _read_ahead(descriptor, offset + len(buffer))
+            _read_ahead(descriptor, offset + _AHEAD_BYTES, len(buffer))
             done = 0
             while done < len(buffer):
                 n = os.preadv(descriptor, [buffer[done:]], offset + done)
@@ -94,10 +94,10 @@ class LocalFiles:
             return self._open[name]
 
 
-def _read_ahead(descriptor: int, offset: int) -> None:
-    """Have the disk fetch what is read next while this thread computes."""
+def _read_ahead(descriptor: int, offset: int, length: int) -> None:
+    """Have the disk fetch what is read a little later, while this thread computes."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
 
 def _read_error(file: object, error: OSError) -> StorageError:
