@@ -11,7 +11,7 @@ demo: build/venv/demo  ## a real model compressed, inspected, restored and compa
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
 
 test: build/venv/test  ## the whole test suite
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadscope
 
 check: build/venv/test build/venv/lint  ## linters, types, generated documents
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ class Screen:
         self._err = Console(highlight=False, markup=False, emoji=False, stderr=True)
         self._bar: Progress | None = None
         self._bar_task: TaskID | None = None
-        self._next_line = 0.0
+        self._next_line: float | None = None
 
     def __enter__(self) -> Screen:
         return self
@@ -97,6 +97,8 @@ class Screen:
     def _progress(self, event: events.Progress) -> None:
         now = time.monotonic()
         finished = event.bytes_done == event.bytes_total
+        if self._next_line is None:
+            self._next_line = now if self._err.is_terminal else now + _PLAIN_LINE_SECONDS
         if now < self._next_line and not finished:
             return
         if self._err.is_terminal:
