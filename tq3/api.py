@@ -1,6 +1,4 @@
-"""The Python interface: each function has the name and the options of a command, runs to its end
-and returns figures.
-"""
+"""The Python interface: functions named as the commands, with their options, returning figures."""
 
 from __future__ import annotations
 
@@ -101,8 +99,7 @@ def restore(
 
 
 def inspect(path: StrPath, recipe: Recipe | None = None) -> Description:
-    """What the TQ3 checkpoint `path` holds, or what compress with `recipe` would make of any other
-    one.
+    """What the TQ3 checkpoint `path` holds, or what compress would make of any other one.
 
     Reads headers only. Raises BadInput or StorageError.
     """
@@ -113,10 +110,9 @@ def inspect(path: StrPath, recipe: Recipe | None = None) -> Description:
 def preview(
     source: StrPath, recipe: Recipe | None = None, workers: int | None = None
 ) -> Description:
-    """What compress would write: every tensor's fate and reason, shards, bytes, peak memory. Reads
-    headers only.
+    """What compress would write: every tensor's fate and reason, shards, bytes, peak memory.
 
-    Raises BadInput or StorageError, also for a source that compress would refuse.
+    Reads headers only. Raises BadInput or StorageError, also for what compress would refuse.
     """
     with LocalFiles(source) as files:
         return describe_plan(files, recipe or Recipe(), check_workers(workers))

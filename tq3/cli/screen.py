@@ -1,6 +1,4 @@
-"""The only place that prints: data to stdout, words to stderr; tables for people, JSON for
-programs.
-"""
+"""The only place that prints: data to stdout, words to stderr."""
 
 from __future__ import annotations
 

@@ -23,9 +23,7 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int) -> str:
-    """A count with its thousands marked, large ones in millions or billions: 1,199, 134.5 M, 27.78
-    B.
-    """
+    """A count as 1,199, 134.5 M or 27.78 B."""
     if number >= 10**9:
         return f"{number / 1e9:.2f} B"
     return f"{number / 1e6:.1f} M" if number >= 10**6 else f"{number:,}"

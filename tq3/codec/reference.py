@@ -18,8 +18,7 @@ Floats = NDArray[np.float32]
 
 
 def encode(words: Words, dtype: str, bits: int, group: int) -> tuple[NDArray[np.uint8], Floats]:
-    """Codes and norms of a matrix: (rows, cols) words -> (rows*n, group*bits/8) uint8, (rows, n)
-    float32.
+    """Codes and norms: (rows, cols) words -> (rows*n, group*bits/8) uint8, (rows, n) float32.
 
     `n` is ceil(cols / group); a last group that is not full is padded with zeros. A group whose sum
     of squares is not finite in float32 gets a norm that is not finite: the caller decides what that

@@ -40,9 +40,7 @@ _SIGN_BITS = bytes.fromhex(
 
 @cache
 def codebook(bits: int, group: int) -> NDArray[np.float32]:
-    """All 2**bits levels in ascending order, scaled by 1/sqrt(group).  (2**bits,) float32, read-
-    only
-    """
+    """All levels in ascending order, scaled by 1/sqrt(group).  (2**bits,) float32, read-only"""
     half = np.array(LEVELS[bits]) / np.sqrt(group)
     return _frozen(np.concatenate([-half[::-1], half]).astype(np.float32))
 

@@ -57,7 +57,7 @@ def compress_checkpoint(
         target.check_room(job.plan.file_bytes + sum(map(files.size, sidecars.copied)))
         tally = Tally(job.plan.bytes_in)
         for progress in write_shards(
-            job.plan, job.heed, files, target, tally, backend=codec, workers=workers
+            job.plan, job.heed, job.replan, files, target, tally, backend=codec, workers=workers
         ):
             yield from job.new_notices()
             yield progress
@@ -78,28 +78,35 @@ class _Job:
     checkpoint: Checkpoint
     recipe: Recipe
     exact: dict[str, str] = field(default_factory=dict)
+    findings: dict[str, Finding] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.plan = plan_compression(self.checkpoint, self.recipe)
 
-    def heed(self, findings: list[Finding]) -> Plan:
-        """A plan in which the tensors with findings keep their source type; or BadInput."""
-        for finding in findings:
-            if not finding.overflow and self.recipe.nonfinite == "error":
-                raise BadInput(
-                    f"not a finite weight: {finding.text}",
-                    file=self.files.label,
-                    tensor=finding.tensor,
-                    fix="get a sound checkpoint, or --nonfinite keep to store it as it is",
-                )
-            self.exact[finding.tensor] = f"kept as it is: {finding.text}"
-            self.notices.append(Notice(f"{finding.tensor} {self.exact[finding.tensor]}"))
+    def heed(self, finding: Finding) -> None:
+        """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""
+        if not finding.overflow and self.recipe.nonfinite == "error":
+            raise BadInput(
+                f"not a finite weight: {finding.text}",
+                file=self.files.label,
+                tensor=finding.tensor,
+                fix="get a sound checkpoint, or --nonfinite keep to store it as it is",
+            )
+        known = self.findings.setdefault(finding.tensor, finding)
+        if finding.gravity < known.gravity:
+            self.findings[finding.tensor] = finding
+
+    def replan(self) -> Plan:
+        """The plan in which tensors with findings keep their source type."""
+        for name in sorted(self.findings.keys() - self.exact.keys()):
+            self.exact[name] = f"kept as it is: {self.findings[name].text}"
+            self.notices.append(Notice(f"{name} {self.exact[name]}"))
         self.plan = plan_compression(self.checkpoint, self.recipe, self.exact)
         return self.plan
 
     def new_notices(self) -> Iterator[Notice]:
-        """What `heed` learned since this was called last."""
+        """What `replan` learned since this was called last."""
         while self.notices:
             yield self.notices.pop(0)
 
@@ -110,7 +117,7 @@ class _Job:
 
     def recognisable_config(self) -> dict[str, str]:
         """config.json with the key by which hosts recognise the folder, where there is one."""
-        if not self.checkpoint.config:
+        if not self.files.has(CONFIG):
             return {}
         text = read_text(self.files, CONFIG)
         # "quantization_config": null says that there is none; ours takes its place.

@@ -124,9 +124,7 @@ class Description:
 
 
 def describe(files: Files, recipe: Recipe, workers: int) -> Description:
-    """A TQ3 checkpoint as it is; any other checkpoint as `recipe` would compress it. Raises
-    BadInput.
-    """
+    """A TQ3 checkpoint as it is; any other one as `recipe` would compress it. Raises BadInput."""
     if files.has(tq_config.FILE_NAME):
         return _describe_tq3(files.label, read_checkpoint(files), read_tq_config(files))
     return describe_plan(files, recipe, workers)
@@ -247,8 +245,6 @@ def _class_line(label: str, tensors: Iterable[TensorLine]) -> ClassLine:
 
 
 def _peak_memory(plan: Plan, workers: int) -> int:
-    """Each worker holds one block, and no block is larger than this or than one row of a padded
-    tensor.
-    """
+    """Each worker holds one block: of the usual size, or of one padded row that is larger."""
     units = ((task.bytes_in + task.bytes_out) // task.units for task in plan.tasks if task.units)
     return _BASE_MEMORY_BYTES + workers * max(BLOCK_BYTES, *units, 0)

@@ -1,6 +1,4 @@
-"""What a pipeline tells while it runs. The library never prints: a caller shows these, or drops
-them.
-"""
+"""What a pipeline tells while it runs: a caller shows it, or drops it."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Work done so far: source bytes, of how many, compressed weights, seconds, and the tensor at
-    hand.
-    """
+    """Work done so far, in source bytes and compressed weights; the tensor at hand."""
 
     bytes_done: int
     bytes_total: int

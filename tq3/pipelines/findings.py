@@ -19,11 +19,18 @@ class Finding:
     """What the plan did not foresee in a block, which was therefore not written.
 
     overflow: True when all values are finite but one does not fit the target
+    first: the block's first unit
     """
 
     tensor: str
     overflow: bool
     text: str
+    first: int
+
+    @property
+    def gravity(self) -> tuple[bool, int]:
+        """Sorts a tensor's findings: the gravest first, then the first in the tensor."""
+        return self.overflow, self.first
 
 
 def _magnitudes(words: Words, dtype: str) -> Words:
@@ -45,7 +52,7 @@ def nonfinite(block: Block, words: Words, dtype: str) -> Finding:
     text = _value_and_place(block, words, dtype, at)
     if not len(faults):
         text += ", and its square does not fit float32"
-    return Finding(block.task.name, False, text)
+    return Finding(block.task.name, False, text, block.first)
 
 
 def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
@@ -53,7 +60,7 @@ def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
     magnitudes = _magnitudes(words, dtype).reshape(-1)
     magnitudes[magnitudes >= _INFINITY[dtype]] = 0
     text = _value_and_place(block, words, dtype, int(magnitudes.argmax()))
-    return Finding(block.task.name, True, f"{text} does not fit {target}")
+    return Finding(block.task.name, True, f"{text} does not fit {target}", block.first)
 
 
 def _value_and_place(block: Block, words: Words, dtype: str, at: int) -> str:

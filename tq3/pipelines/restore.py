@@ -13,7 +13,6 @@ from tq3.pipelines.events import Finished, Planned, Run
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.shards import Tally, make_report, write_shards
-from tq3.plan.plan import Plan
 from tq3.plan.restoring import DTYPES, plan_restoration, read_tq_config
 from tq3.plan.sources import CONFIG, INDEX, Files, read_checkpoint, read_text
 from tq3.storage.local import LocalFiles
@@ -54,7 +53,9 @@ def restore_checkpoint(
         yield Planned(plan, codec.name, workers)
         target.check_room(plan.file_bytes + sum(map(files.size, sidecars.copied)))
         tally = Tally(plan.bytes_in)
-        yield from write_shards(plan, _refuse, files, target, tally, backend=codec, workers=workers)
+        yield from write_shards(
+            plan, _refuse, lambda: plan, files, target, tally, backend=codec, workers=workers
+        )
         target.publish(
             plan,
             copies={name: files.folder / name for name in sidecars.copied},
@@ -71,8 +72,7 @@ def _ordinary_config(files: Files) -> str:
     return remove_key(read_text(files, CONFIG), "quantization_config")
 
 
-def _refuse(findings: list[Finding]) -> Plan:
-    finding = findings[0]
+def _refuse(finding: Finding) -> None:
     raise BadInput(
         finding.text, tensor=finding.tensor, fix="restore with --dtype bfloat16 or float32"
     )

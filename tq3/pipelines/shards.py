@@ -84,7 +84,8 @@ def make_report(plan: Plan, tally: Tally, sidecars: Sidecars, backend: str, work
 
 def write_shards(
     plan: Plan,
-    replan: Callable[[list[Finding]], Plan],
+    heed: Callable[[Finding], None],
+    replan: Callable[[], Plan],
     files: LocalFiles,
     target: TargetFolder,
     tally: Tally,
@@ -94,42 +95,29 @@ def write_shards(
 ) -> Iterator[Progress]:
     """Write every shard's draft.
 
-    `replan` gets what the values of a shard told, and raises or returns a plan that heeds it.
-    Sharding is greedy and in order, so only this shard and later ones change; this one is then
-    written again.
+    `heed` hears each finding at once, and raises if it ends the run. After a shard with findings
+    `replan` gives the plan that heeds them. Sharding is greedy and in order, so only this shard and
+    later ones change; this one is then written again.
     """
     number = 0
     while number < len(plan.shards):
         shard = plan.shards[number]
-        found: list[Done] = []
+        found: set[str] = set()
         before = tally.bytes_done, tally.weights_done
         with target.shard(number, shard) as file:
             for done in _carry_out(shard, file, files, backend, workers):
                 tally.add(done)
                 if done.finding:
-                    found.append(done)
+                    heed(done.finding)
+                    found.add(done.finding.tensor)
                 yield tally.progress(done.block.task.name)
         if found:
             tally.bytes_done, tally.weights_done = before
-            for done in found:
-                tally.errors.pop(done.block.task.name, None)
-            plan = replan(_one_for_each_tensor(found))
+            for name in found:
+                tally.errors.pop(name, None)
+            plan = replan()
         else:
             number += 1
-
-
-def _one_for_each_tensor(found: list[Done]) -> list[Finding]:
-    """The gravest and then first finding of each tensor: the same for any number of workers."""
-    gravest: dict[str, Finding] = {}
-    for done in sorted(found, key=_gravity):
-        if done.finding:
-            gravest.setdefault(done.finding.tensor, done.finding)
-    return list(gravest.values())
-
-
-def _gravity(done: Done) -> tuple[bool, str, int]:
-    overflow = done.finding.overflow if done.finding else True
-    return overflow, done.block.task.name, done.block.first
 
 
 def _carry_out(
