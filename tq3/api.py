@@ -11,9 +11,9 @@ from tq3.format.recipe import (
     Recipe,
     parse_size,
 )
-from tq3.pipelines.compress import StrPath, compress_checkpoint
+from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import Description, describe, describe_plan
-from tq3.pipelines.events import Event, Finished, Report, Run
+from tq3.pipelines.events import Event, Finished, Report, Run, StrPath
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.restore import restore_checkpoint
 from tq3.storage.local import LocalFiles

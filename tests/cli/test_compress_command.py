@@ -89,11 +89,6 @@ def test_what_is_left_behind_is_told_with_its_reason(tq3, source, tmp_path):
     assert "pytorch_model.bin (weights that are not part of this checkpoint)" in result.stdout
 
 
-def test_numpy_alone_is_said_once(tq3, source, tmp_path):
-    result = tq3("compress", source, tmp_path / "out", "--backend", "numpy")
-    assert result.stderr.count("no compiled codec") <= 1
-
-
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tq3, source, tmp_path):
     before = contents(tmp_path)
     result = tq3("compress", source, tmp_path / "out", "--dry-run", "--max-shard-size", "20KB")
@@ -124,7 +119,19 @@ def test_a_dry_run_in_json_is_the_library_s_preview(tq3, source, tmp_path):
     assert json.loads(result.stdout) == json.loads(json.dumps(expected))
 
 
-@pytest.mark.parametrize(("workers", "seen"), [(1, "1 workers"), (3, "3 workers")])
+def test_a_dry_run_needs_no_target(tq3, source, tmp_path):
+    with_target = tq3("compress", source, tmp_path / "out", "--dry-run")
+    without = tq3("compress", source, "--dry-run")
+    assert (without.exit_code, without.output) == (0, with_target.output)
+
+
+def test_a_quiet_dry_run_prints_nothing_but_errors(tq3, source):
+    result = tq3("compress", source, "--dry-run", "--tensors", "-q")
+    assert (result.exit_code, result.output) == (0, "")
+    assert tq3("compress", source / "none", "--dry-run", "-q").exit_code == 3
+
+
+@pytest.mark.parametrize(("workers", "seen"), [(1, "1 worker,"), (3, "3 workers,")])
 def test_the_number_of_workers_is_told(tq3, source, tmp_path, workers, seen):
     assert seen in tq3("compress", source, tmp_path / "out", "--workers", workers).stderr
 

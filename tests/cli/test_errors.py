@@ -67,7 +67,13 @@ USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
     "backend": (lambda path: compress(path, "--backend", "abacus"), "abacus"),
     "an unknown option": (lambda path: compress(path, "--colour"), "--colour"),
     "a word for a number": (lambda path: compress(path, "--bits", "three"), "--bits"),
-    "no target": (lambda path: ("compress", path), "Missing argument"),
+    "backend, dry run": (lambda p: compress(p, "--dry-run", "--backend", "abacus"), "abacus"),
+    "sensitive pattern alone": (
+        lambda path: compress(path, "--sensitive-pattern", "o_proj"),
+        "add --sensitive-bits",
+    ),
+    "tensors of no dry run": (lambda path: compress(path, "--tensors"), "add --dry-run"),
+    "no target": (lambda path: ("compress", path), "missing argument OUT"),
     "a target that is not empty": (refilled, "--overwrite"),
     "a target inside the source": (lambda path: (*compress(path)[:2], path / "in" / "x"), "inside"),
     "an unknown command": (lambda _: ("explode",), "explode"),
@@ -131,6 +137,28 @@ def test_a_failed_write_ends_with_4(tq3, tmp_path, monkeypatch):
     check_error(tq3(*compress(tmp_path), "--quiet"), 4, "x: can't be written")
 
 
+@pytest.mark.parametrize("command", ["compress", "inspect", "restore"])
+def test_an_unreadable_source_ends_with_4(tq3, tmp_path, monkeypatch, command):
+    source = tiny_checkpoint(tmp_path / "in")
+
+    def refuse(_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(source))
+
+    # As for a user who is not root: the root of a test machine may read everything.
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    monkeypatch.setattr("tq3.storage.local.LocalFiles.names", refuse)
+    arguments = (command, source) if command == "inspect" else (command, source, tmp_path / "out")
+    check_error(tq3(*arguments), 4, f"{source.name}: can't be read")
+
+
+def test_an_error_of_the_system_that_nobody_foresaw_ends_with_4(tq3, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error", "disk.bin")
+
+    monkeypatch.setattr("tq3.pipelines.work.Worker.carry_out", fail)
+    check_error(tq3(*compress(tmp_path), "--quiet"), 4, "disk.bin: can't be read or written")
+
+
 @pytest.mark.parametrize("at", ["_show", "_progress"])
 def test_an_interrupt_while_something_is_printed_leaves_nothing(tq3, tmp_path, monkeypatch, at):
     """The pipeline is then suspended between two events, and somebody must close it."""
@@ -143,7 +171,7 @@ def test_an_interrupt_while_something_is_printed_leaves_nothing(tq3, tmp_path, m
     result = tq3(*arguments)
     left = (tmp_path / "out").exists()  # while the error and its frames are still held
     assert (result.exit_code, result.stdout, left) == (130, "", False)
-    assert "interrupted" in result.stderr
+    assert "tq3: interrupted; nothing was written" in result.stderr
 
 
 def test_a_fault_of_the_program_is_not_hidden(tq3, tmp_path, monkeypatch):

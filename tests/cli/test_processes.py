@@ -32,7 +32,7 @@ def slow_checkpoint(path: Path) -> Path:
 def wait_for(path: Path, process: subprocess.Popen) -> None:
     """Until the draft is there."""
     end = time.monotonic() + 30
-    while not list(path.glob("*.part")):
+    while not list(path.glob(".tq3.part/*.safetensors.part")):
         assert process.poll() is None, "ended before it was stopped"
         if time.monotonic() > end:
             process.kill()
@@ -116,6 +116,26 @@ def test_a_killed_run_leaves_no_checkpoint_and_the_next_one_succeeds(tmp_path):
     subprocess.run((*PROGRAM, "compress", small, out, "-q"), check=True)
     names = {path.name for path in out.iterdir()}
     assert names == {"model.safetensors", "config.json", "tq_config.json"}
+
+
+def test_a_second_run_on_one_target_is_refused_while_the_first_is_alive(tmp_path):
+    source, out = slow_checkpoint(tmp_path / "in"), tmp_path / "out"
+    small = tiny_checkpoint(tmp_path / "small")
+    command = (*PROGRAM, "compress", source, out, "--backend", "numpy")
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
+        wait_for(out, run)
+        second = subprocess.run(
+            (*PROGRAM, "compress", small, out, "--overwrite"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        drafts = [path.name for path in (out / ".tq3.part").iterdir()]
+        run.kill()
+    assert second.returncode == 2
+    assert "another run is writing here" in " ".join(second.stderr.split())
+    assert "Traceback" not in second.stderr
+    assert drafts == ["model-00001.safetensors.part"]
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path):

@@ -159,9 +159,11 @@ def test_a_recipe_goes_to_json_and_back(recipe):
     assert recipe_from_record(json.loads(json.dumps(recipe_record(recipe)))) == recipe
 
 
-@pytest.mark.parametrize(
-    "record", [{"bits": 5}, {"colour": "red"}, {"max_shard_bytes": "5GiB"}, {"keep": [5]}]
-)
+def test_keys_of_a_later_recipe_are_ignored():
+    assert recipe_from_record({"bits": 2, "colour": "red"}) == Recipe(bits=2)
+
+
+@pytest.mark.parametrize("record", [{"bits": 5}, {"max_shard_bytes": "5GiB"}, {"keep": [5]}])
 def test_a_record_that_is_no_recipe_is_bad_input_not_bad_usage(record):
     with pytest.raises(BadInput, match="recipe"):
         recipe_from_record(record)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors import TensorSpec
 from safetensors.numpy import save_file
 
+from tq3.errors import BadInput
 from tq3.format.header import DTYPE_BITS, TensorInfo, build_header, read_header
 
 NUMPY_DTYPES = {
@@ -136,3 +137,9 @@ def test_a_small_header_is_these_bytes():
     )
     assert header == len(text).to_bytes(8, "little") + text
     assert offsets == {"w": len(header)}
+
+
+def test_two_tensors_of_one_name_are_refused():
+    twice = [TensorInfo("a", "U8", (4,)), TensorInfo("a", "F32", (1,))]
+    with pytest.raises(BadInput, match="two tensors"):
+        build_header(twice, {})

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from factories import contents, hub_snapshot, random_tensor, tiny_checkpoint
 
 import tq3
-from tq3.errors import BadInput, UsageError
+from tq3.errors import BadInput, StorageError, UsageError
 from tq3.pipelines.events import Event, Finished, Planned
 
 
@@ -45,6 +47,55 @@ def test_everything_but_weights_git_and_caches_travels_along(tmp_path):
     assert report.left_out.keys() == {
         *("pytorch_model.bin", ".gitattributes", "onnx/model.onnx", "onnx/readme"),
     }
+
+
+def test_a_link_to_a_folder_stays_behind_with_a_reason(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in")
+    (source / "elsewhere").symlink_to(tmp_path)
+    report = tq3.compress(source, tmp_path / "out")
+    assert report.left_out == {"elsewhere/": "a link to a folder"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "sub/notes"])
+def test_a_side_file_that_the_hub_cache_lacks_is_missed(tmp_path, name):
+    plain = add(tiny_checkpoint(tmp_path / "plain"), tokenizerDOTjson="{}", sub__notes="n")
+    snapshot = hub_snapshot(tmp_path / "cache", plain)
+    (snapshot / name).resolve().unlink()
+    with pytest.raises(StorageError, match="link whose file is missing") as caught:
+        tq3.compress(snapshot, tmp_path / "out")
+    assert caught.value.file == str(snapshot / name)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verbatim", [False, True])
+def test_every_name_is_written_once(tmp_path, monkeypatch, verbatim):
+    taken, replace = [], Path.replace
+
+    def noting(self: Path, target: Path) -> Path:
+        taken.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", noting)
+    source = add(tiny_checkpoint(tmp_path / "in", shards=2), tokenizerDOTjson="{}")
+    tq3.compress(source, tmp_path / "out", verbatim_config=verbatim)
+    tq3.restore(tmp_path / "out", tmp_path / "back")
+    out, back = contents(tmp_path / "out"), contents(tmp_path / "back")
+    assert sorted(taken) == sorted([*out, *back])
+
+
+FEW_DESCRIPTORS = """
+import resource, sys, tq3
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+tq3.compress(sys.argv[1], sys.argv[2], workers=4)
+"""
+
+
+def test_a_hundred_shards_need_no_hundred_descriptors(tmp_path):
+    tensors = {f"{i}.weight": random_tensor(8, 128, seed=i) for i in range(100)}
+    source = tiny_checkpoint(tmp_path / "in", tensors, shards=100)
+    command = (sys.executable, "-c", FEW_DESCRIPTORS, source, tmp_path / "out")
+    subprocess.run(command, check=True)
+    assert (tmp_path / "out" / "tq_config.json").exists()
 
 
 def test_config_json_gains_one_key_and_keeps_every_other_byte(tmp_path):

@@ -84,7 +84,9 @@ def test_an_error_of_a_worker_is_raised_as_it_is(run, monkeypatch):
         list(run())
 
 
-def test_a_disk_without_room_is_refused_before_a_byte_is_written(run, monkeypatch):
+def test_a_disk_without_room_is_refused_before_a_byte_is_written(run, source, monkeypatch):
+    (source / "notes").write_text("x" * 1000)
+
     def no_room(self: TargetFolder, n_bytes: int) -> None:
         assert contents(self.folder) == {}
         raise StorageError(f"no room for {n_bytes}")
@@ -96,7 +98,7 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_written(run, monkeypatc
     with pytest.raises(StorageError, match="no room") as caught:
         next(events)
     needed = int(caught.value.message.rpartition(" ")[2])
-    assert needed > planned.plan.file_bytes
+    assert needed == planned.plan.file_bytes + 1000
 
 
 def test_a_failure_of_on_event_leaves_nothing(source, tmp_path):
@@ -110,10 +112,50 @@ def test_a_failure_of_on_event_leaves_nothing(source, tmp_path):
 
 
 def test_a_run_after_a_killed_one_needs_no_help(source, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model-00001.safetensors.part").write_bytes(b"half")
+    (tmp_path / "out" / ".tq3.part").mkdir(parents=True)
+    (tmp_path / "out" / ".tq3.part" / "model-00001.safetensors.part").write_bytes(b"half")
     tq3.compress(source, tmp_path / "out")
-    assert not [name for name in contents(tmp_path / "out") if name.endswith(".part")]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model.safetensors", "config.json", "tq_config.json"}
+
+
+def test_a_second_run_on_one_target_is_refused_and_the_first_ends_well(source, tmp_path):
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    tq3.compress(source, alone)
+    events = tq3.compress_checkpoint(source, out, tq3.Recipe())
+    for event in events:
+        if isinstance(event, Progress):
+            break
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="another run is writing here"):
+            tq3.compress(source, out, overwrite=overwrite)
+    list(events)
+    assert contents(out) == contents(alone)
+
+
+@pytest.mark.parametrize("command", ["compress", "restore"])
+def test_a_side_file_that_vanishes_fails_before_the_shards_and_costs_nothing(
+    source, tmp_path, command
+):
+    """Of a target that is overwritten nothing either."""
+    (source / "tokenizer.json").write_text("{}")
+    out = tmp_path / "out"
+    tq3.compress(source, out)
+    before = contents(out)
+    if command == "restore":
+        source, out = out, tmp_path / "back"
+        out.mkdir()
+        (out / "config.json").write_text("old")
+        before = contents(out)
+        events = tq3.restore_checkpoint(source, out, overwrite=True)
+    else:
+        events = tq3.compress_checkpoint(source, out, tq3.Recipe(), overwrite=True)
+    assert isinstance(next(events), Planned)
+    (source / "tokenizer.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="can't be read") as caught:
+        next(events)
+    assert caught.value.file == str(source / "tokenizer.json")
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

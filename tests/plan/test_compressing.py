@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tq3.errors import BadInput
+from tq3.errors import BadInput, UsageError
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.plan.compressing import describe_compression, plan_compression
@@ -110,7 +110,6 @@ def test_a_quantisation_of_the_language_model_inside_a_larger_model_is_refused()
     "names",
     [
         ("experts.gate_up_proj_blocks",),
-        ("w.tq_packed", "v.tq_norms"),
         ("scale", "weight_scale", "a.weight_scaled", "a.qweights", "blocks.0.scales"),
     ],
 )
@@ -161,3 +160,16 @@ def test_the_source_dtype_is_that_of_most_bytes():
     assert dtype_of(small, large) == "bfloat16"
     assert dtype_of(TensorInfo("a", "I8", (10,))) == "I8"
     assert dtype_of() is None
+
+
+@pytest.mark.parametrize("name", ["w.tq_packed", "v.tq_norms"])
+def test_a_name_that_an_output_could_collide_with_is_refused(name):
+    with pytest.raises(BadInput, match="TQ3"):
+        plan_compression(checkpoint(TensorInfo(name, "F32", (4,))), Recipe())
+
+
+@pytest.mark.parametrize("option", ["keep", "only"])
+def test_a_glob_that_matches_nothing_is_a_usage_error(option):
+    recipe = Recipe(**{option: ("lm_haed*",)})
+    with pytest.raises(UsageError, match="lm_haed"):
+        plan_compression(checkpoint(TensorInfo("lm_head.weight", "BF16", MATRIX)), recipe)

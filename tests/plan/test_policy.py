@@ -65,7 +65,6 @@ COMPRESSED = [
     ("model.embedder_free.proj.weight", MATRIX),
     ("model.lm_header.weight", MATRIX),
     ("model.conv1dense.weight", MATRIX),
-    ("model.shared.weight", MATRIX),
     ("model.abnormal.weight", MATRIX),
     ("model.decoder.weight", MATRIX),
     ("encoder.embedding_hidden_mapping_in.weight", MATRIX),
@@ -93,6 +92,8 @@ KEPT = [
     ("classifier.weight", (2, 768), "output head"),
     # T5
     ("shared.weight", (32128, 512), "token embedding"),
+    ("model.shared.weight", (50265, 1024), "token embedding"),
+    ("lm_head.linear.weight", (51200, 2048), "output head"),
     ("decoder.embed_tokens.weight", (32128, 512), "token embedding"),
     ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (32, 8), "below 128"),
     ("encoder.final_layer_norm.weight", (512,), "norm"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def folder_of(path: Path, **files: bytes) -> Path:
     for name, content in files.items():
         (path / name).write_bytes(content)
     return path
+
+
+def open_descriptors() -> int:
+    """How many this process has; 0 where the system doesn't tell."""
+    folder = Path("/proc/self/fd")
+    return len(os.listdir(folder)) if folder.exists() else 0
 
 
 def test_names_are_those_at_the_top_and_the_tree_has_nested_folders_too(tmp_path):
@@ -58,12 +65,11 @@ def test_many_threads_read_the_same_file_without_mixing_their_bytes(tmp_path):
 
 
 def test_leaving_closes_every_file(tmp_path):
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else None
+    before = open_descriptors()
     with LocalFiles(folder_of(tmp_path, a=b"1", b=b"2")) as files:
         files.read("a", 0, 1)
         files.read("b", 0, 1)
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
@@ -77,10 +83,92 @@ def test_what_is_no_folder_is_refused_with_the_next_step(tmp_path, kind):
     assert "hf download" in str(caught.value.fix)
 
 
+def test_a_path_that_is_too_long_is_no_folder_and_no_file(tmp_path):
+    with pytest.raises(BadInput, match="no such folder"):
+        LocalFiles(tmp_path / ("x" * 5000))
+    with LocalFiles(tmp_path) as files:
+        assert not files.has("x" * 5000)
+
+
 @pytest.mark.parametrize("access", ["size", "read"])
 def test_a_file_that_has_gone_is_a_storage_error(tmp_path, access):
-    with LocalFiles(tmp_path) as files, pytest.raises(StorageError, match="can't be read"):
+    with (
+        LocalFiles(tmp_path) as files,
+        pytest.raises(StorageError, match="can't be read") as caught,
+    ):
         files.size("gone") if access == "size" else files.read("gone", 0, 1)
+    assert caught.value.file == str(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("unreadable", [".", "sub"])
+def test_a_folder_that_cannot_be_read_is_a_storage_error_with_its_name(
+    tmp_path, monkeypatch, unreadable
+):
+    (tmp_path / "sub").mkdir()
+    listdir, scandir = os.listdir, os.scandir
+
+    def denying(real: Callable[[Path], object]) -> Callable[[Path], object]:
+        def look(path: Path) -> object:
+            if Path(path) == tmp_path / unreadable:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        return look
+
+    monkeypatch.setattr(os, "listdir", denying(listdir))
+    monkeypatch.setattr(os, "scandir", denying(scandir))
+    with LocalFiles(tmp_path) as files:
+        with pytest.raises(StorageError, match="Permission denied") as caught:
+            files.tree()
+        assert caught.value.file == str(tmp_path / unreadable)
+        if unreadable == ".":
+            with pytest.raises(StorageError, match="Permission denied"):
+                files.names()
+
+
+def test_a_file_that_cannot_be_looked_at_is_listed_so_that_reading_it_says_why(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "file").write_bytes(b"")
+    stat = os.stat
+
+    def denying(path: Path, **options: bool) -> os.stat_result:
+        if str(path).endswith("file"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", denying)
+    with LocalFiles(tmp_path) as files:
+        assert files.tree() == ["sub/file"]
+
+
+def test_only_some_files_stay_open_however_many_are_read(tmp_path):
+    names = [f"{i:03d}" for i in range(100)]
+    folder = folder_of(tmp_path, **{name: name.encode() for name in names})
+    before = open_descriptors()
+    with LocalFiles(folder) as files:
+        for name in names * 2:
+            assert files.read(name, 0, 3) == name.encode()
+            assert open_descriptors() <= before + 16
+    assert open_descriptors() == before
+
+
+def test_a_file_that_is_being_read_is_not_closed_for_others(tmp_path):
+    """More files than stay open, read by more threads than that, in an order that evicts them."""
+    names = [f"{i:03d}" for i in range(60)]
+    contents = {name: os.urandom(5000) for name in names}
+    before = open_descriptors()
+    with (
+        LocalFiles(folder_of(tmp_path, **contents)) as files,
+        ThreadPoolExecutor(24) as pool,
+    ):
+        read = pool.map(lambda i: files.read(names[i % 60], i % 5000, 1) or b"", range(20_000))
+        assert all(
+            piece == contents[names[i % 60]][i % 5000 : i % 5000 + 1]
+            for i, piece in enumerate(read)
+        )
+    assert open_descriptors() == before
 
 
 def test_the_links_of_the_hub_cache_are_followed(tmp_path):
@@ -95,14 +183,30 @@ def test_the_links_of_the_hub_cache_are_followed(tmp_path):
         assert read_checkpoint(linked) == read_checkpoint(plain)
 
 
-def test_broken_links_and_links_to_folders_are_no_files(tmp_path):
+def test_a_broken_link_is_a_file_that_fails_with_its_name(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("broken", "sub/broken"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with LocalFiles(tmp_path) as files:
+        assert files.names() == ["broken"]
+        assert files.tree() == ["broken", "sub/broken"]
+        assert files.has("sub/broken")
+        for access in (files.size, lambda name: files.read(name, 0, 1)):
+            with pytest.raises(StorageError, match="link whose file is missing") as caught:
+                access("sub/broken")
+            assert caught.value.file == str(tmp_path / "sub" / "broken")
+            assert "fetch" in str(caught.value.fix)
+
+
+def test_a_link_to_a_folder_is_listed_with_a_slash_and_not_followed(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / "broken").symlink_to(tmp_path / "nowhere")
     (folder / "loop").symlink_to(folder)
     (folder / "file").write_bytes(b"")
     with LocalFiles(folder) as files:
-        assert files.names() == files.tree() == ["file"]
+        assert files.names() == ["file"]
+        assert files.tree() == ["file", "loop/"]
+        assert not files.has("loop")
 
 
 def test_only_files_in_the_folder_or_below_are_there(tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from factories import contents
@@ -16,9 +18,13 @@ from tq3.errors import StorageError
 from tq3.format.header import TensorInfo
 from tq3.plan.plan import Plan, arrange, copy_task
 from tq3.plan.sources import Located
-from tq3.storage.writer import TargetFolder
+from tq3.storage.writer import ShardFile, TargetFolder
 
 MARKER = ("marker.json", "{}")
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="the system doesn't list open descriptors"
+)
 
 
 def plan_of(n_shards: int) -> Plan:
@@ -36,13 +42,21 @@ def write_drafts(folder: TargetFolder, plan: Plan) -> None:
                 assert name in shard.offsets
 
 
-def publish(out: Path, plan: Plan, *, overwrite: bool = False, **more: object) -> None:
+def publish(
+    out: Path,
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    copies: Mapping[str, Path] = MappingProxyType({}),
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """A whole run of the writer."""
     source = out.parent / "source"
     with TargetFolder(out, source=source, overwrite=overwrite) as folder:
+        for name, original in copies.items():
+            folder.copy(name, original)
         write_drafts(folder, plan)
-        options = {"copies": {}, "texts": {}, "marker": MARKER} | more
-        folder.publish(plan, **options)  # type: ignore[arg-type]
+        folder.publish(plan, texts=texts, marker=MARKER)
 
 
 @contextmanager
@@ -105,12 +119,13 @@ def test_an_error_while_a_shard_is_written_leaves_nothing(out):
 def test_leaving_without_publishing_leaves_nothing(out):
     with TargetFolder(out, source=out.parent / "source", overwrite=False) as folder:
         write_drafts(folder, plan_of(2))
-        assert len(list(out.iterdir())) == 2
+        assert [path.name for path in out.iterdir()] == [".tq3.part"]
+        assert len(contents(out)) == 2
     assert not out.exists()
 
 
-@pytest.mark.parametrize("calls_before", range(5))
-def test_a_failure_between_two_renames_leaves_nothing(out, monkeypatch, calls_before):
+@pytest.mark.parametrize("calls_before", range(6))
+def test_a_failure_between_two_renames_leaves_nothing(out, tmp_path, monkeypatch, calls_before):
     out.mkdir()
     (out / MARKER[0]).write_text("of an older checkpoint")
     calls, replace = [], Path.replace
@@ -123,8 +138,20 @@ def test_a_failure_between_two_renames_leaves_nothing(out, monkeypatch, calls_be
 
     monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(StorageError, match="Input/output error"):
-        publish(out, plan_of(2), overwrite=True, texts={"config.json": "{}"})
-    assert contents(out) == {}
+        original = tmp_path / "original"
+        original.write_text("")
+        copies, texts = {"nested/folders/copy": original}, {"config.json": "{}"}
+        publish(out, plan_of(2), overwrite=True, copies=copies, texts=texts)
+    assert len(calls) == calls_before + 1
+    assert list(out.iterdir()) == []
+
+
+def test_a_failure_keeps_nested_folders_that_were_there(out, tmp_path, monkeypatch):
+    (out / "nested").mkdir(parents=True)
+    monkeypatch.setattr(Path, "replace", lambda *_: os.replace(tmp_path / "gone", out))
+    with pytest.raises(StorageError):
+        publish(out, plan_of(1), overwrite=True, texts={"nested/more/text": ""})
+    assert list(out.rglob("*")) == [out / "nested"]
 
 
 def test_the_marker_takes_its_name_last(out, monkeypatch):
@@ -139,21 +166,77 @@ def test_the_marker_takes_its_name_last(out, monkeypatch):
     assert names == [*plan_of(2).weight_files, "config.json", MARKER[0]]
 
 
-def test_overwriting_removes_stale_weights_and_keeps_foreign_files(out):
+def test_overwriting_removes_stale_weights_of_any_format_and_keeps_foreign_files(out):
     publish(out, plan_of(3))
-    (out / "notes.txt").write_text("mine")
-    (out / "pony.safetensors").write_text("stale: a host would load it")
+    mine = {"notes.txt", "tokenizer.json", "model-00001.safetensors.part", "sub/own.safetensors"}
+    mine |= {"folder.safetensors/own"}
+    for name in mine:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    for name in ("pony.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        (out / name).write_text("stale: a host would load it")
+    (out / "tq_config.json").write_text("stale: it would say what the weights are")
     publish(out, plan_of(1), overwrite=True)
-    assert contents(out).keys() == {"model.safetensors", "marker.json", "notes.txt"}
+    assert contents(out).keys() == {"model.safetensors", "marker.json", *mine}
     publish(out, plan_of(2), overwrite=True)
-    assert contents(out).keys() == {*plan_of(2).weight_files, "marker.json", "notes.txt"}
+    assert contents(out).keys() == {*plan_of(2).weight_files, "marker.json", *mine}
 
 
 def test_until_it_is_published_the_older_checkpoint_is_untouched(out):
     publish(out, plan_of(3))
     before = contents(out)
     with TargetFolder(out, source=out.parent / "source", overwrite=True) as folder:
+        folder.copy(MARKER[0], Path(__file__))
         write_drafts(folder, plan_of(1))
+    assert contents(out) == before
+
+
+def test_a_text_that_cannot_be_written_costs_nothing_of_the_older_checkpoint(out):
+    publish(out, plan_of(3))
+    before = contents(out)
+    with pytest.raises(StorageError, match="File name too long"):
+        publish(out, plan_of(1), overwrite=True, texts={"config.json": "", "x" * 300: ""})
+    assert contents(out) == before
+
+
+def test_a_copy_that_cannot_be_read_fails_before_the_shards_and_names_the_source(out, tmp_path):
+    publish(out, plan_of(1))
+    before = contents(out)
+    (tmp_path / "folder").mkdir()
+    with TargetFolder(out, source=tmp_path / "source", overwrite=True) as folder:
+        for original in (tmp_path / "gone", tmp_path / "folder"):
+            with pytest.raises(StorageError, match="can't be read") as caught:
+                folder.copy("side/file", original)
+            assert caught.value.file == str(original)
+    assert contents(out) == before
+
+
+def test_a_copy_that_cannot_be_written_names_the_target(out, tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "original").write_bytes(b"x")
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(StorageError, match="can't be written: No space left") as caught,
+        TargetFolder(out, source=tmp_path / "source", overwrite=False) as folder,
+    ):
+        folder.copy("side/file", tmp_path / "original")
+    assert caught.value.file == str(out / "side" / "file")
+
+
+def test_an_older_marker_that_cannot_be_removed_is_a_storage_error(out, monkeypatch):
+    publish(out, plan_of(1))
+    before, unlink = contents(out), Path.unlink
+
+    def denied(self: Path, missing_ok: bool = False) -> None:
+        if self.name == MARKER[0] and self.parent == out:
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    with pytest.raises(StorageError, match="can't be written: Permission denied"):
+        publish(out, plan_of(1), overwrite=True)
     assert contents(out) == before
 
 
@@ -161,9 +244,7 @@ def test_a_link_in_the_target_is_replaced_not_written_through(out, tmp_path):
     precious = tmp_path / "precious"
     precious.write_bytes(b"mine")
     out.mkdir()
-    links = ("model.safetensors", "model-00001.safetensors.part", "text", "text.part")
-    links += ("copy", "copy.part", MARKER[0])
-    for name in links:
+    for name in ("model.safetensors", "text", "copy", MARKER[0]):
         (out / name).symlink_to(precious)
     publish(out, plan_of(1), overwrite=True, texts={"text": "t"}, copies={"copy": precious})
     assert precious.read_bytes() == b"mine"
@@ -261,7 +342,58 @@ def test_a_flush_that_fails_once_is_not_forgotten(out, monkeypatch):
     assert not out.exists()
 
 
-def test_a_source_that_vanishes_before_it_is_copied_is_a_storage_error(out, tmp_path):
-    with pytest.raises(StorageError):
-        publish(out, plan_of(1), copies={"gone": tmp_path / "gone"})
-    assert MARKER[0] not in contents(out)
+def test_the_folder_is_flushed_when_the_old_marker_is_gone_and_before_the_new_one_comes(
+    out, monkeypatch
+):
+    publish(out, plan_of(1))
+    flushed, fsync = [], os.fsync
+
+    def noting(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), out.stat()):
+            flushed.append({path.name for path in out.iterdir()} - {".tq3.part"})
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    publish(out, plan_of(2), overwrite=True)
+    weights = {*plan_of(2).weight_files}
+    assert flushed == [{"model.safetensors"}, weights, weights | {MARKER[0]}]
+
+
+def test_a_file_system_that_cannot_flush_folders_is_no_failure(out, monkeypatch):
+    fsync = os.fsync
+
+    def unable(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", unable)
+    publish(out, plan_of(1))
+    assert MARKER[0] in contents(out)
+
+
+@needs_proc
+@pytest.mark.parametrize("place", ["os.posix_fallocate", "os.pwrite", "threading.Thread.start"])
+def test_a_shard_that_fails_to_begin_leaves_no_descriptor(out, monkeypatch, place):
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(place, fail)
+    with pytest.raises((StorageError, OSError), match="Input/output error"):
+        publish(out, plan_of(1))
+    assert os.listdir("/proc/self/fd") == before
+
+
+@needs_proc
+def test_an_interrupt_while_the_flusher_ends_leaves_no_descriptor(tmp_path, monkeypatch):
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    before = os.listdir("/proc/self/fd")
+    file = ShardFile(tmp_path / "draft", plan_of(1).shards[0])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "join", interrupted)
+        file.close(flush=True)
+    file._flusher.join()
+    assert os.listdir("/proc/self/fd") == before

@@ -49,6 +49,9 @@ LEFT_OUT = {
     ".cache/huggingface/download/config.json.metadata": "cache",
     "__pycache__/modeling.cpython-311.pyc": "cache",
     "code/__pycache__/x.pyc": "cache",
+    ".tq3.part/config.json.part": "draft",
+    "elsewhere/": "link to a folder",
+    "sub/elsewhere/": "link to a folder",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from factories import contents
 
 from tq3.errors import StorageError, UsageError
-from tq3.storage import writer
+from tq3.storage import drafts, writer
 from tq3.storage.writer import TargetFolder
 
 
@@ -51,12 +53,130 @@ def test_a_folder_with_anything_in_it_is_refused_and_untouched(out):
     assert contents(out) == {"precious": b"mine"}
 
 
+def left_by_a_killed_run(out: Path) -> None:
+    """Drafts that nobody holds."""
+    (out / ".tq3.part" / "sub").mkdir(parents=True)
+    (out / ".tq3.part" / "model-00001.safetensors.part").write_bytes(b"half")
+    (out / ".tq3.part" / "sub" / "notes.part").write_bytes(b"half")
+
+
 def test_drafts_of_a_killed_run_are_no_obstacle_and_are_removed(out):
-    out.mkdir()
-    (out / "model-00001.safetensors.part").write_bytes(b"half")
+    left_by_a_killed_run(out)
     with target(out):
         assert contents(out) == {}
-    assert out.is_dir()
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_second_run_is_refused_and_harms_nothing(out, overwrite):
+    with target(out) as first:
+        first.copy("notes", Path(__file__))
+        before = contents(out)
+        with pytest.raises(UsageError, match="another run is writing here") as caught:
+            target(out, overwrite=overwrite)
+        assert caught.value.file == str(out)
+        assert caught.value.fix
+        assert contents(out) == before
+        with pytest.raises(UsageError):  # nor has the refusal given the lock away
+            target(out, overwrite=overwrite)
+    assert not out.exists()
+    with target(out):
+        pass
+
+
+def test_a_folder_removed_between_opening_and_locking_is_not_taken(out, monkeypatch):
+    """The run that held it has ended: what we locked is not what the next one will find there."""
+    out.mkdir()
+
+    def late(descriptor: int, _: int) -> None:
+        (out / ".tq3.part").rmdir()
+        (out / ".tq3.part").mkdir()
+
+    monkeypatch.setattr(drafts.fcntl, "flock", late)
+    with pytest.raises(UsageError, match="another run"):
+        target(out)
+    assert [path.name for path in out.iterdir()] == [".tq3.part"]
+
+
+def test_the_working_folder_of_the_next_run_is_not_removed(out):
+    with target(out):
+        shutil.rmtree(out)
+        left_by_a_killed_run(out)
+        before = contents(out)
+    assert contents(out) == before
+
+
+def test_a_checkpoint_that_appears_before_the_lock_is_ours_is_not_replaced(out, monkeypatch):
+    out.mkdir()
+
+    def late(descriptor: int, _: int) -> None:
+        (out / "model.safetensors").write_bytes(b"published")
+
+    monkeypatch.setattr(drafts.fcntl, "flock", late)
+    with pytest.raises(UsageError, match="not empty"):
+        target(out)
+    assert contents(out) == {"model.safetensors": b"published"}
+    assert len(list(out.iterdir())) == 1
+
+
+def test_without_locks_having_made_the_working_folder_is_the_lock(out, monkeypatch):
+    def unable(*_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(drafts.fcntl, "flock", unable)
+    with target(out), pytest.raises(UsageError, match="another run") as caught:
+        target(out)
+    assert ".tq3.part" in str(caught.value.fix)
+    assert not out.exists()
+
+
+def test_foreign_drafts_are_not_touched(out):
+    out.mkdir()
+    (out / "model-00001.safetensors.part").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        target(out)
+    with target(out, overwrite=True):
+        pass
+    assert contents(out) == {"model-00001.safetensors.part": b"mine"}
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_working_folder_that_is_none_is_refused_and_stays(out, tmp_path, kind):
+    out.mkdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("mine")
+    work = out / ".tq3.part"
+    work.write_text("mine") if kind == "file" else work.symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageError, match="can't be written"):
+        target(out)
+    assert contents(tmp_path / "precious") == {"file": b"mine"}
+    assert work.is_symlink() if kind == "link" else work.read_text() == "mine"
+
+
+def test_a_target_that_is_removed_meanwhile_is_a_storage_error(out):
+    with pytest.raises(StorageError), target(out) as folder:
+        shutil.rmtree(out)
+        folder.check_room(1)
+    with pytest.raises(StorageError, match="can't be written"), target(out) as folder:
+        shutil.rmtree(out)
+        folder.copy("sub/notes", Path(__file__))
+    assert not out.exists()
+
+
+def test_a_path_that_is_too_long_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="File name too long"):
+        target(tmp_path / "made" / ("x" * 5000), source=tmp_path / "source")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_cannot_be_read_is_a_storage_error(out, monkeypatch):
+    def denied(_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    out.mkdir()
+    monkeypatch.setattr(writer.os, "listdir", denied)
+    with pytest.raises(StorageError, match="Permission denied"):
+        target(out)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 import tq3
 from tq3.cli import options as opt
 from tq3.cli.screen import Screen
+from tq3.errors import UsageError
 from tq3.format.recipe import DEFAULT_SENSITIVE_PATTERNS, DEFAULT_SHARD_SIZE, Recipe, parse_size
+
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(
     name="tq3",
@@ -24,8 +27,18 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in _STOPS:
+        # nohup has SIGHUP ignored, and wants it so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     app()
+
+
+def _stop(*_: object) -> NoReturn:
+    """End the run as Ctrl-C does. A closed terminal sends SIGHUP twice: cleaning up goes on."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)
@@ -40,7 +53,7 @@ def root(
 @app.command()
 def compress(
     source: opt.SourceArg,
-    out: opt.OutArg,
+    out: opt.OutOrNoneArg = None,
     bits: opt.BitsOpt = 3,
     group_size: opt.GroupOpt = 128,
     keep: opt.KeepOpt = None,
@@ -61,6 +74,7 @@ def compress(
 ) -> None:
     """Compress SOURCE into the new folder OUT."""
     with Screen(json=json, quiet=quiet) as screen:
+        _check_companions(sensitive_bits, sensitive_pattern, dry_run, tensors)
         recipe = Recipe(
             bits=bits,
             group_size=group_size,
@@ -73,8 +87,13 @@ def compress(
             nonfinite=nonfinite,
         )
         if dry_run:
+            _check_backend(backend)
             screen.description(tq3.preview(source, recipe, workers), tensors=tensors)
             return
+        if out is None:
+            raise UsageError(
+                "missing argument OUT", fix="name the folder to write, or add --dry-run"
+            )
         events = tq3.compress_checkpoint(
             source,
             out,
@@ -85,6 +104,26 @@ def compress(
             verbatim_config=verbatim_config,
         )
         screen.follow(events, out)
+
+
+def _check_companions(
+    sensitive_bits: int | None, sensitive_pattern: list[str] | None, dry_run: bool, tensors: bool
+) -> None:
+    """Raise UsageError for an option that does nothing without another one."""
+    if sensitive_pattern and sensitive_bits is None:
+        raise UsageError(
+            "--sensitive-pattern alone changes nothing", fix="add --sensitive-bits 2, 3 or 4"
+        )
+    if tensors and not dry_run:
+        raise UsageError(
+            "--tensors lists a plan", fix="add --dry-run, or use tq3 inspect OUT --tensors later"
+        )
+
+
+def _check_backend(name: str | None) -> None:
+    from tq3.codec.backend import get_backend  # noqa: PLC0415  --help needs no numpy
+
+    get_backend(name)
 
 
 @app.command()

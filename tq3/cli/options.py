@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-SourceArg = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="Folder of an ordinary checkpoint (safetensors).")
+
+def _argument(name: str, text: str) -> Any:
+    # typer would call an unreadable folder a wrong request; it is a read that fails.
+    return typer.Argument(metavar=name, help=text, readable=False)
+
+
+SourceArg = Annotated[Path, _argument("SOURCE", "Folder of an ordinary checkpoint (safetensors).")]
+PathArg = Annotated[Path, _argument("PATH", "Folder of a checkpoint.")]
+Tq3Arg = Annotated[Path, _argument("PATH", "Folder of a TQ3 checkpoint.")]
+OutArg = Annotated[Path, _argument("OUT", "Folder to write; new or empty.")]
+OutOrNoneArg = Annotated[
+    Path | None, _argument("OUT", "Folder to write; new or empty. Not needed for --dry-run.")
 ]
-PathArg = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a checkpoint.")]
-Tq3Arg = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a TQ3 checkpoint.")]
-OutArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; new or empty.")]
 
 BitsOpt = Annotated[int, typer.Option(help="Width of a code: 2, 3 or 4.")]
 GroupOpt = Annotated[int, typer.Option(help="Weights that share a norm: 32, 64, 128 or 256.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -14,17 +14,21 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from tq3.cli import tables
-from tq3.cli.units import duration, gigabytes
-from tq3.errors import Tq3Error
+from tq3.cli.units import counted, duration, printable, share, size
+from tq3.errors import StorageError, Tq3Error
 from tq3.pipelines import events
 
 INTERRUPTED = 130
 _PLAIN_LINE_SECONDS = 5.0
 _REDRAW_SECONDS = 0.1
 _PIPE_WIDTH = 1000
+# Columns of the progress bar; the figures beside it take about 62.
+_BAR_WIDTH = 20
+_SHORT_BAR_WIDTH = 10
+_WIDE = 90
 
 
 class Screen:
@@ -46,14 +50,15 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            error = StorageError(
+                f"can't be read or written: {error.strerror or error}", file=error.filename
+            )
         if isinstance(error, Tq3Error):
-            self._err.print(f"tq3: error: {error}", style="bold red", soft_wrap=True)
-            raise typer.Exit(error.exit_code)
+            self._end(f"tq3: error: {error}", error.exit_code)
         if isinstance(error, KeyboardInterrupt):
-            self._err.print("tq3: interrupted; nothing was left in the target", style="bold red")
-            raise typer.Exit(INTERRUPTED)
+            self._end("tq3: interrupted; nothing was written", INTERRUPTED)
+        self._stop_bar()
 
     def follow(self, run: events.Run, out: Path) -> None:
         """Show a pipeline's events to the last, its figures at the end."""
@@ -68,27 +73,26 @@ class Screen:
         """Show a plan or a checkpoint; with `tensors` a line for each one."""
         if self._json:
             self._object(description.to_dict())
-            return
-        for table in tables.of_description(description, tensors=tensors):
-            self._table(table)
+        elif not self._quiet:
+            for table in tables.of_description(description, tensors=tensors):
+                self._table(table)
 
     def _show(self, event: events.Event) -> None:
         if isinstance(event, events.Planned):
             plan = event.plan
-            self._err.print(
-                f"{len(plan.tasks)} tensors, {gigabytes(plan.bytes_in)} -> "
-                f"{gigabytes(plan.bytes_out)}, {event.workers} workers, backend {event.backend}",
-                soft_wrap=True,
+            self._say(
+                f"{counted(len(plan.tasks), 'tensor')}, {size(plan.bytes_in)} -> "
+                f"{size(plan.bytes_out)}, {counted(event.workers, 'worker')}, "
+                f"backend {event.backend}"
             )
-            if event.backend == "numpy":
-                self._err.print(
+            if event.backend == "numpy" and _nothing_compiled():
+                self._say(
                     "no compiled codec: numpy gives the same bytes, some hundred times slower; "
                     "install a C++ compiler and then tq3 again",
                     style="yellow",
-                    soft_wrap=True,
                 )
         elif isinstance(event, events.Notice):
-            self._err.print(f"notice: {event.text}", style="yellow", soft_wrap=True)
+            self._say(f"notice: {event.text}", style="yellow")
         elif isinstance(event, events.Progress):
             self._progress(event)
 
@@ -104,36 +108,43 @@ class Screen:
             self._redraw(event)
         else:
             self._next_line = now + _PLAIN_LINE_SECONDS
-            self._err.print(f"{_percent(event)} {_figures(event)} {event.tensor}", soft_wrap=True)
+            self._say(f"{_figures(event)} {event.tensor}")
 
     def _redraw(self, event: events.Progress) -> None:
+        shown: dict[str, Any] = {
+            "completed": event.bytes_done,
+            "description": printable(event.tensor),
+            "figures": _figures(event),
+        }
         if self._bar is None:
-            columns = (
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[figures]}", markup=False),
-                TextColumn("{task.description}", style="dim", markup=False),
-            )
-            self._bar = Progress(*columns, console=self._err, transient=True)
-            self._bar_task = self._bar.add_task("", total=event.bytes_total, figures="")
+            self._bar = _bar(self._err)
+            self._bar_task = self._bar.add_task(total=event.bytes_total, **shown)
             self._bar.start()
         assert self._bar_task is not None
-        self._bar.update(
-            self._bar_task,
-            completed=event.bytes_done,
-            description=event.tensor,
-            figures=_figures(event),
-        )
+        self._bar.update(self._bar_task, **shown)
 
     def _finished(self, report: events.Report, out: Path) -> None:
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        self._stop_bar()
         if self._json:
             figures = {"ratio": report.ratio, "gb_per_second": report.gb_per_second}
             self._object({"out": str(out), **asdict(report), **figures})
         elif not self._quiet:
             self._table(tables.of_report(report, out))
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self._err.print(printable(text), style=style, soft_wrap=True)
+
+    def _end(self, sentence: str, exit_code: int) -> None:
+        # A terminal that was closed takes no last words; the exit code is still right.
+        with suppress(OSError):
+            self._stop_bar()
+            self._say(sentence, style="bold red")
+        raise typer.Exit(exit_code)
+
+    def _stop_bar(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar:
+            bar.stop()
 
     def _table(self, table: Table) -> None:
         """As wide as the terminal, or in a pipe as wide as it needs to be, for grep."""
@@ -148,8 +159,23 @@ class Screen:
         print(json.dumps(value, indent=2))
 
 
-def _percent(event: events.Progress) -> str:
-    return f"{100 * event.bytes_done / max(event.bytes_total, 1):3.0f}%"
+def _nothing_compiled() -> bool:
+    from tq3.codec.backend import available_backends  # noqa: PLC0415  --help needs no numpy
+
+    return available_backends() == ("numpy",)
+
+
+def _bar(console: Console) -> Progress:
+    """One line: bar and figures, and in what is left the tensor's name."""
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    return Progress(
+        BarColumn(bar_width=_BAR_WIDTH if console.width >= _WIDE else _SHORT_BAR_WIDTH),
+        TextColumn("{task.fields[figures]} ", markup=False, table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", style="dim", markup=False, table_column=rest),
+        console=console,
+        transient=True,
+        expand=True,
+    )
 
 
 def _figures(event: events.Progress) -> str:
@@ -157,7 +183,7 @@ def _figures(event: events.Progress) -> str:
     rate = event.bytes_done / seconds
     left = (event.bytes_total - event.bytes_done) / rate if rate else 0.0
     return (
-        f"{gigabytes(event.bytes_done)} of {gigabytes(event.bytes_total)}, "
-        f"{rate / 1e9:.2f} GB/s, {event.weights_done / seconds / 1e9:.2f} G weights/s, "
-        f"{duration(left)} left"
+        f"{100 * event.bytes_done / max(event.bytes_total, 1):3.0f}%  "
+        f"{share(event.bytes_done, event.bytes_total)}  {rate / 1e9:.2f} GB/s  "
+        f"{event.weights_done / seconds / 1e9:.2f} G weights/s  {duration(left)} left"
     )

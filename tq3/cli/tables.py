@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from tq3.cli.units import count, gigabytes
+from tq3.cli.units import count, counted, printable, size
 from tq3.pipelines.describe import Description
 from tq3.pipelines.events import Report
 
@@ -16,24 +16,24 @@ from tq3.pipelines.events import Report
 def of_report(report: Report, out: Path) -> Table:
     """The figures of a finished run."""
     table = _facts()
-    table.add_row("written", str(out))
-    sizes = f"{gigabytes(report.source_bytes)} -> {gigabytes(report.output_bytes)}"
-    table.add_row("size", sizes if report.restored else f"{sizes}, ratio {report.ratio:.2f}")
+    _add(table, "written", str(out))
+    sizes = f"{size(report.source_bytes)} -> {size(report.output_bytes)}"
+    _add(table, "size", sizes if report.restored else f"{sizes}, ratio {report.ratio:.2f}")
     if report.restored:
-        table.add_row("tensors", f"{report.n_compressed} decoded, {report.n_kept} copied")
+        _add(table, "tensors", f"{report.n_compressed} decoded, {report.n_kept} copied")
     else:
         compressed = report.compressed_bits_per_weight
         inner = f" ({compressed:.2f} where compressed)" if compressed else ""
-        table.add_row("bits a weight", f"{report.bits_per_weight:.2f}{inner}")
-        table.add_row("tensors", f"{report.n_compressed} compressed, {report.n_kept} kept")
+        _add(table, "bits a weight", f"{report.bits_per_weight:.2f}{inner}")
+        _add(table, "tensors", f"{report.n_compressed} compressed, {report.n_kept} kept")
     if report.mean_error is not None:
         worst = f"worst {report.worst_error:.4f} in {report.worst_tensor}"
-        table.add_row("relative error", f"mean {report.mean_error:.4f}, {worst} (sampled)")
+        _add(table, "relative error", f"mean {report.mean_error:.4f}, {worst} (sampled)")
     speed = f"{report.seconds:.2f} s, {report.gb_per_second:.2f} GB/s"
-    table.add_row("time", f"{speed}, {report.workers} workers, backend {report.backend}")
-    table.add_row("peak memory", gigabytes(report.peak_memory_bytes))
+    _add(table, "time", f"{speed}, {counted(report.workers, 'worker')}, backend {report.backend}")
+    _add(table, "peak memory", size(report.peak_memory_bytes))
     if report.left_out:
-        table.add_row("not copied", "\n".join(_left_out(report.left_out)))
+        _add(table, "not copied", list(_left_out(report.left_out)))
     return table
 
 
@@ -44,8 +44,7 @@ def _left_out(left_out: dict[str, str]) -> Iterator[str]:
         for name, why in left_out.items()
     )
     for (name, is_folder, why), number in together.items():
-        files = "1 file" if number == 1 else f"{number} files"
-        yield f"{name}/ ({why}, {files})" if is_folder else f"{name} ({why})"
+        yield f"{name}/ ({why}, {counted(number, 'file')})" if is_folder else f"{name} ({why})"
 
 
 def of_description(description: Description, *, tensors: bool) -> Iterator[Table]:
@@ -61,34 +60,34 @@ def of_description(description: Description, *, tensors: bool) -> Iterator[Table
 def _overview(d: Description) -> Table:
     table = _facts()
     kind = "what compress would write" if d.planned else "TQ3 checkpoint"
-    table.add_row("checkpoint", f"{d.path}: {kind}")
-    table.add_row("format", f"tq3_native, {d.bits} bits, groups of {d.group_size}")
+    _add(table, "checkpoint", f"{d.path}: {kind}")
+    _add(table, "format", f"tq3_native, {d.bits} bits, groups of {d.group_size}")
     if d.original_model:
         revision = f" at {d.source_revision}" if d.source_revision else ""
         dtype = f" ({d.source_dtype})" if d.source_dtype else ""
-        table.add_row("made from", f"{d.original_model}{revision}{dtype} by {d.writer or '?'}")
-    size = gigabytes(d.n_bytes)
-    if d.source_bytes:
-        size = f"{gigabytes(d.source_bytes)} -> {size}, ratio {d.source_bytes / d.n_bytes:.2f}"
-    table.add_row("size", size)
-    table.add_row("bits a weight", f"{d.bits_per_weight:.2f}")
-    table.add_row("tensors", f"{d.n_compressed} compressed, {d.n_kept} kept")
-    shards = [f"{name}  {gigabytes(size)}" for name, size in d.shards.items()]
-    table.add_row("files", "\n".join(shards))
+        _add(table, "made from", f"{d.original_model}{revision}{dtype} by {d.writer or '?'}")
+    sizes = size(d.n_bytes)
+    if d.source_bytes and d.n_bytes:
+        sizes = f"{size(d.source_bytes)} -> {sizes}, ratio {d.source_bytes / d.n_bytes:.2f}"
+    _add(table, "size", sizes)
+    _add(table, "bits a weight", f"{d.bits_per_weight:.2f}")
+    _add(table, "tensors", f"{d.n_compressed} compressed, {d.n_kept} kept")
+    _add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
     if d.peak_memory_bytes:
-        table.add_row("peak memory", f"about {gigabytes(d.peak_memory_bytes)}")
+        _add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table
 
 
 def _classes(d: Description) -> Table:
     table = _columns("class", "compressed", "kept", "weights", "size", "bits a weight")
     for line in d.classes:
-        table.add_row(
+        _add(
+            table,
             line.label,
             str(line.n_compressed),
             str(line.n_kept),
             count(line.n_weights),
-            gigabytes(line.n_bytes),
+            size(line.n_bytes),
             f"{line.bits_per_weight:.2f}",
         )
     return table
@@ -97,21 +96,28 @@ def _classes(d: Description) -> Table:
 def _kept(d: Description) -> Table:
     table = _columns("kept because", "tensors", "size")
     for reason, (number, n_bytes) in d.kept_reasons.items():
-        table.add_row(reason, str(number), gigabytes(n_bytes))
+        _add(table, reason, str(number), size(n_bytes))
     return table
 
 
 def _tensors(d: Description) -> Table:
     table = _columns("tensor", "shape", "stored", "size", "why")
     for line in d.tensors:
-        table.add_row(
+        _add(
+            table,
             line.name,
             "x".join(map(str, line.shape)),
             f"{line.bits} bits" if line.bits else line.dtype,
-            gigabytes(line.n_bytes),
+            size(line.n_bytes),
             line.reason,
         )
     return table
+
+
+def _add(table: Table, *cells: str | list[str]) -> None:
+    """A row; a list makes a cell of several lines."""
+    lines = ([cell] if isinstance(cell, str) else cell for cell in cells)
+    table.add_row(*("\n".join(map(printable, cell)) for cell in lines))
 
 
 def _facts() -> Table:

@@ -1,16 +1,23 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them."""
 
 from __future__ import annotations
 
-_STEPS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+_UNITS = ((10**3, "kB"), (10**6, "MB"), (10**9, "GB"), (10**12, "TB"))
 
 
-def gigabytes(n_bytes: float) -> str:
+def size(n_bytes: int) -> str:
     """Bytes in the largest decimal unit that leaves a number of at least one: 15.37 GB."""
-    for step, unit in _STEPS:
-        if n_bytes >= step:
-            return f"{n_bytes / step:.2f} {unit}"
-    return f"{int(n_bytes)} bytes"
+    if n_bytes < 1000:
+        return counted(n_bytes, "byte")
+    step, unit = _unit(n_bytes)
+    return f"{n_bytes / step:.2f} {unit}"
+
+
+def share(done: int, total: int) -> str:
+    """Bytes out of a total, in the total's unit: 0.52/15.37 GB."""
+    if total < 1000:
+        return f"{done}/{size(total)}"
+    return f"{done / _unit(total)[0]:.2f}/{size(total)}"
 
 
 def duration(seconds: float) -> str:
@@ -24,6 +31,23 @@ def duration(seconds: float) -> str:
 
 def count(number: int) -> str:
     """A count as 1,199, 134.5 M or 27.78 B."""
-    if number >= 10**9:
-        return f"{number / 1e9:.2f} B"
-    return f"{number / 1e6:.1f} M" if number >= 10**6 else f"{number:,}"
+    if number < 10**6:
+        return f"{number:,}"
+    millions = round(number / 1e6, 1)
+    return f"{millions:.1f} M" if millions < 1000 else f"{number / 1e9:.2f} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 tensor, 2 tensors."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def printable(text: str) -> str:
+    """Control characters as Python writes them: a name must not steer the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _unit(n_bytes: int) -> tuple[int, str]:
+    # What two decimals would round up to 1000 belongs to the next unit.
+    fits = (unit for unit in _UNITS if round(n_bytes / unit[0], 2) < 1000)
+    return next(fits, _UNITS[-1])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tq3.codec import reference, tables
 from tq3.codec.reference import Floats, Words
 from tq3.errors import UsageError
+from tq3.format.recipe import GROUP_SIZES
 
 try:
     import tq3.codec._native as _native  # noqa: PLR0402  a missing module must be told from a broken one
@@ -22,7 +23,6 @@ except ModuleNotFoundError:  # installed without a C++ compiler
 
 Packed = NDArray[np.uint8]
 
-GROUPS = (32, 64, 128, 256)
 WORD_TYPE: dict[str, type] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
 
 
@@ -183,7 +183,7 @@ def _check_matrix(
 def _check_width(bits: int, group: int) -> None:
     if bits not in tables.LEVELS:
         raise ValueError(f"bits: found {bits}, expected 2, 3 or 4")
-    if group not in GROUPS:
+    if group not in GROUP_SIZES:
         raise ValueError(f"group: found {group}, expected 32, 64, 128 or 256")
 
 

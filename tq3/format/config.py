@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
@@ -121,9 +121,11 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
-    """The inverse of `recipe_record`. Raises BadInput for a record that is no recipe."""
+    """The inverse of `recipe_record`; keys of later versions are ignored. Raises BadInput."""
     options: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        option.name: tuple(value) if isinstance(value, list) else value
+        for option in fields(Recipe)
+        if (value := record.get(option.name)) is not None
     }
     try:
         return Recipe(**options)

@@ -115,6 +115,8 @@ def build_header(
     starts: dict[str, int] = {}
     position = 0
     for info in ordered:
+        if info.name in starts:
+            raise BadInput("two tensors would have this name", tensor=info.name)
         starts[info.name] = position
         end = position + info.n_bytes
         entries[info.name] = {

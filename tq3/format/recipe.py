@@ -15,7 +15,18 @@ NONFINITE = ("error", "keep")
 DEFAULT_SHARD_SIZE = "5GiB"
 DEFAULT_SENSITIVE_PATTERNS = ("o_proj", "down_proj")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes of "5GiB", "500 MB" or 1000000: powers of 1024 with an i, of 1000 without."""
+    text = str(size)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise UsageError("not a size", found=repr(text), expected='a number and a unit like "5GiB"')
+    return int(Fraction(match[1]) * unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +34,7 @@ class Recipe:
     """How to compress.
 
     bits, group_size: width of a code and weights a group
-    keep, only: globs on whole tensor names. `keep` stays exact; with `only`, just what matches is
-    compressed.
+    keep, only: globs on whole tensor names, for what stays uncompressed, for all that is compressed
     keep_dtype: how floating-point tensors that stay are stored, "float16" or "source"
     max_shard_bytes: tensor bytes of one output file
     sensitive_bits, sensitive_patterns: another width for names that contain one of the patterns
@@ -36,7 +46,7 @@ class Recipe:
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     keep_dtype: str = "float16"
-    max_shard_bytes: int = 5 * 2**30
+    max_shard_bytes: int = parse_size(DEFAULT_SHARD_SIZE)
     sensitive_bits: int | None = None
     sensitive_patterns: tuple[str, ...] = DEFAULT_SENSITIVE_PATTERNS
     nonfinite: str = "error"
@@ -64,16 +74,6 @@ def check_shard_bytes(n_bytes: int) -> None:
     """Raise UsageError for a shard that can hold nothing."""
     if n_bytes < 1:
         raise UsageError("--max-shard-size is not positive", found=n_bytes)
-
-
-def parse_size(size: str | int) -> int:
-    """Bytes of "5GiB", "500 MB" or 1000000: powers of 1024 with an i, of 1000 without."""
-    text = str(size)
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None:
-        raise UsageError("not a size", found=repr(text), expected='a number and a unit like "5GiB"')
-    return int(Fraction(match[1]) * unit)
 
 
 def _check_choice(option: str, found: object, choices: tuple[object, ...]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tq3.format import config as tq_config
 from tq3.format.config import quantization_config
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
-from tq3.pipelines.events import Finished, Notice, Planned, Run
+from tq3.pipelines.events import Finished, Notice, Planned, Run, StrPath
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.shards import Tally, make_report, write_shards
@@ -24,8 +23,6 @@ from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import Sidecars, choose_sidecars
 from tq3.storage.writer import TargetFolder
 from tq3.version import __version__
-
-StrPath = str | os.PathLike[str]
 
 
 def compress_checkpoint(
@@ -52,22 +49,30 @@ def compress_checkpoint(
         TargetFolder(out, source=files.folder, overwrite=overwrite) as target,
     ):
         job = _Job(files, read_checkpoint(files), recipe)
-        sidecars = job.sidecars()
+        texts = {} if verbatim_config else job.recognisable_config()
+        sidecars = job.sidecars(texts)
         yield Planned(job.plan, codec.name, workers)
         target.check_room(job.plan.file_bytes + sum(map(files.size, sidecars.copied)))
+        for name in sidecars.copied:
+            target.copy(name, files.folder / name)
         tally = Tally(job.plan.bytes_in)
         for progress in write_shards(
             job.plan, job.heed, job.replan, files, target, tally, backend=codec, workers=workers
         ):
             yield from job.new_notices()
             yield progress
-        target.publish(
-            job.plan,
-            copies={name: files.folder / name for name in sidecars.copied},
-            texts={} if verbatim_config else job.recognisable_config(),
-            marker=(tq_config.FILE_NAME, job.config().to_json()),
+        marker = (tq_config.FILE_NAME, job.config().to_json())
+        target.publish(job.plan, texts=texts, marker=marker)
+        yield Finished(
+            make_report(
+                job.plan,
+                tally,
+                sidecars,
+                restored=False,
+                backend=codec.name,
+                workers=workers,
+            )
         )
-        yield Finished(make_report(job.plan, tally, sidecars, codec.name, workers))
 
 
 @dataclass
@@ -79,6 +84,7 @@ class _Job:
     recipe: Recipe
     exact: dict[str, str] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
+    plan: Plan = field(init=False)
     notices: list[Notice] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -89,7 +95,7 @@ class _Job:
         if not finding.overflow and self.recipe.nonfinite == "error":
             raise BadInput(
                 f"not a finite weight: {finding.text}",
-                file=self.files.label,
+                file=finding.file,
                 tensor=finding.tensor,
                 fix="get a sound checkpoint, or --nonfinite keep to store it as it is",
             )
@@ -110,9 +116,9 @@ class _Job:
         while self.notices:
             yield self.notices.pop(0)
 
-    def sidecars(self) -> Sidecars:
-        """What is copied along: everything but the weights."""
-        accounted = (*self.checkpoint.weight_files, INDEX, tq_config.FILE_NAME)
+    def sidecars(self, texts: Iterable[str]) -> Sidecars:
+        """What is copied along: everything but the weights and the names of `texts`."""
+        accounted = (*self.checkpoint.weight_files, INDEX, tq_config.FILE_NAME, *texts)
         return choose_sidecars(self.files.tree(), accounted)
 
     def recognisable_config(self) -> dict[str, str]:

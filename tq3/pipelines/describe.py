@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
 from tq3.format import config as tq_config
 from tq3.format.config import TqConfig, recipe_from_record
+from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED
 from tq3.format.recipe import Recipe
 from tq3.plan.classes import LABELS, class_of
@@ -16,10 +17,12 @@ from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide
 from tq3.plan.restoring import packed_layouts, read_tq_config
-from tq3.plan.sources import Checkpoint, Files, Located, read_checkpoint
+from tq3.plan.sources import Checkpoint, Files, read_checkpoint
 
 # Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
 _BASE_MEMORY_BYTES = 64 * 2**20
+# A tensor's entries in header, plan and index.
+_TENSOR_MEMORY_BYTES = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class Description:
 def describe(files: Files, recipe: Recipe, workers: int) -> Description:
     """A TQ3 checkpoint as it is; any other one as `recipe` would compress it. Raises BadInput."""
     if files.has(tq_config.FILE_NAME):
-        return _describe_tq3(files.label, read_checkpoint(files), read_tq_config(files))
+        return _describe_tq3(files)
     return describe_plan(files, recipe, workers)
 
 
@@ -134,13 +137,11 @@ def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
     """What compress would write. Raises BadInput, also for a source that is quantised already."""
     plan = plan_compression(read_checkpoint(files), recipe)
     lines = (
-        TensorLine(
-            name=task.name,
-            label=class_of(task.name),
-            shape=task.sources[0].info.shape,
+        _line(
+            task.name,
+            task.sources[0].info.shape,
             bits=task.layout.bits if task.layout else None,
             dtype=task.targets[0].dtype,
-            n_weights=task.sources[0].info.n_elements,
             n_bytes=task.bytes_out,
             reason=task.reason,
         )
@@ -165,9 +166,10 @@ def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
     )
 
 
-def _describe_tq3(path: str, checkpoint: Checkpoint, config: TqConfig) -> Description:
+def _describe_tq3(files: Files) -> Description:
+    checkpoint, config = read_checkpoint(files), read_tq_config(files)
     return Description(
-        path=path,
+        path=files.label,
         planned=False,
         bits=config.bits,
         group_size=config.group_size,
@@ -176,60 +178,49 @@ def _describe_tq3(path: str, checkpoint: Checkpoint, config: TqConfig) -> Descri
         source_dtype=config.source_dtype,
         source_bytes=config.source_bytes,
         writer=config.writer,
-        shards=_bytes_by_file(checkpoint.tensors),
+        shards={file: files.size(file) for file in checkpoint.weight_files},
         tensors=tuple(_stored_lines(checkpoint, config)),
     )
 
 
-def _stored_lines(checkpoint: Checkpoint, config: TqConfig) -> Iterable[TensorLine]:
+def _stored_lines(checkpoint: Checkpoint, config: TqConfig) -> Iterator[TensorLine]:
     layouts = packed_layouts(checkpoint, config)
-    for tensor in checkpoint.tensors:
-        info = tensor.info
-        stem = info.name.removesuffix(PACKED)
-        if info.name.removesuffix(NORMS) in layouts:
-            continue
-        layout = layouts.get(stem)
-        if layout and stem != info.name:
-            stored = layout.tensors(stem)
-            n_bytes = sum(part.n_bytes for part in stored)
-            yield TensorLine(
-                stem,
-                class_of(stem),
-                layout.shape,
-                layout.bits,
-                "U8",
-                prod(layout.shape),
-                n_bytes,
-                "compressed",
-            )
-        else:
-            yield TensorLine(
-                info.name,
-                class_of(info.name),
-                info.shape,
-                None,
-                info.dtype,
-                info.n_elements,
-                info.n_bytes,
-                _why_kept(tensor, config),
-            )
-
-
-def _why_kept(tensor: Located, config: TqConfig) -> str:
-    """The writer's reason: as recorded, or by the rules that apply to name and shape."""
-    recorded = config.kept_source_dtype.get(tensor.info.name)
-    if recorded:
-        return recorded
     recipe = recipe_from_record(config.recipe) if config.recipe else Recipe()
-    decision = decide(tensor.info, recipe)
+    for info in (tensor.info for tensor in checkpoint.tensors):
+        stem = info.name.removesuffix(PACKED)
+        if stem != info.name:
+            layout = layouts[stem]
+            n_bytes = sum(part.n_bytes for part in layout.tensors(stem))
+            yield _line(
+                stem,
+                layout.shape,
+                bits=layout.bits,
+                dtype=info.dtype,
+                n_bytes=n_bytes,
+                reason="compressed",
+            )
+        elif info.name.removesuffix(NORMS) not in layouts:
+            recorded = config.kept_source_dtype.get(info.name)
+            yield _line(
+                info.name,
+                info.shape,
+                bits=None,
+                dtype=info.dtype,
+                n_bytes=info.n_bytes,
+                reason=recorded or _why_kept(info, recipe),
+            )
+
+
+def _why_kept(info: TensorInfo, recipe: Recipe) -> str:
+    """The reason by the rules that apply to name and shape: the writer recorded none."""
+    decision = decide(info, recipe)
     return "kept by its writer" if decision.compress else decision.reason
 
 
-def _bytes_by_file(tensors: Iterable[Located]) -> dict[str, int]:
-    totals: dict[str, int] = {}
-    for tensor in tensors:
-        totals[tensor.file] = totals.get(tensor.file, 0) + tensor.info.n_bytes
-    return totals
+def _line(
+    name: str, shape: tuple[int, ...], *, bits: int | None, dtype: str, n_bytes: int, reason: str
+) -> TensorLine:
+    return TensorLine(name, class_of(name), shape, bits, dtype, prod(shape), n_bytes, reason)
 
 
 def _class_line(label: str, tensors: Iterable[TensorLine]) -> ClassLine:
@@ -247,4 +238,5 @@ def _class_line(label: str, tensors: Iterable[TensorLine]) -> ClassLine:
 def _peak_memory(plan: Plan, workers: int) -> int:
     """Each worker holds one block: of the usual size, or of one padded row that is larger."""
     units = ((task.bytes_in + task.bytes_out) // task.units for task in plan.tasks if task.units)
-    return _BASE_MEMORY_BYTES + workers * max(BLOCK_BYTES, *units, 0)
+    blocks = workers * max(BLOCK_BYTES, *units, 0)
+    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
@@ -82,6 +83,8 @@ class Finished:
 
 
 Event = Planned | Progress | Notice | Finished
+
+StrPath = str | os.PathLike[str]
 
 # A pipeline under way. Closing it ends the work and removes what was written so far.
 Run = Generator[Event, None, None]

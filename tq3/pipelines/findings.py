@@ -11,6 +11,8 @@ from tq3.codec.reference import Words
 from tq3.plan.plan import Block
 
 _SIGNLESS = {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFF_FFFF}
+# Words looked at in one go: the temporaries stay small beside a block.
+_CHUNK_WORDS = 1 << 18
 _INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000}
 
 
@@ -22,6 +24,7 @@ class Finding:
     first: the block's first unit
     """
 
+    file: str
     tensor: str
     overflow: bool
     text: str
@@ -41,7 +44,9 @@ def _magnitudes(words: Words, dtype: str) -> Words:
 
 def all_finite(words: Words, dtype: str) -> bool:
     """Whether no word is a NaN or an infinity of `dtype`."""
-    return bool(_magnitudes(words, dtype).max(initial=0) < _INFINITY[dtype])
+    flat = words.reshape(-1)
+    chunks = (flat[i : i + _CHUNK_WORDS] for i in range(0, flat.size, _CHUNK_WORDS))
+    return all(_magnitudes(chunk, dtype).max() < _INFINITY[dtype] for chunk in chunks)
 
 
 def nonfinite(block: Block, words: Words, dtype: str) -> Finding:
@@ -52,7 +57,7 @@ def nonfinite(block: Block, words: Words, dtype: str) -> Finding:
     text = _value_and_place(block, words, dtype, at)
     if not len(faults):
         text += ", and its square does not fit float32"
-    return Finding(block.task.name, False, text, block.first)
+    return Finding(*_origin(block), False, text, block.first)
 
 
 def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
@@ -60,7 +65,11 @@ def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
     magnitudes = _magnitudes(words, dtype).reshape(-1)
     magnitudes[magnitudes >= _INFINITY[dtype]] = 0
     text = _value_and_place(block, words, dtype, int(magnitudes.argmax()))
-    return Finding(block.task.name, True, f"{text} does not fit {target}", block.first)
+    return Finding(*_origin(block), True, f"{text} does not fit {target}", block.first)
+
+
+def _origin(block: Block) -> tuple[str, str]:
+    return block.task.sources[0].file, block.task.name
 
 
 def _value_and_place(block: Block, words: Words, dtype: str, at: int) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from tq3.codec.backend import get_backend
 from tq3.errors import BadInput, UsageError
 from tq3.format import config as tq_config
 from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
-from tq3.pipelines.events import Finished, Planned, Run
+from tq3.pipelines.events import Finished, Planned, Run, StrPath
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.shards import Tally, make_report, write_shards
@@ -18,8 +16,6 @@ from tq3.plan.sources import CONFIG, INDEX, Files, read_checkpoint, read_text
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import choose_sidecars
 from tq3.storage.writer import TargetFolder
-
-StrPath = str | os.PathLike[str]
 
 
 def restore_checkpoint(
@@ -52,17 +48,24 @@ def restore_checkpoint(
         sidecars = choose_sidecars(files.tree(), accounted)
         yield Planned(plan, codec.name, workers)
         target.check_room(plan.file_bytes + sum(map(files.size, sidecars.copied)))
+        marker = (CONFIG, _ordinary_config(files))
+        for name in sidecars.copied:
+            target.copy(name, files.folder / name)
         tally = Tally(plan.bytes_in)
         yield from write_shards(
             plan, _refuse, lambda: plan, files, target, tally, backend=codec, workers=workers
         )
-        target.publish(
-            plan,
-            copies={name: files.folder / name for name in sidecars.copied},
-            texts={},
-            marker=(CONFIG, _ordinary_config(files)),
+        target.publish(plan, texts={}, marker=marker)
+        yield Finished(
+            make_report(
+                plan,
+                tally,
+                sidecars,
+                restored=True,
+                backend=codec.name,
+                workers=workers,
+            )
         )
-        yield Finished(make_report(plan, tally, sidecars, codec.name, workers))
 
 
 def _ordinary_config(files: Files) -> str:
@@ -74,5 +77,8 @@ def _ordinary_config(files: Files) -> str:
 
 def _refuse(finding: Finding) -> None:
     raise BadInput(
-        finding.text, tensor=finding.tensor, fix="restore with --dtype bfloat16 or float32"
+        finding.text,
+        file=finding.file,
+        tensor=finding.tensor,
+        fix="restore with a wider --dtype: float32 holds everything",
     )

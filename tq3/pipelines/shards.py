@@ -16,7 +16,7 @@ from tq3.pipelines.events import Progress, Report
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.work import Done, Worker
-from tq3.plan.plan import Action, Block, Plan, Shard
+from tq3.plan.plan import Block, Plan, Shard
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import Sidecars
 from tq3.storage.writer import ShardFile, TargetFolder
@@ -55,14 +55,16 @@ class Tally:
         return Progress(self.bytes_done, self.bytes_total, self.weights_done, self.seconds, tensor)
 
 
-def make_report(plan: Plan, tally: Tally, sidecars: Sidecars, backend: str, workers: int) -> Report:
+def make_report(
+    plan: Plan, tally: Tally, sidecars: Sidecars, *, restored: bool, backend: str, workers: int
+) -> Report:
     """The figures of a plan that was carried out."""
     coded = [task for task in plan.tasks if task.layout]
     n_coded = sum(prod(task.layout.shape) for task in coded if task.layout)
     n_kept = sum(task.sources[0].info.n_elements for task in plan.tasks if not task.layout)
     worst = max(tally.errors, key=lambda name: tally.errors[name], default=None)
     return Report(
-        restored=any(task.action is Action.DECODE for task in coded),
+        restored=restored,
         source_bytes=plan.bytes_in,
         output_bytes=plan.bytes_out,
         bits_per_weight=plan.bytes_out * 8 / max(n_coded + n_kept, 1),

@@ -21,6 +21,7 @@ from tq3.storage.writer import ShardFile
 Bytes = NDArray[np.uint8]
 
 SAMPLED_GROUPS = 512
+_CACHE_LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Worker:
     def __init__(self, files: LocalFiles, backend: Backend) -> None:
         self._files = files
         self._backend = backend
-        self._buffers: dict[str, Bytes] = {}
+        self._room = np.empty(0, np.uint8)
+        self._used = 0
         self._actions: dict[Action, Callable[[Block, ShardFile], Done]] = {
             Action.ENCODE: self._encode,
             Action.DECODE: self._decode,
@@ -58,6 +60,7 @@ class Worker:
 
     def carry_out(self, block: Block, shard: ShardFile) -> Done:
         """Read the block's bytes, transform them, write them to the shard."""
+        self._make_room(block)
         return self._actions[block.task.action](block, shard)
 
     def _encode(self, block: Block, shard: ShardFile) -> Done:
@@ -115,45 +118,58 @@ class Worker:
         if block.first:
             return None
         layout = _layout(block.task)
-        n = norms.shape[1]
-        some = slice(max(1, min(block.count, SAMPLED_GROUPS // n)))
-        decoded = np.empty(words[some].shape, np.uint32)
-        self._backend.decode(
-            packed[: some.stop * n], norms[some], layout.bits, layout.group, decoded, "F32"
-        )
+        count, n = norms.shape
+        rows, groups = max(1, min(count, SAMPLED_GROUPS // n)), min(n, SAMPLED_GROUPS)
+        some: Words = words[:rows, : groups * layout.group].copy()
+        codes = packed.reshape(count, n, -1)[:rows, :groups].reshape(rows * groups, -1)
+        gains = norms[:rows, :groups].copy()
+        decoded = np.empty(some.shape, np.uint32)
+        self._backend.decode(codes, gains, layout.bits, layout.group, decoded, "F32")
         dtype = block.task.sources[0].info.dtype
-        exact = reference.to_float32(words[some], dtype).astype(np.float64)
+        exact = reference.to_float32(some, dtype).astype(np.float64)
         error = exact - decoded.view(np.float32)
         return float((error**2).sum()), float((exact**2).sum())
 
     def _read(self, block: Block, index: int) -> Bytes:
         source = block.task.sources[index]
         start, length = _span(block, source.info.n_bytes)
-        buffer = self._buffer(f"source {index}", length)
+        buffer = self._take(length)
         self._files.read_into(source.file, source.offset + start, buffer.data)
         return buffer
 
     def _target(self, block: Block, index: int) -> Bytes:
         _, length = _span(block, block.task.targets[index].n_bytes)
-        return self._buffer(f"target {index}", length)
+        return self._take(length)
 
     def _write(self, block: Block, shard: ShardFile, index: int, data: NDArray[Any]) -> None:
         target = block.task.targets[index]
         start, _ = _span(block, target.n_bytes)
         shard.write(shard.offsets[target.name] + start, data.reshape(-1).view(np.uint8).data)
 
-    def _buffer(self, role: str, length: int) -> Bytes:
-        """`length` bytes that stay this thread's own until the next block."""
-        held = self._buffers.get(role)
-        if held is None or len(held) < length:
-            held = self._buffers[role] = np.empty(length, np.uint8)
-        return held[:length]
+    def _make_room(self, block: Block) -> None:
+        """One piece of memory for all that the block reads and writes, kept for the next block."""
+        infos = (*(source.info for source in block.task.sources), *block.task.targets)
+        needed = sum(_aligned(_span(block, info.n_bytes)[1]) for info in infos)
+        if len(self._room) < needed:
+            self._room = np.empty(0, np.uint8)  # let go of the old one first
+            self._room = np.empty(needed, np.uint8)
+        self._used = 0
+
+    def _take(self, length: int) -> Bytes:
+        taken = self._room[self._used : self._used + length]
+        self._used += _aligned(length)
+        return taken
 
 
 def _span(block: Block, n_bytes: int) -> tuple[int, int]:
     """Where the block lies in a tensor of `n_bytes`: first byte, number of bytes."""
     unit = n_bytes // block.task.units
     return block.first * unit, block.count * unit
+
+
+def _aligned(length: int) -> int:
+    """Up to the next cache line, so that every part starts on one."""
+    return -(-length // _CACHE_LINE) * _CACHE_LINE
 
 
 def _layout(task: Task) -> GroupLayout:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tq3.errors import UsageError
 from tq3.format.config import TqConfig, recipe_record
 from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
@@ -19,11 +21,12 @@ _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 def plan_compression(
     checkpoint: Checkpoint, recipe: Recipe, exact: Mapping[str, str] | None = None
 ) -> Plan:
-    """Decide every tensor's fate. Raises BadInput for a source that is quantised already.
+    """Decide every tensor's fate. Raises BadInput or UsageError.
 
     `exact` holds what only the values can tell: name -> why this tensor keeps its source dtype.
     """
     refuse_quantised(checkpoint)
+    _check_globs(checkpoint, recipe)
     exact = exact or {}
     tasks = (_task(tensor, recipe, exact.get(tensor.info.name)) for tensor in checkpoint.tensors)
     return arrange(tasks, recipe.max_shard_bytes)
@@ -58,6 +61,19 @@ def describe_compression(
         kept_source_dtype=exact,
         recipe=recipe_record(recipe),
     )
+
+
+def _check_globs(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """A glob that matches nothing is a slip of the pen, and the run would not be what was meant."""
+    names = [tensor.info.name for tensor in checkpoint.tensors]
+    for option, globs in (("--keep", recipe.keep), ("--only", recipe.only)):
+        for glob in globs:
+            if not fnmatch.filter(names, glob):
+                raise UsageError(
+                    f"{option} {glob!r} matches no tensor",
+                    found=f"names such as {names[0]!r}" if names else "no tensors",
+                    fix="see the names with `tq3 inspect SOURCE --tensors`",
+                )
 
 
 def _task(tensor: Located, recipe: Recipe, exact_because: str | None) -> Task:

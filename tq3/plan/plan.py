@@ -94,11 +94,15 @@ class Shard:
         return len(self.header) + self.bytes_out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """All shards of the output, in order."""
 
     shards: tuple[Shard, ...]
+
+    def __repr__(self) -> str:
+        n = len(self.tasks)
+        return f"<Plan of {n} tensors, {self.bytes_out} bytes in {len(self.shards)} shards>"
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:

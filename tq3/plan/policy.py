@@ -1,4 +1,4 @@
-"""Which tensors stay exact, and why.
+"""Which tensors stay uncompressed, and why.
 
 The only place where this is decided. A pattern matches whole components of a name, never a part of
 one: `overhead.weight` is no head. Patterns come before shapes, the user comes before both.
@@ -36,7 +36,7 @@ KEEP_EXACT = tuple(
             "token embedding: looked up, not multiplied",
         ),
         (
-            r"(\w+_)?heads?(\.\d+)?\.weight|(lm_head|predictions)\.decoder\.weight"
+            r"(\w+_)?heads?(\.\d+|\.linear)?\.weight|(lm_head|predictions)\.decoder\.weight"
             r"|(embed_out|score|classifier|qa_outputs|seq_relationship)\.weight",
             "output head: one step before the softmax, its error is the model's error",
         ),
@@ -46,8 +46,8 @@ KEEP_EXACT = tuple(
     )
 ) + (
     # At the top of a model only do these names mean T5's embedding and the head of Meta's files.
-    (re.compile(r"^shared\.weight$"), "token embedding: looked up, not multiplied"),
-    (re.compile(r"^output\.weight$"), "output head: one step before the softmax"),
+    (re.compile(r"^(model\.)?shared\.weight$"), "token embedding: looked up, not multiplied"),
+    (re.compile(r"^(model\.)?output\.weight$"), "output head: one step before the softmax"),
 )
 
 

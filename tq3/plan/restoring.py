@@ -30,7 +30,7 @@ def plan_restoration(
         if stem in layouts and stem != name:
             tasks.append(_decode_task(stem, tensor, tensors[stem + NORMS], layouts[stem], dtype))
         elif name.removesuffix(NORMS) not in layouts:
-            tasks.append(replace(cast_task(tensor, dtype, "stored exactly"), must_be_finite=False))
+            tasks.append(replace(cast_task(tensor, dtype, "not compressed"), must_be_finite=False))
     return arrange(tasks, max_shard_bytes)
 
 

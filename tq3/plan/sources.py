@@ -51,10 +51,6 @@ class Checkpoint:
     weight_files: tuple[str, ...]
     config: Mapping[str, Any]
 
-    @property
-    def n_bytes(self) -> int:
-        return sum(tensor.info.n_bytes for tensor in self.tensors)
-
 
 def read_checkpoint(files: Files) -> Checkpoint:
     """Read index and headers. Raises BadInput for anything that contradicts itself."""
@@ -178,7 +174,8 @@ def _check_index(weight_map: Mapping[str, str], tensors: tuple[Located, ...]) ->
 def _quantised_as(checkpoint: Checkpoint) -> str | None:
     names = {tensor.info.name: tensor for tensor in checkpoint.tensors}  # in order, for the message
     partners = (
-        ((PACKED, NORMS), "a TQ3 checkpoint (.tq_packed and .tq_norms)"),
+        ((PACKED,), "a TQ3 checkpoint (.tq_packed)"),
+        ((NORMS,), "a TQ3 checkpoint (.tq_norms)"),
         (("_blocks", "_scales"), "MXFP4 (_blocks and _scales)"),
         ((".weight_scale_inv",), "block-wise FP8 (weight_scale_inv)"),
         ((".weight_scale",), "FP8 or compressed-tensors (weight_scale)"),

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
 from tq3.errors import BadInput, StorageError
+from tq3.storage.failures import reading
 
 _AHEAD_BYTES = 8 * 2**20
+_MAX_OPEN = 16  # as long as no more threads than that read different files
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    descriptor: int
+    readers: int = 0
 
 
 class LocalFiles:
@@ -17,50 +30,55 @@ class LocalFiles:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.label = str(folder)
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise BadInput(
                 "no such folder",
                 file=self.label,
                 fix="give the path of a checkpoint folder (fetch one with `hf download`)",
             )
-        self._open: dict[str, int] = {}
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()  # the last one read is last
         self._lock = Lock()
 
     def __enter__(self) -> LocalFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
+        while self._open:
+            os.close(self._open.popitem()[1].descriptor)
 
     def names(self) -> list[str]:
-        """The regular files at the top of the folder, sorted.
+        """The files at the top of the folder, sorted.
 
-        Links to files are followed (the Hub cache is made of them), links to folders are not.
+        Links to files are followed (the Hub cache is made of them), links to folders are not. A
+        link whose file is missing counts as a file: reading it fails with its name.
         """
-        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+        with reading(self.folder):
+            return sorted(name for name in os.listdir(self.folder) if _is_file(self.folder / name))
 
     def has(self, name: str) -> bool:
         """Whether `name` is a file in the folder or below it: never one outside."""
         path = PurePosixPath(name)
         inside = not path.is_absolute() and ".." not in path.parts
-        return inside and (self.folder / path).is_file()
+        return inside and os.path.lexists(self.folder / path) and _is_file(self.folder / path)
 
     def tree(self) -> list[str]:
-        """Every regular file below the folder, as sorted relative paths with forward slashes."""
+        """Every file below the folder, as sorted relative paths with forward slashes.
+
+        Files are those of `names`; a link to a folder is listed with a slash at its end.
+        """
         found = []
-        for folder, _, names in os.walk(self.folder):
-            paths = (Path(folder, name) for name in names)
-            found += [p.relative_to(self.folder).as_posix() for p in paths if p.is_file()]
+        for folder, folders, names in os.walk(self.folder, onerror=_refuse):
+            here = Path(folder)
+            files = (here / name for name in names)
+            links = (here / name for name in folders if os.path.islink(here / name))
+            found += [path.relative_to(self.folder).as_posix() for path in files if _is_file(path)]
+            found += [path.relative_to(self.folder).as_posix() + "/" for path in links]
         return sorted(found)
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
-        try:
+        with reading(self.folder / name):
             return (self.folder / name).stat().st_size
-        except OSError as error:
-            raise _read_error(name, error) from None
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Just these bytes. Raises StorageError when the file has fewer."""
@@ -70,8 +88,7 @@ class LocalFiles:
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`. Raises StorageError when the file has fewer bytes."""
-        try:
-            descriptor = self._descriptor(name)
+        with reading(self.folder / name), self._opened(name) as descriptor:
             _read_ahead(descriptor, offset + _AHEAD_BYTES, len(buffer))
             done = 0
             while done < len(buffer):
@@ -84,21 +101,46 @@ class LocalFiles:
                         expected=f"{offset + len(buffer)}",
                     )
                 done += n
-        except OSError as error:
-            raise _read_error(self.folder / name, error) from None
 
-    def _descriptor(self, name: str) -> int:
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        """The file's descriptor, which nobody closes within the block."""
         with self._lock:
             if name not in self._open:
-                self._open[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
-            return self._open[name]
+                self._close_idle()
+                path = self.folder / name
+                self._open[name] = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            self._open.move_to_end(name)
+            file = self._open[name]
+            file.readers += 1
+        try:
+            yield file.descriptor
+        finally:
+            with self._lock:
+                file.readers -= 1
+
+    def _close_idle(self) -> None:
+        """Make room for one more, closing what was not read for longest."""
+        for name in [name for name, file in self._open.items() if not file.readers]:
+            if len(self._open) < _MAX_OPEN:
+                return
+            os.close(self._open.pop(name).descriptor)
+
+
+def _is_file(path: Path) -> bool:
+    """Of something that is there. What can't be looked at is a file: reading it will say why."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True
+
+
+def _refuse(error: OSError) -> None:
+    with reading(Path(error.filename)):
+        raise error
 
 
 def _read_ahead(descriptor: int, offset: int, length: int) -> None:
     """Have the disk fetch what is read a little later, while this thread computes."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-
-
-def _read_error(file: object, error: OSError) -> StorageError:
-    return StorageError(f"can't be read: {error.strerror}", file=file)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from tq3.storage.drafts import WORK_FOLDER
+
 _WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx"),
     *(".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".ot", ".npz", ".nemo", ".pkl", ".pickle"),
@@ -22,14 +24,14 @@ class Sidecars:
 
 
 def choose_sidecars(names: Iterable[str], accounted: Iterable[str]) -> Sidecars:
-    """Split a folder's files; `accounted` are those that the caller writes or replaces itself.
+    """Split the names of `LocalFiles.tree`; `accounted`: what the caller writes or replaces itself.
 
     A nested folder that holds weights of any format is left out whole: what lies beside them
     belongs to them.
     """
     rest = [name for name in names if name not in set(accounted)]
     weight_folders = {
-        PurePosixPath(name).parts[0] for name in rest if "/" in name and _is_weight_file(name)
+        PurePosixPath(name).parts[0] for name in rest if "/" in name and is_weight_file(name)
     }
     left_out = {name: why for name in rest if (why := _why_left_out(name, weight_folders))}
     return Sidecars(tuple(name for name in rest if name not in left_out), left_out)
@@ -37,17 +39,18 @@ def choose_sidecars(names: Iterable[str], accounted: Iterable[str]) -> Sidecars:
 
 def _why_left_out(name: str, weight_folders: set[str]) -> str | None:
     parts = PurePosixPath(name).parts
-    if any(part.startswith(".git") for part in parts):
-        return "belongs to git"
-    if any(part in _CACHES or part.startswith(".cache") for part in parts):
-        return "a cache"
-    if _is_weight_file(name):
-        return "weights that are not part of this checkpoint"
-    if len(parts) > 1 and parts[0] in weight_folders:
-        return "in a folder of other weights"
-    return None
+    reasons = {
+        "belongs to git": any(part.startswith(".git") for part in parts),
+        "a cache": any(part in _CACHES or part.startswith(".cache") for part in parts),
+        "a draft of another run": WORK_FOLDER in parts,
+        "a link to a folder": name.endswith("/"),
+        "weights that are not part of this checkpoint": is_weight_file(name),
+        "in a folder of other weights": len(parts) > 1 and parts[0] in weight_folders,
+    }
+    return next((why for why, applies in reasons.items() if applies), None)
 
 
-def _is_weight_file(name: str) -> bool:
+def is_weight_file(name: str) -> bool:
+    """Whether a file holds weights, or is the index of some, in any format."""
     stem = name.removesuffix(".index.json")
     return any(stem.endswith(suffix) for suffix in _WEIGHT_SUFFIXES)
