@@ -213,3 +213,15 @@ class FakeFiles:
         piece = self._files[name][offset : offset + length]
         assert len(piece) == length, "read beyond the end"
         return piece
+
+
+def slow_checkpoint(path: Path) -> Path:
+    """A sparse file of 400 MB, many seconds of work for the slow codec."""
+    shape = [100_000, 2048]
+    n_bytes = 2 * shape[0] * shape[1]
+    head = file_bytes({"a.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, n_bytes]}})
+    path.mkdir()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + n_bytes)
+    return path

@@ -11,22 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from factories import file_bytes, tiny_checkpoint
+from factories import slow_checkpoint, tiny_checkpoint
 
 PROGRAM = (str(Path(sys.executable).with_name("tq3")),)
-
-
-def slow_checkpoint(path: Path) -> Path:
-    """A sparse file of 400 MB, many seconds of work for the slow codec."""
-    shape = [100_000, 2048]
-    n_bytes = 2 * shape[0] * shape[1]
-    entry = {"dtype": "BF16", "shape": shape, "data_offsets": [0, n_bytes]}
-    head = file_bytes({"a.weight": entry})
-    path.mkdir()
-    with (path / "model.safetensors").open("wb") as file:
-        file.write(head)
-        file.truncate(len(head) + n_bytes)
-    return path
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pty
@@ -18,7 +19,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from factories import file_bytes, random_tensor, tiny_checkpoint
+import typer
+from factories import random_tensor, slow_checkpoint, tiny_checkpoint
 from rich.console import Console
 
 import tq3 as library
@@ -112,18 +114,6 @@ def test_a_missing_codec_is_told_only_where_it_is_missing(monkeypatch, tmp_path,
     assert ("no compiled codec" in sent.getvalue()) == said
 
 
-def slow_checkpoint(path: Path) -> Path:
-    """A sparse file of 400 MB, many seconds of work for the slow codec."""
-    shape = [100_000, 2048]
-    n_bytes = 2 * shape[0] * shape[1]
-    head = file_bytes({"a.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, n_bytes]}})
-    path.mkdir()
-    with (path / "model.safetensors").open("wb") as file:
-        file.write(head)
-        file.truncate(len(head) + n_bytes)
-    return path
-
-
 @contextmanager
 def in_a_terminal(*command: object, wrapper: str = "") -> Iterator[tuple[subprocess.Popen, int]]:
     """A program as the leader of its own terminal, and our end of that."""
@@ -157,6 +147,13 @@ def test_a_closed_terminal_ends_the_run_and_leaves_nothing(tmp_path):
         os.close(ours)
         assert run.wait(timeout=30) == 130
     assert not out.exists()
+
+
+def test_a_write_to_a_closed_terminal_is_an_interruption(monkeypatch):
+    screen, _ = terminal(monkeypatch, 100)
+    with pytest.raises(typer.Exit) as ended, screen:
+        raise OSError(errno.EIO, "Input/output error")
+    assert ended.value.exit_code == 130
 
 
 def test_nohup_keeps_its_word(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -50,7 +51,9 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        if isinstance(error, OSError) and _is_hangup(error):
+            error = KeyboardInterrupt()
+        elif isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             error = StorageError(
                 f"can't be read or written: {error.strerror or error}", file=error.filename
             )
@@ -157,6 +160,11 @@ class Screen:
 
     def _object(self, value: dict[str, Any]) -> None:
         print(json.dumps(value, indent=2))
+
+
+def _is_hangup(error: OSError) -> bool:
+    """A write to a terminal that was closed: it may fail before the signal of it arrives."""
+    return error.errno == errno.EIO and error.filename is None
 
 
 def _nothing_compiled() -> bool:
