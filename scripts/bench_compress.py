@@ -3,7 +3,7 @@
     python scripts/bench_compress.py --gigabytes 8 --rounds 3 --folder build/bench
 
 Floor and program alternate in one run, with the source in the page cache (warm) and without (cold).
-Both use as many threads, equal blocks, reserved files and a flush to the disk at the end.
+Both use as many threads, blocks of some MiB, reserved files and a flush to the disk at the end.
 """
 
 from __future__ import annotations

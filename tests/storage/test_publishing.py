@@ -4,59 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 from factories import contents
+from runs import MARKER, plan_of, publish, write_drafts
 
 from tq3.errors import StorageError
-from tq3.format.header import TensorInfo
-from tq3.plan.plan import Plan, arrange, copy_task
-from tq3.plan.sources import Located
-from tq3.storage.writer import ShardFile, TargetFolder
-
-MARKER = ("marker.json", "{}")
-
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/fd").exists(), reason="the system doesn't list open descriptors"
-)
-
-
-def plan_of(n_shards: int) -> Plan:
-    """One tensor of eight bytes in each shard."""
-    infos = (TensorInfo(f"t{i}", "U8", (8,)) for i in range(n_shards))
-    return arrange((copy_task(Located(info, "in", 0), "why") for info in infos), 8)
-
-
-def write_drafts(folder: TargetFolder, plan: Plan) -> None:
-    """Every shard's draft, filled with its number."""
-    for number, shard in enumerate(plan.shards):
-        with folder.shard(number, shard) as file:
-            for name, offset in file.offsets.items():
-                file.write(offset, memoryview(bytes([number] * 8)))
-                assert name in shard.offsets
-
-
-def publish(
-    out: Path,
-    plan: Plan,
-    *,
-    overwrite: bool = False,
-    copies: Mapping[str, Path] = MappingProxyType({}),
-    texts: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """A whole run of the writer."""
-    source = out.parent / "source"
-    with TargetFolder(out, source=source, overwrite=overwrite) as folder:
-        for name, original in copies.items():
-            folder.copy(name, original)
-        write_drafts(folder, plan)
-        folder.publish(plan, texts=texts, marker=MARKER)
+from tq3.storage.writer import TargetFolder
 
 
 @contextmanager
@@ -67,11 +24,6 @@ def umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def test_a_single_shard_is_header_and_data(out):
@@ -261,139 +213,3 @@ def test_every_file_has_the_mode_that_the_umask_leaves(out, tmp_path, mask):
         publish(out, plan_of(2), texts={"text": ""}, copies={"copy": original})
     modes = {path.name: path.stat().st_mode & 0o777 for path in out.iterdir()}
     assert set(modes.values()) == {0o666 & ~mask}
-
-
-def test_a_shard_has_all_its_bytes_from_the_start(out):
-    plan = plan_of(1)
-    with (
-        TargetFolder(out, source=out.parent / "source", overwrite=False) as folder,
-        folder.shard(0, plan.shards[0]) as file,
-    ):
-        assert file.path.stat().st_size == plan.shards[0].file_bytes
-
-
-def test_a_disk_that_fills_up_is_a_storage_error_and_leaves_nothing(out, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(StorageError, match="No space left"):
-        publish(out, plan_of(1))
-    assert not out.exists()
-
-
-def test_a_file_system_that_cannot_reserve_is_written_all_the_same(out, monkeypatch):
-    def unable(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(os, "posix_fallocate", unable, raising=False)
-    publish(out, plan_of(1))
-    assert (out / "model.safetensors").stat().st_size == plan_of(1).file_bytes
-
-
-def test_a_failed_write_is_a_storage_error_naming_the_file(out, monkeypatch):
-    def failing(*_: object) -> int:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, "pwrite", failing)
-    with pytest.raises(StorageError, match="Input/output error") as caught:
-        publish(out, plan_of(1))
-    assert "model" in str(caught.value.file)
-    assert not out.exists()
-
-
-def test_every_file_is_flushed_to_the_disk_before_it_takes_its_name(out, tmp_path, monkeypatch):
-    flushed, early, fsync, replace = set(), [], os.fsync, Path.replace
-
-    def noting_fsync(descriptor: int) -> None:
-        flushed.add(os.fstat(descriptor).st_ino)
-        fsync(descriptor)
-
-    def checking_replace(self: Path, target: Path) -> Path:
-        early.extend([] if self.stat().st_ino in flushed else [target.name])
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", noting_fsync)
-    monkeypatch.setattr(Path, "replace", checking_replace)
-    (tmp_path / "original").write_bytes(b"")
-    publish(out, plan_of(2), texts={"text": ""}, copies={"copy": tmp_path / "original"})
-    assert early == []
-    assert out.stat().st_ino in flushed
-
-
-def test_a_flush_that_fails_once_is_not_forgotten(out, monkeypatch):
-    """Linux reports lost bytes to one caller only, here to the thread that flushes along."""
-    failed, fsync = threading.Event(), os.fsync
-
-    def failing_once(descriptor: int) -> None:
-        if not failed.is_set():
-            failed.set()
-            raise OSError(5, "Input/output error")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", failing_once)
-    plan = plan_of(1)
-    with (
-        pytest.raises(StorageError, match="Input/output error"),
-        TargetFolder(out, source=out.parent / "source", overwrite=False) as folder,
-        folder.shard(0, plan.shards[0]),
-    ):
-        failed.wait(timeout=5)
-    assert not out.exists()
-
-
-def test_the_folder_is_flushed_when_the_old_marker_is_gone_and_before_the_new_one_comes(
-    out, monkeypatch
-):
-    publish(out, plan_of(1))
-    flushed, fsync = [], os.fsync
-
-    def noting(descriptor: int) -> None:
-        if os.path.samestat(os.fstat(descriptor), out.stat()):
-            flushed.append({path.name for path in out.iterdir()} - {".tq3.part"})
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", noting)
-    publish(out, plan_of(2), overwrite=True)
-    weights = {*plan_of(2).weight_files}
-    assert flushed == [{"model.safetensors"}, weights, weights | {MARKER[0]}]
-
-
-def test_a_file_system_that_cannot_flush_folders_is_no_failure(out, monkeypatch):
-    fsync = os.fsync
-
-    def unable(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(22, "Invalid argument")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", unable)
-    publish(out, plan_of(1))
-    assert MARKER[0] in contents(out)
-
-
-@needs_proc
-@pytest.mark.parametrize("place", ["os.posix_fallocate", "os.pwrite", "threading.Thread.start"])
-def test_a_shard_that_fails_to_begin_leaves_no_descriptor(out, monkeypatch, place):
-    def fail(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr(place, fail)
-    with pytest.raises((StorageError, OSError), match="Input/output error"):
-        publish(out, plan_of(1))
-    assert os.listdir("/proc/self/fd") == before
-
-
-@needs_proc
-def test_an_interrupt_while_the_flusher_ends_leaves_no_descriptor(tmp_path, monkeypatch):
-    def interrupted(_: threading.Thread) -> None:
-        raise KeyboardInterrupt
-
-    before = os.listdir("/proc/self/fd")
-    file = ShardFile(tmp_path / "draft", plan_of(1).shards[0])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(threading.Thread, "join", interrupted)
-        file.close(flush=True)
-    file._flusher.join()
-    assert os.listdir("/proc/self/fd") == before

@@ -25,7 +25,7 @@ BitsOpt = Annotated[int, typer.Option(help="Width of a code: 2, 3 or 4.")]
 GroupOpt = Annotated[int, typer.Option(help="Weights that share a norm: 32, 64, 128 or 256.")]
 KeepOpt = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="Keep tensors of these names exact. Repeatable."),
+    typer.Option(metavar="GLOB", help="Leave tensors of these names uncompressed. Repeatable."),
 ]
 OnlyOpt = Annotated[
     list[str] | None,

@@ -37,7 +37,7 @@ def compress_checkpoint(
 ) -> Run:
     """Compress the checkpoint folder `source` into the new folder `out`, telling what happens.
 
-    workers: threads; None for one a processor
+    workers: threads; None for one a processor, at most 16
     backend: one of `tq3.codec.backend.available_backends()`; None for the fastest, same bytes
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
 

@@ -29,7 +29,7 @@ _TENSOR_MEMORY_BYTES = 3000
 class TensorLine:
     """One tensor of the original model.
 
-    bits: width of its codes, None where it is stored exactly
+    bits: width of its codes, None where it is not compressed
     dtype, n_bytes: as stored in the TQ3 checkpoint (codes and norms together)
     """
 

@@ -16,7 +16,7 @@ from tq3.format.recipe import Recipe
 MIN_DIMENSION = 128
 
 # Each pattern is matched against the end of a name, from the start of a component on.
-KEEP_EXACT = tuple(
+KEEP = tuple(
     (re.compile(rf"(^|\.)({pattern})$"), why)
     for pattern, why in (
         (
@@ -70,7 +70,7 @@ def decide(tensor: TensorInfo, recipe: Recipe) -> Decision:
         if not chosen_by:
             return Decision(False, "not chosen by --only")
         return Decision(impossible is None, impossible or f"asked for: --only {chosen_by!r}")
-    why = _why_exact(tensor.name) or impossible or _why_unsuitable(tensor)
+    why = _why_kept(tensor.name) or impossible or _why_unsuitable(tensor)
     return Decision(why is None, why or "a matrix of weights")
 
 
@@ -78,8 +78,8 @@ def _first_match(name: str, globs: tuple[str, ...]) -> str | None:
     return next((glob for glob in globs if fnmatchcase(name, glob)), None)
 
 
-def _why_exact(name: str) -> str | None:
-    return next((why for pattern, why in KEEP_EXACT if pattern.search(name)), None)
+def _why_kept(name: str) -> str | None:
+    return next((why for pattern, why in KEEP if pattern.search(name)), None)
 
 
 def _why_impossible(tensor: TensorInfo) -> str | None:

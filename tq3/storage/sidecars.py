@@ -29,7 +29,8 @@ def choose_sidecars(names: Iterable[str], accounted: Iterable[str]) -> Sidecars:
     A nested folder that holds weights of any format is left out whole: what lies beside them
     belongs to them.
     """
-    rest = [name for name in names if name not in set(accounted)]
+    known = set(accounted)
+    rest = [name for name in names if name not in known]
     weight_folders = {
         PurePosixPath(name).parts[0] for name in rest if "/" in name and is_weight_file(name)
     }
