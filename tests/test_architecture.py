@@ -28,8 +28,12 @@ MAY_IMPORT = {
 FREE = {"errors", "version"}
 TOP = {"cli", "api", "__init__", "__main__"}
 
-STANDARD_ONLY = {"errors", "version", "format", "plan", "storage", "api", "__init__", "__main__"}
-THIRD_PARTY = {"codec": {"numpy"}, "pipelines": {"numpy"}, "cli": {"typer", "rich"}}
+THIRD_PARTY = {
+    "format": {"xxhash"},
+    "codec": {"numpy"},
+    "pipelines": {"numpy"},
+    "cli": {"typer", "rich"},
+}
 HEAVY = {"torch", "transformers", "safetensors", "scipy", "huggingface_hub", "click"}
 
 
