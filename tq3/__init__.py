@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tq3.api import compress, inspect, preview, restore, save_tq3_checkpoint
-    from tq3.errors import BadInput, StorageError, Tq3Error, UsageError
+    from tq3.api import compress, inspect, preview, restore, save_tq3_checkpoint, verify
+    from tq3.errors import BadInput, StorageError, Tq3Error, UsageError, VerificationFailed
     from tq3.format.recipe import Recipe
     from tq3.pipelines.compress import compress_checkpoint
     from tq3.pipelines.restore import restore_checkpoint
+    from tq3.pipelines.verify import verify_checkpoint
 
 __version__: str
 _HOMES = {
@@ -23,13 +24,16 @@ _HOMES = {
     "preview": "tq3.api",
     "restore": "tq3.api",
     "save_tq3_checkpoint": "tq3.api",
+    "verify": "tq3.api",
     "compress_checkpoint": "tq3.pipelines.compress",
     "restore_checkpoint": "tq3.pipelines.restore",
+    "verify_checkpoint": "tq3.pipelines.verify",
     "Recipe": "tq3.format.recipe",
     "Tq3Error": "tq3.errors",
     "UsageError": "tq3.errors",
     "BadInput": "tq3.errors",
     "StorageError": "tq3.errors",
+    "VerificationFailed": "tq3.errors",
 }
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "StorageError",
     "Tq3Error",
     "UsageError",
+    "VerificationFailed",
     "compress",
     "compress_checkpoint",
     "inspect",
@@ -45,6 +50,8 @@ __all__ = [
     "restore",
     "restore_checkpoint",
     "save_tq3_checkpoint",
+    "verify",
+    "verify_checkpoint",
 ]
 
 

@@ -11,11 +11,13 @@ from tq3.format.recipe import (
     Recipe,
     parse_size,
 )
+from tq3.pipelines.checks import Verification
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import Description, describe, describe_plan
-from tq3.pipelines.events import Event, Finished, Report, Run, StrPath
+from tq3.pipelines.events import Event, Finished, Report, Run, StrPath, Verified
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.restore import restore_checkpoint
+from tq3.pipelines.verify import verify_checkpoint
 from tq3.storage.local import LocalFiles
 
 OnEvent = Callable[[Event], None]
@@ -98,6 +100,25 @@ def restore(
     return _run(events, on_event)
 
 
+def verify(
+    path: StrPath,
+    *,
+    source: StrPath | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+    on_event: OnEvent | None = None,
+) -> Verification:
+    """Whether the TQ3 checkpoint `path` is sound; with `source` its weights beside the original's.
+
+    What is wrong is in the answer's `faults`. Raises UsageError, BadInput or StorageError for
+    folders that aren't there or can't be listed, and for a source that can't be read.
+    """
+    run = verify_checkpoint(path, source=source, workers=workers, backend=backend)
+    last = _last_event(run, on_event)
+    assert isinstance(last, Verified), "a verification ends with Verified or raises"
+    return last.verification
+
+
 def inspect(path: StrPath, recipe: Recipe | None = None) -> Description:
     """What the TQ3 checkpoint `path` holds, or what compress would make of any other one.
 
@@ -145,11 +166,15 @@ def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _run(run: Run, on_event: OnEvent | None) -> Report:
+    last = _last_event(run, on_event)
+    assert isinstance(last, Finished), "a pipeline ends with Finished or raises"
+    return last.report
+
+
+def _last_event(run: Run, on_event: OnEvent | None) -> Event | None:
     last: Event | None = None
     with closing(run):
         for last in run:
             if on_event:
                 on_event(last)
-    if not isinstance(last, Finished):
-        raise AssertionError("a pipeline ends with Finished or raises")
-    return last.report
+    return last

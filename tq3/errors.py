@@ -55,3 +55,9 @@ class StorageError(Tq3Error):
     """No room, or a read or write that failed."""
 
     exit_code = 4
+
+
+class VerificationFailed(Tq3Error):
+    """What `tq3 verify` looked at is not sound."""
+
+    exit_code = 5

@@ -157,3 +157,18 @@ def restore(
             overwrite=overwrite,
         )
         screen.follow(events, out)
+
+
+@app.command()
+def verify(
+    path: opt.Tq3Arg,
+    source: opt.OriginalOpt = None,
+    workers: opt.WorkersOpt = None,
+    backend: opt.BackendOpt = None,
+    json: opt.JsonOpt = False,
+    quiet: opt.QuietOpt = False,
+) -> None:
+    """Check PATH: headers, norms, checksums; with --source its weights."""
+    with Screen(json=json, quiet=quiet) as screen:
+        events = tq3.verify_checkpoint(path, source=source, workers=workers, backend=backend)
+        screen.follow(events, path)

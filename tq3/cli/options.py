@@ -16,6 +16,15 @@ def _argument(name: str, text: str) -> Any:
 SourceArg = Annotated[Path, _argument("SOURCE", "Folder of an ordinary checkpoint (safetensors).")]
 PathArg = Annotated[Path, _argument("PATH", "Folder of a checkpoint.")]
 Tq3Arg = Annotated[Path, _argument("PATH", "Folder of a TQ3 checkpoint.")]
+OriginalOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--source",
+        metavar="SOURCE",
+        help="Compare every tensor with this checkpoint, which PATH was made from.",
+        readable=False,
+    ),
+]
 OutArg = Annotated[Path, _argument("OUT", "Folder to write; new or empty.")]
 OutOrNoneArg = Annotated[
     Path | None, _argument("OUT", "Folder to write; new or empty. Not needed for --dry-run.")

@@ -19,8 +19,9 @@ from rich.table import Column, Table
 
 from tq3.cli import tables
 from tq3.cli.units import counted, duration, printable, share, size
-from tq3.errors import StorageError, Tq3Error
+from tq3.errors import StorageError, Tq3Error, VerificationFailed
 from tq3.pipelines import events
+from tq3.pipelines.checks import Verification
 
 INTERRUPTED = 130
 _PLAIN_LINE_SECONDS = 5.0
@@ -69,6 +70,8 @@ class Screen:
             for event in run:
                 if isinstance(event, events.Finished):
                     self._finished(event.report, out)
+                elif isinstance(event, events.Verified):
+                    self._verified(event.verification)
                 elif not self._quiet:
                     self._show(event)
 
@@ -88,16 +91,28 @@ class Screen:
                 f"{size(plan.bytes_out)}, {counted(event.workers, 'worker')}, "
                 f"backend {event.backend}"
             )
-            if event.backend == "numpy" and _nothing_compiled():
-                self._say(
-                    "no compiled codec: numpy gives the same bytes, some hundred times slower; "
-                    "install a C++ compiler and then tq3 again",
-                    style="yellow",
-                )
+            self._warn_of_numpy(event.backend)
+        elif isinstance(event, events.Checking):
+            against = ", checksums" if event.checksums else ""
+            against += ", beside the source" if event.source else ""
+            self._say(
+                f"{counted(event.n_tensors, 'tensor')}, {size(event.bytes_total)} to read"
+                f"{against}, {counted(event.workers, 'worker')}, backend {event.backend}"
+            )
+            if event.source:
+                self._warn_of_numpy(event.backend)
         elif isinstance(event, events.Notice):
             self._say(f"notice: {event.text}", style="yellow")
         elif isinstance(event, events.Progress):
             self._progress(event)
+
+    def _warn_of_numpy(self, backend: str) -> None:
+        if backend == "numpy" and _nothing_compiled():
+            self._say(
+                "no compiled codec: numpy gives the same bytes, some hundred times slower; "
+                "install a C++ compiler and then tq3 again",
+                style="yellow",
+            )
 
     def _progress(self, event: events.Progress) -> None:
         now = time.monotonic()
@@ -133,6 +148,22 @@ class Screen:
             self._object({"out": str(out), **asdict(report), **figures})
         elif not self._quiet:
             self._table(tables.of_report(report, out))
+
+    def _verified(self, verification: Verification) -> None:
+        self._stop_bar()
+        if self._json:
+            self._object(verification.to_dict())
+        elif not self._quiet:
+            for table in tables.of_verification(verification):
+                self._table(table)
+        if not verification.ok:
+            first = verification.faults[0]
+            number = counted(len(verification.faults), "fault")
+            raise VerificationFailed(
+                f"{number}, the first {first.check}: {first.text}",
+                file=first.file,
+                tensor=first.tensor,
+            )
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._err.print(printable(text), style=style, soft_wrap=True)
@@ -190,8 +221,9 @@ def _figures(event: events.Progress) -> str:
     seconds = max(event.seconds, 1e-9)
     rate = event.bytes_done / seconds
     left = (event.bytes_total - event.bytes_done) / rate if rate else 0.0
+    weights = f"{event.weights_done / seconds / 1e9:.2f} G weights/s  "
     return (
         f"{100 * event.bytes_done / max(event.bytes_total, 1):3.0f}%  "
         f"{share(event.bytes_done, event.bytes_total)}  {rate / 1e9:.2f} GB/s  "
-        f"{event.weights_done / seconds / 1e9:.2f} G weights/s  {duration(left)} left"
+        f"{weights if event.weights_done else ''}{duration(left)} left"
     )

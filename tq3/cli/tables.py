@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 
 from tq3.cli.units import count, counted, printable, size
+from tq3.pipelines.checks import Comparison, Verification
 from tq3.pipelines.describe import Description
 from tq3.pipelines.events import Report
+
+_WORST = 10
+_NUMERIC = (
+    *("compressed", "kept", "weights", "size", "bits a weight", "tensors", "bits", "error"),
+    *("expected", "limit", "cosine", "worst group"),
+)
 
 
 def of_report(report: Report, out: Path) -> Table:
@@ -55,6 +63,53 @@ def of_description(description: Description, *, tensors: bool) -> Iterator[Table
         yield _kept(description)
     if tensors:
         yield _tensors(description)
+
+
+def of_verification(v: Verification) -> Iterator[Table]:
+    """What was checked and the verdict, the largest errors, and every fault."""
+    yield _verdict(v)
+    if v.comparisons:
+        yield _largest_errors(v.worst(_WORST))
+    if v.faults:
+        yield _faults(v)
+
+
+def _verdict(v: Verification) -> Table:
+    table = _facts()
+    _add(table, "checkpoint", v.path)
+    files = counted(v.n_files, "file")
+    _add(table, "files", f"{files}, {size(v.bytes_read)} read in {v.seconds:.2f} s")
+    _add(table, "tensors", f"{v.n_compressed} compressed, {v.n_kept} kept")
+    _add(table, "checksums", "of every file" if v.checksums else "none: there is no manifest")
+    if v.source is not None:
+        n_exact = sum(bool(line.exact) for line in v.comparisons)
+        compared = counted(len(v.comparisons), "tensor")
+        _add(table, "source", f"{v.source}: {compared} compared, {n_exact} exact")
+    _add(table, "peak memory", size(v.peak_memory_bytes))
+    _add(table, "verdict", "sound" if v.ok else f"not sound: {counted(len(v.faults), 'fault')}")
+    return table
+
+
+def _largest_errors(lines: list[Comparison]) -> Table:
+    table = _columns(
+        "largest errors", "bits", "error", "expected", "limit", "cosine", "worst group", "where"
+    )
+    for line in lines:
+        where = f"row {line.worst_row}, group {line.worst_group}"
+        figures = (line.error, line.expected, line.limit, line.cosine, line.worst_group_error)
+        _add(table, line.tensor, str(line.bits), *map(_figure, figures), where)
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _faults(v: Verification) -> Table:
+    table = _columns("fault", "file", "tensor", "what")
+    for fault in v.faults:
+        _add(table, fault.check, fault.file or "-", fault.tensor or "-", fault.text)
+    return table
 
 
 def _overview(d: Description) -> Table:
@@ -131,6 +186,6 @@ def _columns(first: str, *others: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column(first, overflow="fold")
     for name in others:
-        numeric = name in ("compressed", "kept", "weights", "size", "bits a weight", "tensors")
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if name in _NUMERIC else "left"
+        table.add_column(name, justify=justify, overflow="fold")
     return table

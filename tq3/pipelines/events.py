@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
+from tq3.pipelines.checks import Verification
 from tq3.plan.plan import Plan
 
 
@@ -19,8 +20,20 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
+class Checking:
+    """It is known what a verification will read, and the reading begins."""
+
+    n_tensors: int
+    bytes_total: int
+    checksums: bool
+    source: bool
+    backend: str
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """Work done so far, in source bytes and compressed weights; the tensor at hand."""
+    """Work done so far, in bytes read and weights coded or decoded; the tensor or file at hand."""
 
     bytes_done: int
     bytes_total: int
@@ -82,7 +95,14 @@ class Finished:
     report: Report
 
 
-Event = Planned | Progress | Notice | Finished
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The checkpoint was looked at to its end, whatever was found."""
+
+    verification: Verification
+
+
+Event = Planned | Checking | Progress | Notice | Finished | Verified
 
 StrPath = str | os.PathLike[str]
 

@@ -1,0 +1,340 @@
+"""Every check finds what it is for, nothing else, and all there is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_verify_source
+from factories import Tensor, safetensors_bytes, tiny_checkpoint
+from kinds import EVERY_KIND
+from spoiling import (
+    FIRST,
+    INDEX,
+    SECOND,
+    SHARD,
+    change_json,
+    change_tensors,
+    changed_bytes,
+    flip,
+    read_shard,
+    seal,
+    set_key,
+)
+
+import tq3
+from tq3.errors import BadInput, StorageError
+from tq3.format.manifest import Manifest, Piece
+from tq3.pipelines.checks import CHECKS
+from tq3.storage.local import LocalFiles
+
+UP = "model.layers.0.mlp.up_proj.weight"
+NORM = "model.norm.weight"
+EXPERTS = "layers.0.mlp.experts.gate_up_proj"
+
+CONFIG = "config.json"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sound folders to copy: `one` shard, `two` shards, and every kind of tensor."""
+    path = tmp_path_factory.mktemp("made")
+    source = tiny_checkpoint(path / "source")
+    (source / "tokenizer.json").write_text("{}")
+    tq3.compress(source, path / "one")
+    tq3.compress(source, path / "two", max_shard_size=60_000)
+    kinds = tiny_checkpoint(path / "kinds-source", EVERY_KIND, config={"num_experts": 3})
+    tq3.compress(kinds, path / "kinds")
+    for folder in ("one", "two", "kinds"):
+        (path / folder / "tq3_manifest.json").unlink(missing_ok=True)
+    return path
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of one of the sound folders, to be spoiled."""
+    return lambda name: shutil.copytree(made / name, tmp_path / name)
+
+
+def checks(result: tq3.Verification) -> list[str]:
+    return [fault.check for fault in result.faults]
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["no manifest", "manifest"])
+@pytest.mark.parametrize("name", ["one", "two", "kinds"])
+def test_what_compress_writes_is_sound(copy, name, sealed):
+    folder = seal(copy(name)) if sealed else copy(name)
+    result = tq3.verify(folder)
+    assert result.ok
+    assert result.faults == ()
+    assert result.checksums == sealed
+    assert ("so no checksums" in "".join(result.notices)) == (not sealed)
+    if sealed:
+        files = (path for path in folder.rglob("*") if path.name != "tq3_manifest.json")
+        assert result.bytes_read == sum(path.stat().st_size for path in files)
+
+
+def unlink(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def flip_in_header(folder: Path) -> None:
+    flip(folder / SECOND, 8 * 9)
+
+
+def drop(*names: str) -> Callable[[Path], None]:
+    """Take tensors out of the only shard."""
+
+    def spoil(folder: Path) -> None:
+        change_tensors(folder, lambda tensors: [tensors.pop(name) for name in names] and None)
+
+    return spoil
+
+
+def put(name: str, make: Callable[[dict[str, Tensor]], Tensor]) -> Callable[[Path], None]:
+    """Put a tensor into the only shard, or another one in its place."""
+
+    def spoil(folder: Path) -> None:
+        change_tensors(folder, lambda tensors: tensors.update({name: make(tensors)}))
+
+    return spoil
+
+
+def bad_norm(value: float) -> Callable[[Path], None]:
+    name = UP + ".tq_norms"
+    return put(name, lambda tensors: changed_bytes(tensors[name], 7, value, "<f4"))
+
+
+def twice(folder: Path) -> None:
+    """The second shard once more, under the first one's name; the index agrees with neither."""
+    shutil.copy(folder / SECOND, folder / FIRST)
+
+
+def unfinished(folder: Path) -> None:
+    (folder / ".tq3.part").mkdir()
+    (folder / "tq_config.json").unlink()
+
+
+def longer(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        with (folder / name).open("a") as file:
+            file.write(" ")
+
+    return spoil
+
+
+def broken_link(folder: Path) -> None:
+    (folder / SECOND).unlink()
+    (folder / SECOND).symlink_to(folder / "nowhere")
+
+
+def index_without(name: str) -> Callable[[Path], None]:
+    return lambda folder: change_json(
+        folder, INDEX, lambda index: index["weight_map"].__delitem__(name)
+    )
+
+
+# identifier, folder, whether it has a manifest of before, spoiler, part of the message.
+PROVOKED = {
+    "TQ101": ("one", False, unfinished, "the same tq3 compress command continues it"),
+    "TQ102": ("one", False, unlink("tq_config.json"), "not a TQ3 checkpoint"),
+    "TQ103": ("one", False, write("tq_config.json", "{"), "not JSON"),
+    "TQ103 format": ("one", False, set_key("tq_config.json", "format", "tq9"), "found tq9"),
+    "TQ104": ("one", False, write(CONFIG, "[]"), "not a JSON object"),
+    "TQ105": ("one", False, set_key(CONFIG, "quantization_config.bits", 4), "{'bits': 4}"),
+    "TQ106": ("two", False, write(INDEX, '{"weight_map": []}'), "not an object with entries"),
+    "TQ106 name": ("two", False, set_key(INDEX, "weight_map.x", 5), "not the name of a file"),
+    "TQ106 none": ("two", False, unlink(INDEX), "no index says which belong together"),
+    "TQ107": ("one", False, unlink(SHARD), "no safetensors weights"),
+    "TQ107 shard": ("two", False, unlink(FIRST), "the index names it"),
+    "TQ108": ("two", False, write("old.safetensors", ""), "not part of this checkpoint"),
+    "TQ108 bin": ("one", False, write("pytorch_model.bin", ""), "not part of this"),
+    "TQ109": ("two", False, broken_link, "a link whose file is missing"),
+    "TQ201": ("two", False, flip_in_header, "not JSON"),
+    "TQ201 size": ("one", False, longer(SHARD), "do not fill the file"),
+    "TQ202": ("two", False, twice, f"also in {FIRST}"),
+    "TQ203": ("two", False, set_key(INDEX, "weight_map.ghost", FIRST), "found no such tensor"),
+    "TQ204": ("two", False, index_without(NORM), "not in the index"),
+    "TQ205": ("one", False, drop(UP + ".tq_norms"), ".tq_norms is missing"),
+    "TQ205 codes": ("one", False, drop(UP + ".tq_packed"), ".tq_packed is missing"),
+    "TQ206": ("one", False, put(UP, lambda tensors: tensors[NORM]), "stored twice"),
+    "TQ207": ("one", False, set_key("tq_config.json", "group_size", 64), "contradict each other"),
+    "TQ207 experts": (
+        "kinds",
+        False,
+        set_key("tq_config.json", "tq3.shapes", {EXPERTS: [3, 5, 256]}),
+        "found codes [24, 48], norms [12, 2]",
+    ),
+    "TQ208": ("one", False, set_key("tq_config.json", "compressed_layers", 5), "found 6 tensors"),
+    "TQ209": ("one", False, set_key("tq_config.json", "orig_in_dims", {"ghost": 5}), "names it"),
+    "TQ209 kept": (
+        "one",
+        False,
+        set_key("tq_config.json", "tq3.kept_source_dtype", {UP: "because"}),
+        "kept_source_dtype names it",
+    ),
+    "TQ301": ("one", False, bad_norm(float("nan")), "row 7, group 0 (found nan, expected finite)"),
+    "TQ301 inf": ("one", False, bad_norm(float("-inf")), "found -inf"),
+    "TQ302": ("one", False, bad_norm(-0.5), "row 7, group 0 (found -0.5, expected at least 0)"),
+    "TQ401": ("one", True, longer("tq3_manifest.json"), "its last line does not fit"),
+    "TQ402": ("one", True, unlink("tokenizer.json"), "missing"),
+    "TQ403": ("one", True, longer("tokenizer.json"), "found 3 bytes, expected 2"),
+    "TQ404": ("one", True, lambda folder: flip(folder / SHARD, 8 * 50_000), "bytes 0 to"),
+    "TQ405": ("one", True, write("model.safetensors.index.json", "{}"), "nothing is known"),
+}
+# What can't be without something else being wrong too.
+COMPANIONS = {
+    "TQ202": {"TQ203", "TQ208"},
+    "TQ205 codes": {"TQ208"},
+    "TQ207": {"TQ105"},
+    "TQ405": {"TQ106"},
+}
+
+
+@pytest.mark.parametrize("case", PROVOKED)
+def test_each_check_finds_what_it_is_for_and_little_else(copy, case):
+    name, sealed, spoil, words = PROVOKED[case]
+    folder = seal(copy(name)) if sealed else copy(name)
+    spoil(folder)
+    result = tq3.verify(folder)
+    check = case.split()[0]
+    found = [fault for fault in result.faults if fault.check == check]
+    assert any(words in fault.text for fault in found), result.faults
+    assert set(checks(result)) - {check} <= COMPANIONS.get(case, set())
+    assert not result.ok
+
+
+def test_every_check_is_provoked_here_or_beside_the_source():
+    beside = set(re.findall(r'"(TQ5\d\d)"', Path(test_verify_source.__file__).read_text()))
+    assert {case.split()[0] for case in PROVOKED} | beside == set(CHECKS)
+
+
+def test_every_check_is_documented_and_nothing_else_is():
+    text = (Path(__file__).parents[2] / "docs" / "verify.md").read_text()
+    documented = dict(re.findall(r"^\| (TQ\d{3}) \| (.*?) \|", text, re.MULTILINE))
+    assert documented == CHECKS
+
+
+def test_all_faults_are_told_at_once(copy):
+    folder = seal(copy("two"))
+    flip_in_header(folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "notes.pt").write_text("")
+    set_key(CONFIG, "quantization_config", "fp8")(folder)
+    result = tq3.verify(folder)
+    assert checks(result) == ["TQ105", "TQ108", "TQ201", "TQ402", "TQ403", "TQ404"]
+
+
+def test_a_damaged_shard_does_not_hide_what_is_wrong_in_a_sound_one(copy):
+    folder = copy("two")
+    header = json.loads((folder / INDEX).read_text())["weight_map"]
+    tensors = read_shard(folder / FIRST)
+    name = next(name for name in tensors if name.endswith(".tq_norms"))
+    assert header[name] == FIRST
+    tensors[name] = changed_bytes(tensors[name], 0, -1.0, "<f4")
+    (folder / FIRST).write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
+    (folder / SECOND).write_bytes(b"no shard at all")
+    result = tq3.verify(folder)
+    found = [(fault.check, fault.file, fault.tensor) for fault in result.faults]
+    assert found == [("TQ201", SECOND, None), ("TQ302", FIRST, name)]
+
+
+def test_faults_of_one_kind_in_one_tensor_are_one_line_with_their_number(copy):
+    folder = copy("one")
+    name = UP + ".tq_norms"
+    change_tensors(
+        folder,
+        lambda tensors: tensors.update(
+            {name: Tensor("F32", tensors[name].shape, np.full(256, -1, "<f4").tobytes())}
+        ),
+    )
+    (fault,) = tq3.verify(folder).faults
+    assert (fault.check, fault.count) == ("TQ302", 256)
+    assert "row 0, group 0" in fault.text
+    assert "and 255 more" in fault.text
+
+
+@pytest.mark.parametrize("piece_bytes", [7, 1001, 1 << 20])
+def test_pieces_need_not_end_where_tensors_or_numbers_do(copy, monkeypatch, piece_bytes):
+    """Every norm is looked at once, whatever the pieces and blocks."""
+    monkeypatch.setattr("tq3.pipelines.checksums.BLOCK_BYTES", 101)
+    folder = copy("kinds")
+    assert tq3.verify(seal(folder, piece_bytes)).ok
+    tensors = read_shard(folder / SHARD)
+    norms = [name for name in tensors if name.endswith(".tq_norms")]
+    for name in norms:
+        data = np.full(len(tensors[name].data) // 4, np.nan, "<f4")
+        tensors[name] = tensors[name]._replace(data=data.tobytes())
+    (folder / SHARD).write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
+    result = tq3.verify(seal(folder, piece_bytes))
+    found = {fault.tensor: fault.count for fault in result.faults}
+    assert set(checks(result)) == {"TQ301"}
+    assert found == {name: len(tensors[name].data) // 4 for name in norms}
+
+
+def test_the_number_of_workers_does_not_show(copy):
+    folder = seal(copy("kinds"), 1000)
+    flip(folder / SHARD, 8 * 5000)
+    flip(folder / SHARD, 8 * 9000)
+    answers = []
+    for workers in (1, 2, 7):
+        answer = tq3.verify(folder, workers=workers).to_dict()
+        answers.append([answer[key] for key in ("faults", "notices", "bytes_read", "n_files")])
+    assert answers[0] == answers[1] == answers[2]
+    assert [fault["at"] for fault in answers[0][0]] == [5000, 9000]
+
+
+def test_a_file_outside_of_the_folder_is_missing(copy):
+    folder = seal(copy("one"))
+    manifest = Manifest("w", {"../source/config.json": (Piece(0, 1, "0" * 16),)})
+    (folder / "tq3_manifest.json").write_text(manifest.to_json())
+    assert "TQ402" in checks(tq3.verify(folder))
+
+
+def test_a_read_that_fails_is_told_and_the_rest_is_read(copy, monkeypatch):
+    read_into = LocalFiles.read_into
+
+    def fail(self, name, offset, buffer):
+        if name == FIRST and offset:
+            raise StorageError("can't be read: Input/output error", file=self.folder / name)
+        read_into(self, name, offset, buffer)
+
+    folder = seal(copy("two"), 5000)
+    flip(folder / SECOND, 8 * 6000)
+    monkeypatch.setattr(LocalFiles, "read_into", fail)
+    result = tq3.verify(folder)
+    assert [(fault.check, fault.file) for fault in result.faults] == [
+        ("TQ109", FIRST),
+        ("TQ404", SECOND),
+    ]
+
+
+def test_no_folder_and_one_that_cannot_be_listed_are_errors(tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="no such folder"):
+        tq3.verify(tmp_path / "none")
+
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(StorageError, match="can't be read"):
+        tq3.verify(tmp_path)
+
+
+def test_the_last_progress_is_all_of_it(copy):
+    seen = []
+    tq3.verify(seal(copy("two")), on_event=seen.append)
+    kinds = [type(event).__name__ for event in seen]
+    assert kinds[0] == "Checking"
+    assert kinds[-1] == "Verified"
+    last = seen[-2]
+    assert last.bytes_done == last.bytes_total == seen[0].bytes_total > 0

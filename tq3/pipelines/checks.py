@@ -1,0 +1,197 @@
+"""What `tq3 verify` looks for, by identifier, and how what it finds is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from tq3.errors import BadInput, StorageError, Tq3Error
+
+# Identifiers are stable: scripts look for them. docs/verify.md says more of each.
+CHECKS = {
+    "TQ101": "an unfinished run",
+    "TQ102": "no tq_config.json",
+    "TQ103": "tq_config.json is damaged, or of an unknown format",
+    "TQ104": "config.json is damaged",
+    "TQ105": "config.json tells hosts something else than tq_config.json",
+    "TQ106": "the index is damaged",
+    "TQ107": "a weights file is missing",
+    "TQ108": "a weights file that the index does not know",
+    "TQ109": "a file can't be read",
+    "TQ201": "a shard's header is damaged, or does not fit the file",
+    "TQ202": "a tensor lies in two files",
+    "TQ203": "the index names a tensor that its file does not have",
+    "TQ204": "a tensor that the index does not know",
+    "TQ205": "codes without norms, or norms without codes",
+    "TQ206": "a tensor is stored as it is and as codes",
+    "TQ207": "codes, norms and tq_config.json contradict each other",
+    "TQ208": "another number of compressed tensors than recorded",
+    "TQ209": "tq_config.json names a tensor that is not there",
+    "TQ301": "a norm is not finite",
+    "TQ302": "a norm is negative",
+    "TQ401": "the manifest is damaged",
+    "TQ402": "a file of the manifest is missing",
+    "TQ403": "a file has another size than the manifest says",
+    "TQ404": "bytes have another checksum than the manifest says",
+    "TQ405": "a file of the checkpoint is not in the manifest",
+    "TQ501": "a tensor of the source is missing",
+    "TQ502": "a tensor that the source does not have",
+    "TQ503": "a tensor's shape or type does not follow from the source's",
+    "TQ504": "a kept tensor is not exact",
+    "TQ505": "a tensor's error is larger than the format's",
+    "TQ506": "a group's error is larger than the format's",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong.
+
+    check: a key of CHECKS
+    at: byte of the file where it begins, where that says something
+    count: how many of this kind the tensor or file has; this is the first of them
+    """
+
+    check: str
+    message: str
+    file: str | None = None
+    tensor: str | None = None
+    found: str | None = None
+    expected: str | None = None
+    at: int | None = None
+    count: int = 1
+
+    @property
+    def text(self) -> str:
+        """The message with what was found and expected."""
+        details = [f"found {self.found}"] if self.found is not None else []
+        details += [f"expected {self.expected}"] if self.expected is not None else []
+        more = f", and {self.count - 1} more" if self.count > 1 else ""
+        return self.message + (f" ({', '.join(details)})" if details else "") + more
+
+
+class Faults:
+    """All faults so far; of several of one kind in one tensor of one file the first, counted."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str | None, str | None], Fault] = {}
+
+    def add(self, fault: Fault) -> None:
+        """Take in one fault."""
+        key = fault.check, fault.file, fault.tensor
+        known = self._found.get(key)
+        if known:
+            first = min(known, fault, key=lambda each: -1 if each.at is None else each.at)
+            fault = replace(first, count=known.count + fault.count)
+        self._found[key] = fault
+
+    @contextmanager
+    def catching(self, check: str, file: str, tensor: str | None = None) -> Iterator[None]:
+        """An error that a reader raises in the block becomes a fault, and the run goes on."""
+        try:
+            yield
+        except StorageError as error:
+            self.add(unreadable(error, file))
+        except BadInput as error:
+            self.add(_from_error(check, error, file, tensor))
+
+    def __iter__(self) -> Iterator[Fault]:
+        """In the order of identifier, file and place."""
+        return iter(sorted(self._found.values(), key=_order))
+
+
+def unreadable(error: StorageError, file: str) -> Fault:
+    """A file that the system would not read."""
+    return _from_error("TQ109", error, file, None)
+
+
+def _from_error(check: str, error: Tq3Error, file: str, tensor: str | None) -> Fault:
+    found, expected = (
+        None if value is None else str(value) for value in (error.found, error.expected)
+    )
+    return Fault(check, error.message, file, error.tensor or tensor, found, expected)
+
+
+def _order(fault: Fault) -> tuple[str, str, int, str]:
+    return fault.check, fault.file or "", fault.at or 0, fault.tensor or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One tensor beside the source's.
+
+    bits: None for a kept tensor, which has no error but is exact or not
+    error: relative squared error ||w - d||^2 / ||w||^2
+    expected: of Gaussian weights; limit: the largest error that needs no second look
+    worst_group_error: of one group, which is `worst_group` of row `worst_row`, counted from 0
+    recoded_error: where the error passed the limit, that of encoding the source again
+    """
+
+    tensor: str
+    bits: int | None
+    shape: tuple[int, ...]
+    exact: bool | None = None
+    error: float | None = None
+    cosine: float | None = None
+    expected: float | None = None
+    limit: float | None = None
+    worst_group_error: float | None = None
+    worst_row: int | None = None
+    worst_group: int | None = None
+    recoded_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was looked at and what was found.
+
+    checksums: whether the folder has a manifest that could be read
+    bytes_read: of the checkpoint and, in a comparison, of the source
+    """
+
+    path: str
+    source: str | None
+    n_files: int
+    n_compressed: int
+    n_kept: int
+    checksums: bool
+    bytes_read: int
+    faults: tuple[Fault, ...]
+    notices: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    seconds: float
+    peak_memory_bytes: int
+    backend: str
+    workers: int
+    checks: dict[str, str] = field(default_factory=lambda: CHECKS, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def worst(self, number: int) -> list[Comparison]:
+        """The compressed tensors with the largest errors, the worst first."""
+        coded = (each for each in self.comparisons if each.bits)
+        return sorted(coded, key=_badness, reverse=True)[:number]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, for --json; an error that is no number is null."""
+        found: dict[str, Any] = _finite({"ok": self.ok, **asdict(self)})
+        return found
+
+
+def _badness(comparison: Comparison) -> float:
+    error = comparison.error
+    return math.inf if error is None or math.isnan(error) else error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,266 @@
+"""Compares one block of a checkpoint with its source: what one worker does in one go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tq3.codec.backend import WORD_TYPE, Backend
+from tq3.codec.expected import group_error_limit
+from tq3.codec.reference import Floats, Words
+from tq3.errors import StorageError
+from tq3.format.layout import GroupLayout
+from tq3.pipelines.checks import Fault, unreadable
+from tq3.plan.plan import Action, Block
+from tq3.storage.local import LocalFiles
+
+# A threshold met exactly may go either way in other arithmetic, and a norm may round differently.
+HAIR = 0.01
+NOWHERE = 2**63
+# Three arrays of float32 of this size stay in a core's cache.
+_CHUNK_WEIGHTS = 1 << 16
+# Sums of float32 squares are good between these.
+_SMALLEST, _LARGEST = 1e-30, 1e36
+
+Bytes = NDArray[np.uint8]
+Energies = NDArray[np.float32] | NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Groups of a compressed tensor beside the source's.
+
+    error, energy, decoded: sums of squares, of the differences, the source, the checkpoint
+    energy_squared: sum of the squared energies of the groups
+    recoded: squared error of encoding again, of those groups that were
+    n_worse: groups whose error is larger than that
+    worst_error: the largest relative error of a group
+    """
+
+    error: float = 0.0
+    energy: float = 0.0
+    decoded: float = 0.0
+    energy_squared: float = 0.0
+    recoded: float = 0.0
+    n_worse: int = 0
+    first_worse: int = NOWHERE
+    worst_error: float = -1.0
+    worst_group: int = NOWHERE
+
+    def __add__(self, other: Coded) -> Coded:
+        worst = max(self, other, key=_badness)
+        return Coded(
+            error=self.error + other.error,
+            energy=self.energy + other.energy,
+            decoded=self.decoded + other.decoded,
+            energy_squared=self.energy_squared + other.energy_squared,
+            recoded=self.recoded + other.recoded,
+            n_worse=self.n_worse + other.n_worse,
+            first_worse=min(self.first_worse, other.first_worse),
+            worst_error=worst.worst_error,
+            worst_group=worst.worst_group,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Elements of a kept tensor beside the source's; n_infinite: values that were finite there."""
+
+    n_different: int = 0
+    first_different: int = NOWHERE
+    n_infinite: int = 0
+
+    def __add__(self, other: Kept) -> Kept:
+        return Kept(
+            self.n_different + other.n_different,
+            min(self.first_different, other.first_different),
+            self.n_infinite + other.n_infinite,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One block, and what it shows: nothing where the checkpoint's bytes can't be read."""
+
+    block: Block
+    coded: Coded | None = None
+    kept: Kept | None = None
+    fault: Fault | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        task = self.block.task
+        return task.bytes_in // max(task.units, 1) * self.block.count
+
+    @property
+    def n_weights(self) -> int:
+        layout = self.block.task.layout
+        return self.block.count * layout.unit_cols if layout else 0
+
+
+class Comparer:
+    """One thread's buffers. With `recode_all` every group is encoded again, not just odd ones."""
+
+    def __init__(
+        self, files: LocalFiles, originals: LocalFiles, backend: Backend, *, recode_all: bool
+    ) -> None:
+        self._files = files
+        self._originals = originals
+        self._backend = backend
+        self._recode_all = recode_all
+        self._rooms: dict[str, Bytes] = {}
+
+    def compare(self, block: Block) -> Compared:
+        """Read the block on both sides and set one against the other."""
+        *stored, original = block.task.sources
+        try:
+            parts = [self._read(self._files, block, i) for i in range(len(stored))]
+        except StorageError as error:
+            return Compared(block, fault=unreadable(error, stored[0].file))
+        words = self._read(self._originals, block, len(stored))
+        # What a damaged norm or a NaN of the source gives is no number, and is told as a fault.
+        with np.errstate(all="ignore"):
+            if block.task.layout:
+                norms = parts[1].view(np.float32)
+                return Compared(
+                    block, self._coded(block, block.task.layout, parts[0], norms, words)
+                )
+            return Compared(block, kept=self._kept(block, parts[0], words))
+
+    def _coded(
+        self, block: Block, layout: GroupLayout, packed: Bytes, norms: Floats, raw: Bytes
+    ) -> Coded:
+        dtype = block.task.sources[-1].info.dtype
+        words = _words(raw, dtype).reshape(block.count, layout.unit_cols)
+        per_unit = len(norms) // block.count
+        packed = packed.reshape(-1, layout.group_bytes)
+        step = max(1, _CHUNK_WEIGHTS // layout.unit_cols)
+        total = Coded()
+        for start in range(0, block.count, step):
+            units = words[start : start + step]
+            groups = slice(start * per_unit, (start + len(units)) * per_unit)
+            weights = self._weights(units, dtype, per_unit * layout.group)
+            weights = weights.reshape(-1, layout.group)
+            first = block.first * per_unit + groups.start
+            numbers = np.arange(first, first + len(weights))
+            decoded = self._decode(packed[groups], norms[groups], layout, numbers)
+            total += self._measure(weights, decoded, layout, numbers)
+        return total
+
+    def _weights(self, words: Words, dtype: str, cols: int) -> Floats:
+        """Exact values of the words, each row padded with zeros to `cols`."""
+        values = self._room("values", words.shape)
+        self._backend.cast(words, dtype, values.view(np.uint32), "F32")
+        if values.shape[1] == cols:
+            return values
+        padded = self._room("padded", (len(values), cols))
+        padded[:, : values.shape[1]] = values
+        padded[:, values.shape[1] :] = 0
+        return padded
+
+    def _decode(
+        self, packed: Bytes, norms: Floats, layout: GroupLayout, numbers: NDArray[np.int64]
+    ) -> Floats:
+        """Weights of these groups; what only pads a row is zero."""
+        decoded = self._room("decoded", (len(packed), layout.group))
+        column = np.ascontiguousarray(norms).reshape(-1, 1)
+        self._backend.decode(
+            packed, column, layout.bits, layout.group, decoded.view(np.uint32), "F32"
+        )
+        if layout.is_padded:
+            n = layout.groups_per_row
+            decoded[numbers % n == n - 1, layout.cols % layout.group :] = 0
+        return decoded
+
+    def _measure(
+        self, weights: Floats, decoded: Floats, layout: GroupLayout, numbers: NDArray[np.int64]
+    ) -> Coded:
+        energy, error, total = self._energies(weights, decoded)
+        limit = -1.0 if self._recode_all else group_error_limit(layout.bits, layout.group)
+        odd = np.flatnonzero(~(error <= limit * energy))
+        recoded = self._recoded_error(weights[odd], layout, numbers[odd])
+        worse = odd[~(error[odd] <= recoded * (1 + HAIR))]
+        relative = np.where(error == 0, 0, error / energy)
+        worst = int(relative.argmax())
+        return Coded(
+            error=float(error.sum(dtype=np.float64)),
+            energy=float(energy.sum(dtype=np.float64)),
+            decoded=total,
+            energy_squared=float(np.square(energy, dtype=np.float64).sum()),
+            recoded=float(recoded.sum(dtype=np.float64)),
+            n_worse=len(worse),
+            first_worse=int(numbers[worse[0]]) if len(worse) else NOWHERE,
+            worst_error=float(relative[worst]),
+            worst_group=int(numbers[worst]),
+        )
+
+    def _energies(self, weights: Floats, decoded: Floats) -> tuple[Energies, Energies, float]:
+        """Each group's sum of squares, of the weights and of the error; that of all decoded."""
+        energy: Energies = np.einsum("ij,ij->i", weights, weights)
+        if energy.min() > _SMALLEST and energy.max() < _LARGEST:
+            difference = np.subtract(weights, decoded, out=self._room("error", weights.shape))
+            error = np.einsum("ij,ij->i", difference, difference)
+            flat = decoded.reshape(-1)
+            return energy, error, float(np.dot(flat, flat))
+        exact, stored = weights.astype(np.float64), decoded.astype(np.float64)
+        return (exact**2).sum(1), ((exact - stored) ** 2).sum(1), float((stored**2).sum())
+
+    def _recoded_error(
+        self, weights: Floats, layout: GroupLayout, numbers: NDArray[np.int64]
+    ) -> Energies:
+        """Squared error of each group as the format codes it."""
+        if not len(weights):
+            return np.zeros(0)
+        packed = np.empty((len(weights), layout.group_bytes), np.uint8)
+        norms = np.empty((len(weights), 1), np.float32)
+        words = weights.view(np.uint32)
+        self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms)
+        decoded = self._decode(packed, norms, layout, numbers)
+        return self._energies(weights, decoded)[1]
+
+    def _kept(self, block: Block, stored: Bytes, original: Bytes) -> Kept:
+        tensor, source = (each.info for each in block.task.sources)
+        element = len(stored) // block.count
+        n_infinite = 0
+        if block.task.action is Action.CAST:
+            words = _words(original, source.dtype).reshape(1, -1)
+            original = self._bytes("cast", len(stored))
+            out = _words(original, tensor.dtype).reshape(1, -1)
+            n_infinite = self._backend.cast(words, source.dtype, out, tensor.dtype)
+        if np.array_equal(stored, original):
+            return Kept(n_infinite=n_infinite)
+        differing = (stored != original).reshape(-1, element).any(1)
+        places = np.flatnonzero(differing)
+        return Kept(len(places), block.first + int(places[0]), n_infinite)
+
+    def _read(self, files: LocalFiles, block: Block, index: int) -> Bytes:
+        source = block.task.sources[index]
+        unit = source.info.n_bytes // block.task.units
+        buffer = self._bytes(f"source {index}", block.count * unit)
+        files.read_into(source.file, source.offset + block.first * unit, buffer.data)
+        return buffer
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> Floats:
+        """A float32 array of this thread, to be filled."""
+        room = self._bytes(name, 4 * int(np.prod(shape)))
+        return room.view(np.float32).reshape(shape)
+
+    def _bytes(self, name: str, length: int) -> Bytes:
+        if len(self._rooms.get(name, ())) < length:
+            self._rooms.pop(name, None)  # let go of the old one first
+            self._rooms[name] = np.empty(length, np.uint8)
+        return self._rooms[name][:length]
+
+
+def _words(raw: Bytes, dtype: str) -> Words:
+    words: Words = raw.view(WORD_TYPE[dtype])
+    return words
+
+
+def _badness(coded: Coded) -> tuple[float, int]:
+    """Sorts by the worst group: an error that is no number last, of equal ones the first group."""
+    error = coded.worst_error
+    return math.inf if math.isnan(error) else error, -coded.worst_group

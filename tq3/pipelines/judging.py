@@ -1,0 +1,159 @@
+"""A word on each tensor from what its blocks show: as the format has it, unusual, or at fault."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from tq3.codec.expected import error_limit, expected_error, group_error_limit
+from tq3.format.layout import GroupLayout
+from tq3.pipelines.checks import Comparison, Fault
+from tq3.pipelines.comparing import HAIR, NOWHERE, Coded, Compared, Kept
+from tq3.plan.plan import Task
+
+
+class Judge:
+    """Hears of every block of `tasks`, and of those of the suspects a second time."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self.tasks = tuple(tasks)
+        self._blocks: dict[str, list[Compared]] = defaultdict(list)
+        self._second: dict[str, list[Compared]] = defaultdict(list)
+
+    def hear(self, compared: Compared) -> None:
+        """What a block shows."""
+        self._blocks[compared.block.task.name].append(compared)
+
+    def hear_again(self, compared: Compared) -> None:
+        """What it shows when every group is encoded again."""
+        self._second[compared.block.task.name].append(compared)
+
+    def suspects(self) -> list[Task]:
+        """Tensors with an error beyond the limit that no single group explains."""
+        return [task for task in self.tasks if task.layout and self._is_suspect(task, task.layout)]
+
+    def comparisons(self) -> Iterator[Comparison]:
+        """A line for every tensor, in the order of the source."""
+        for task in self.tasks:
+            if task.layout:
+                yield self._line(task, task.layout, self._coded(task))
+            else:
+                kept = self._kept(task)
+                yield Comparison(
+                    task.name,
+                    None,
+                    task.sources[0].info.shape,
+                    exact=not (kept.n_different or kept.n_infinite),
+                )
+
+    def faults(self) -> Iterator[Fault]:
+        """What is worse than the format makes it."""
+        for task, line in zip(self.tasks, self.comparisons(), strict=True):
+            if task.layout:
+                yield from self._coded_faults(task, task.layout, line)
+            elif not line.exact:
+                yield _kept_fault(task, self._kept(task))
+
+    def notices(self) -> Iterator[str]:
+        """Tensors whose error is large and yet what the format makes of them."""
+        for task, line in zip(self.tasks, self.comparisons(), strict=True):
+            if line.recoded_error is not None and not _is_worse(line):
+                yield (
+                    f"{task.name}: error {line.error:.4g} where {line.limit:.4g} was expected at "
+                    "most: an unusual distribution, coded as the format codes it"
+                )
+
+    def _line(self, task: Task, layout: GroupLayout, coded: Coded) -> Comparison:
+        energies = math.sqrt(coded.energy) * math.sqrt(coded.decoded)
+        together = (coded.energy + coded.decoded - coded.error) / 2
+        nowhere = coded.worst_group == NOWHERE
+        row, group = divmod(coded.worst_group, layout.groups_per_row or 1)
+        line = Comparison(
+            task.name,
+            layout.bits,
+            layout.shape,
+            error=_share(coded.error, coded.energy),
+            cosine=together / energies if energies else None,
+            expected=expected_error(layout.bits, layout.group),
+            limit=_limit(layout, coded),
+            worst_group_error=None if nowhere else coded.worst_error,
+            worst_row=None if nowhere else row,
+            worst_group=None if nowhere else group,
+        )
+        again = self._second.get(task.name)
+        if not again:
+            return line
+        second = _total(again)
+        return replace(line, recoded_error=_share(second.recoded, second.energy))
+
+    def _coded_faults(self, task: Task, layout: GroupLayout, line: Comparison) -> Iterator[Fault]:
+        coded = self._coded(task)
+        file = task.sources[0].file
+        if coded.n_worse:
+            row, group = divmod(coded.first_worse, layout.groups_per_row)
+            number = f"{coded.n_worse} of {layout.rows * layout.groups_per_row} groups are worse"
+            first = f"the first is group {group} of row {row}"
+            in_group = f"{number} than the format makes them; {first}"
+            if self._is_beyond(layout, coded):
+                yield _error_fault(file, line, in_group)
+            else:
+                expected = f"at most {group_error_limit(layout.bits, layout.group):.4g}"
+                worst = f"error {line.worst_group_error:.4g} in the worst"
+                yield Fault("TQ506", in_group, file, task.name, worst, expected)
+        elif line.recoded_error is not None and _is_worse(line):
+            again = f"encoding the source again gives {line.recoded_error:.4g}"
+            yield _error_fault(file, line, again)
+
+    def _is_suspect(self, task: Task, layout: GroupLayout) -> bool:
+        coded = self._coded(task)
+        return self._is_beyond(layout, coded) and not coded.n_worse
+
+    def _is_beyond(self, layout: GroupLayout, coded: Coded) -> bool:
+        return not _share(coded.error, coded.energy) <= _limit(layout, coded)
+
+    def _coded(self, task: Task) -> Coded:
+        return _total(self._blocks[task.name])
+
+    def _kept(self, task: Task) -> Kept:
+        return sum((each.kept for each in self._blocks[task.name] if each.kept), Kept())
+
+
+def _total(blocks: list[Compared]) -> Coded:
+    """Added in the order of the tensor: the number of threads does not show in the last digit."""
+    ordered = sorted(blocks, key=lambda each: each.block.first)
+    return sum((each.coded for each in ordered if each.coded), Coded())
+
+
+def _share(error: float, energy: float) -> float:
+    if not error:
+        return 0.0
+    return error / energy if energy else math.inf
+
+
+def _limit(layout: GroupLayout, coded: Coded) -> float:
+    """Groups of little energy do not count: their errors hardly move the tensor's."""
+    n_groups = coded.energy**2 / coded.energy_squared if coded.energy_squared else 1.0
+    return error_limit(layout.bits, layout.group, n_groups)
+
+
+def _is_worse(line: Comparison) -> bool:
+    assert line.error is not None and line.recoded_error is not None
+    return not line.error <= line.recoded_error * (1 + HAIR)
+
+
+def _error_fault(file: str, line: Comparison, message: str) -> Fault:
+    found = f"error {line.error:.4g}"
+    return Fault("TQ505", message, file, line.tensor, found, f"at most {line.limit:.4g}")
+
+
+def _kept_fault(task: Task, kept: Kept) -> Fault:
+    tensor, source = (each.info for each in task.sources)
+    if kept.n_infinite:
+        message = f"{kept.n_infinite} finite values of the source are infinite as {tensor.dtype}"
+    else:
+        how = "its bytes" if tensor.dtype == source.dtype else f"rounded to {tensor.dtype}"
+        message = f"{kept.n_different} elements are not the source's {how}"
+        message += f"; the first is number {kept.first_different}"
+    return Fault("TQ504", message, task.sources[0].file, task.name)

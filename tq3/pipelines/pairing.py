@@ -1,0 +1,82 @@
+"""Which tensor of a checkpoint stands for which of its source, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tq3.format.header import FLOATS
+from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.pipelines.checks import Fault
+from tq3.pipelines.structure import Structure
+from tq3.plan.plan import Action, Task
+from tq3.plan.sources import Checkpoint, Located
+
+_WHY = "compared with the source"
+
+
+def pair_up(structure: Structure, original: Checkpoint) -> tuple[list[Task], list[Fault]]:
+    """A task for each pair that can be compared, a fault for each that can't.
+
+    Sources of a task: codes, norms and the original's tensor; or a kept tensor and the original's.
+    """
+    sources = {tensor.info.name: tensor for tensor in original.tensors}
+    stored = {tensor.info.name: tensor for tensor in structure.tensors}
+    kept = structure.kept
+    compressed = {name.removesuffix(PACKED) for name in stored if name.endswith(PACKED)}
+    tasks, faults = [], list(_unpaired(structure, sources, compressed | kept.keys()))
+    for name, source in sources.items():
+        pair: Task | Fault | None = None
+        if name in structure.layouts:
+            parts = stored[name + PACKED], stored[name + NORMS]
+            pair = _coded(name, parts, source, structure.layouts[name])
+        elif name in kept:
+            pair = _kept(kept[name], source)
+        if isinstance(pair, Task):
+            tasks.append(pair)
+        elif pair:
+            faults.append(pair)
+    return tasks, faults
+
+
+def _unpaired(
+    structure: Structure, sources: dict[str, Located], stored: set[str]
+) -> Iterator[Fault]:
+    """Tensors that only one side has. An unread shard may hold any that seem to be missing."""
+    if not structure.unread:
+        for name in sorted(sources.keys() - stored):
+            yield Fault("TQ501", f"the source has it in {sources[name].file}", None, name)
+    places = {tensor.info.name: tensor.file for tensor in structure.tensors}
+    for name in sorted(stored - sources.keys()):
+        yield Fault("TQ502", "not in the source", places.get(name, places.get(name + PACKED)), name)
+
+
+def _coded(
+    name: str, parts: tuple[Located, Located], source: Located, layout: GroupLayout
+) -> Task | Fault:
+    if source.info.shape != layout.shape or source.info.dtype not in FLOATS:
+        return Fault(
+            "TQ503",
+            "the codes are not those of the source's tensor",
+            parts[0].file,
+            name,
+            found=f"shape {list(layout.shape)}",
+            expected=f"{source.info.dtype} {list(source.info.shape)}",
+        )
+    return Task(name, Action.DECODE, _WHY, (*parts, source), (), layout.units, layout)
+
+
+def _kept(tensor: Located, source: Located) -> Task | Fault:
+    found, given = tensor.info, source.info
+    castable = found.dtype == "F16" and given.dtype in FLOATS
+    if found.shape != given.shape or not (castable or found.dtype == given.dtype):
+        return Fault(
+            "TQ503",
+            "kept, but not as the source's tensor",
+            tensor.file,
+            found.name,
+            found=f"{found.dtype} {list(found.shape)}",
+            expected=f"{given.dtype} {list(given.shape)}, or as F16",
+        )
+    action = Action.COPY if found.dtype == given.dtype else Action.CAST
+    units = found.n_elements if found.dtype in FLOATS else found.n_bytes
+    return Task(found.name, action, _WHY, (tensor, source), (), units)

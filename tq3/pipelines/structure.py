@@ -1,0 +1,249 @@
+"""Listing, JSON files and headers of a TQ3 checkpoint, and every contradiction among them.
+
+The readers stop at the first fault. Here each is called for one file or one tensor at a time, so
+that a damaged one does not hide what is wrong with the others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tq3.format import config as tq_config
+from tq3.format import manifest as tq_manifest
+from tq3.format.config import TqConfig, quantization_config
+from tq3.format.header import read_header
+from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.manifest import Manifest, parse_manifest
+from tq3.format.recipe import Recipe
+from tq3.pipelines.checks import Fault, Faults
+from tq3.plan.restoring import packed_layouts, read_tq_config
+from tq3.plan.sources import CONFIG, INDEX, SINGLE, Checkpoint, Located, read_object, read_text
+from tq3.storage.drafts import WORK_FOLDER
+from tq3.storage.local import LocalFiles
+from tq3.storage.sidecars import is_weight_file
+
+_SAFETENSORS = ".safetensors"
+
+
+@dataclass
+class Structure:
+    """A checkpoint as far as it can be read.
+
+    weight_map: the index's tensor -> file, None where there is no index
+    unread: weight files without a sound header
+    has_manifest: whether there is one, sound or not
+    config: None where tq_config.json is missing or damaged; then there are no layouts
+    """
+
+    faults: Faults
+    weight_map: dict[str, str] | None = None
+    weight_files: tuple[str, ...] = ()
+    unread: set[str] = field(default_factory=set)
+    tensors: tuple[Located, ...] = ()
+    config: TqConfig | None = None
+    model_config: Mapping[str, Any] = field(default_factory=dict)
+    layouts: dict[str, GroupLayout] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    has_manifest: bool = False
+
+    @property
+    def kept(self) -> dict[str, Located]:
+        """Name -> tensor that is stored as it is."""
+        every = {tensor.info.name: tensor for tensor in self.tensors}
+        return {name: every[name] for name in every if not name.endswith((PACKED, NORMS))}
+
+
+def examine(files: LocalFiles) -> Structure:
+    """Everything but tensor data. Raises StorageError for a folder that can't be listed."""
+    names, faults = files.names(), Faults()
+    found = Structure(faults)
+    if not files.has(tq_config.FILE_NAME) and (files.folder / WORK_FOLDER).is_dir():
+        faults.add(_unfinished(files))
+        return found
+    _read_json_files(files, found)
+    _find_weight_files(files, names, found)
+    _check_strays(names, found)
+    found.tensors = tuple(_read_headers(files, found))
+    _check_index(found)
+    if found.config:
+        _find_layouts(found, found.config)
+        _check_records(found, found.config)
+    return found
+
+
+def _unfinished(files: LocalFiles) -> Fault:
+    return Fault(
+        "TQ101",
+        "an unfinished run; the same tq3 compress command continues it",
+        files.label,
+        found=f"{WORK_FOLDER} and no {tq_config.FILE_NAME}",
+    )
+
+
+def _read_json_files(files: LocalFiles, found: Structure) -> None:
+    faults = found.faults
+    if not files.has(tq_config.FILE_NAME):
+        faults.add(Fault("TQ102", "missing: not a TQ3 checkpoint", tq_config.FILE_NAME))
+    else:
+        with faults.catching("TQ103", tq_config.FILE_NAME):
+            found.config = read_tq_config(files)
+    if files.has(CONFIG):
+        with faults.catching("TQ104", CONFIG):
+            found.model_config = read_object(files, CONFIG)
+    if found.config:
+        _check_recognition(found.model_config, found.config, faults)
+    found.has_manifest = files.has(tq_manifest.FILE_NAME)
+    if found.has_manifest:
+        with faults.catching("TQ401", tq_manifest.FILE_NAME):
+            found.manifest = parse_manifest(read_text(files, tq_manifest.FILE_NAME))
+
+
+def _check_recognition(model_config: Mapping[str, Any], config: TqConfig, faults: Faults) -> None:
+    """Existing writers leave the key out, or some of its members; what is there must be true."""
+    told = model_config.get("quantization_config")
+    true = quantization_config(Recipe(bits=config.bits, group_size=config.group_size))
+    differing = (
+        {key: told[key] for key in true if key in told and told[key] != true[key]}
+        if isinstance(told, dict)
+        else told
+    )
+    if differing:
+        faults.add(
+            Fault(
+                "TQ105",
+                f"quantization_config contradicts {tq_config.FILE_NAME}",
+                CONFIG,
+                found=str(differing),
+                expected=str(true),
+            )
+        )
+
+
+def _find_weight_files(files: LocalFiles, names: list[str], found: Structure) -> None:
+    """The files whose tensors make the checkpoint: a single one comes first, as for hosts."""
+    if INDEX in names:
+        with found.faults.catching("TQ106", INDEX):
+            found.weight_map = _weight_map(read_object(files, INDEX), found.faults)
+    if SINGLE in names:
+        found.weight_files = (SINGLE,)
+    elif found.weight_map is not None:
+        found.weight_files = tuple(sorted(set(found.weight_map.values())))
+    else:
+        found.weight_files = tuple(name for name in names if name.endswith(_SAFETENSORS))
+        if len(found.weight_files) > 1 and INDEX not in names:
+            missing = "several .safetensors files and no index says which belong together"
+            found.faults.add(Fault("TQ106", missing, INDEX))
+    for file in found.weight_files:
+        if not files.has(file):
+            found.faults.add(Fault("TQ107", "the index names it, but it is not there", file))
+    if not found.weight_files:
+        found.faults.add(Fault("TQ107", "no safetensors weights in this folder", files.label))
+
+
+def _weight_map(index: Mapping[str, Any], faults: Faults) -> dict[str, str] | None:
+    entries = index.get("weight_map")
+    if not isinstance(entries, dict) or not entries:
+        faults.add(Fault("TQ106", "weight_map is not an object with entries", INDEX))
+        return None
+    for tensor, file in entries.items():
+        if not isinstance(file, str):
+            faults.add(Fault("TQ106", "not the name of a file", INDEX, tensor, found=str(file)))
+    return {tensor: file for tensor, file in entries.items() if isinstance(file, str)}
+
+
+def _check_strays(names: list[str], found: Structure) -> None:
+    """Hosts load by pattern: what lies at the top beside the shards may be taken for weights."""
+    known = {*found.weight_files, INDEX}
+    if INDEX in names and found.weight_map is None:
+        return  # the index is damaged: every shard would be a stray
+    for name in names:
+        if is_weight_file(name) and name not in known:
+            found.faults.add(Fault("TQ108", "weights that are not part of this checkpoint", name))
+
+
+def _read_headers(files: LocalFiles, found: Structure) -> Iterator[Located]:
+    for file in found.weight_files:
+        header = None
+        if files.has(file):
+            with found.faults.catching("TQ201", file):
+                header = read_header(_reader(files, file), files.size(file), file)
+        if header is None:
+            found.unread.add(file)
+            continue
+        for name, offset in sorted(header.offsets.items(), key=lambda item: (item[1], item[0])):
+            yield Located(header.tensors[name], file, offset)
+
+
+def _reader(files: LocalFiles, file: str) -> Any:
+    return lambda offset, length: files.read(file, offset, length)
+
+
+def _check_index(found: Structure) -> None:
+    """Each tensor in one file, and in that which the index says."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for tensor in found.tensors:
+        places[tensor.info.name].append(tensor.file)
+    for name, (first, *others) in places.items():
+        for file in others:
+            found.faults.add(Fault("TQ202", f"also in {first}", file, name))
+    if found.weight_map is None:
+        return
+    for name, file in found.weight_map.items():
+        if file not in places.get(name, ()) and file not in found.unread:
+            where = ", ".join(places.get(name, ())) or "no such tensor"
+            found.faults.add(
+                Fault("TQ203", "the index says that it is here", file, name, found=where)
+            )
+    for name in places.keys() - found.weight_map.keys():
+        found.faults.add(Fault("TQ204", "not in the index", places[name][0], name))
+
+
+def _find_layouts(found: Structure, config: TqConfig) -> None:
+    """The layout of every compressed tensor whose parts agree."""
+    parts: dict[str, dict[str, Located]] = defaultdict(dict)
+    for tensor in found.tensors:
+        name = tensor.info.name
+        suffix = next((suffix for suffix in (PACKED, NORMS) if name.endswith(suffix)), "")
+        parts[name.removesuffix(suffix)][suffix] = tensor
+    elsewhere = {name for name, file in (found.weight_map or {}).items() if file in found.unread}
+    for stem, stored in parts.items():
+        halves = {PACKED, NORMS} & stored.keys()
+        if not halves or any(stem + half in elsewhere for half in (PACKED, NORMS)):
+            continue
+        check = "TQ205" if len(halves) == 1 else "TQ206" if "" in stored else "TQ207"
+        file = next(stored[half].file for half in (PACKED, NORMS) if half in halves)
+        alone = Checkpoint(tuple(stored.values()), (), found.model_config)
+        with found.faults.catching(check, file, stem):
+            found.layouts |= packed_layouts(alone, config)
+
+
+def _check_records(found: Structure, config: TqConfig) -> None:
+    """What tq_config.json says of the tensors. Without every header nobody can tell."""
+    if found.unread or not found.weight_files:
+        return
+    names = {tensor.info.name for tensor in found.tensors}
+    n_compressed = sum(name.endswith(PACKED) for name in names)
+    recorded = config.compressed_layers
+    if recorded is not None and recorded != n_compressed:
+        found.faults.add(
+            Fault(
+                "TQ208",
+                "compressed_layers is wrong",
+                tq_config.FILE_NAME,
+                found=f"{n_compressed} tensors",
+                expected=str(recorded),
+            )
+        )
+    for key, named, suffix in (
+        ("kept_source_dtype", config.kept_source_dtype, ""),
+        ("shapes", config.shapes, PACKED),
+        ("orig_in_dims", config.original_in_dims, PACKED),
+    ):
+        for name in named:
+            if name + suffix not in names:
+                found.faults.add(
+                    Fault("TQ209", f"{key} names it: no such tensor", tq_config.FILE_NAME, name)
+                )

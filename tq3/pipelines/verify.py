@@ -1,0 +1,171 @@
+"""Whether a TQ3 checkpoint is sound: headers, norms, checksums, weights beside the source's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+
+from tq3.codec.backend import Backend, get_backend
+from tq3.format import manifest as tq_manifest
+from tq3.pipelines.checks import Verification
+from tq3.pipelines.checksums import Looked, Reader, Stretch, plan_stretches
+from tq3.pipelines.comparing import Compared, Comparer
+from tq3.pipelines.events import Checking, Notice, Progress, Run, StrPath, Verified
+from tq3.pipelines.judging import Judge
+from tq3.pipelines.machine import check_workers, peak_memory_bytes
+from tq3.pipelines.pairing import pair_up
+from tq3.pipelines.shards import in_parallel
+from tq3.pipelines.structure import Structure, examine
+from tq3.plan.plan import Block, Task
+from tq3.plan.sources import read_checkpoint, refuse_quantised
+from tq3.storage.local import LocalFiles
+
+
+def verify_checkpoint(
+    path: StrPath,
+    *,
+    source: StrPath | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+) -> Run:
+    """Look at the TQ3 checkpoint `path` to its end, telling what happens; write nothing.
+
+    source: the checkpoint that it was made from, to compare every tensor with
+    Other options as in `tq3.pipelines.compress.compress_checkpoint`. What is wrong with the
+    checkpoint is in the last event; UsageError, BadInput and StorageError are raised only for
+    folders that aren't there or can't be listed, and for a source that can't be read.
+    """
+    codec, workers = get_backend(backend), check_workers(workers)
+    with ExitStack() as stack:
+        files = stack.enter_context(LocalFiles(path))
+        originals = None if source is None else stack.enter_context(LocalFiles(source))
+        job = _Job(files, originals, codec, workers, examine(files))
+        yield job.checking()
+        yield from job.look_at_bytes()
+        yield from job.compare()
+        yield from map(Notice, job.notices)
+        yield Verified(job.verification())
+
+
+class _Job:
+    """One verification: what is to be read, and what was found so far."""
+
+    def __init__(
+        self,
+        files: LocalFiles,
+        originals: LocalFiles | None,
+        codec: Backend,
+        workers: int,
+        structure: Structure,
+    ) -> None:
+        self._started = time.perf_counter()
+        self._files = files
+        self._originals = originals
+        self._codec = codec
+        self._workers = workers
+        self._structure = structure
+        self._faults = structure.faults
+        self._stretches = plan_stretches(files, structure)
+        self._judge = Judge(self._pairs())
+        self._n_total = sum(each.n_bytes for each in self._stretches)
+        self._n_total += sum(task.bytes_in for task in self._judge.tasks)
+        self._n_bytes = self._n_weights = 0
+        self.notices = list(_notices(structure))
+
+    def checking(self) -> Checking:
+        """What will be read, as an event."""
+        return Checking(
+            n_tensors=len(self._structure.kept) + len(self._structure.layouts),
+            bytes_total=self._n_total,
+            checksums=self._structure.manifest is not None,
+            source=self._originals is not None,
+            backend=self._codec.name,
+            workers=self._workers,
+        )
+
+    def look_at_bytes(self) -> Iterator[Progress]:
+        """Read all that has a checksum, and the norms."""
+
+        def make_work() -> Callable[[Stretch], Looked]:
+            return Reader(self._files).look_at
+
+        for looked in in_parallel(self._stretches, make_work, self._workers):
+            for fault in looked.faults:
+                self._faults.add(fault)
+            self._n_bytes += looked.stretch.n_bytes
+            yield self._progress(looked.stretch.file)
+
+    def compare(self) -> Iterator[Progress]:
+        """Set every tensor beside the source's, suspects a second time."""
+        yield from self._compare(self._judge.tasks, self._judge.hear, recode_all=False)
+        suspects = self._judge.suspects()
+        self._n_total += sum(task.bytes_in for task in suspects)
+        yield from self._compare(suspects, self._judge.hear_again, recode_all=True)
+        for fault in self._judge.faults():
+            self._faults.add(fault)
+        self.notices += self._judge.notices()
+
+    def verification(self) -> Verification:
+        """All that was found."""
+        structure = self._structure
+        return Verification(
+            path=self._files.label,
+            source=self._originals.label if self._originals else None,
+            n_files=len({*structure.weight_files, *(each.file for each in self._stretches)}),
+            n_compressed=len(structure.layouts),
+            n_kept=len(structure.kept),
+            checksums=structure.manifest is not None,
+            bytes_read=self._n_bytes,
+            faults=tuple(self._faults),
+            notices=tuple(self.notices),
+            comparisons=tuple(self._judge.comparisons()),
+            seconds=time.perf_counter() - self._started,
+            peak_memory_bytes=peak_memory_bytes(),
+            backend=self._codec.name,
+            workers=self._workers,
+        )
+
+    def _pairs(self) -> list[Task]:
+        if self._originals is None:
+            return []
+        original = read_checkpoint(self._originals)
+        refuse_quantised(original)
+        if not self._structure.weight_files:
+            return []  # said already, and once is enough
+        tasks, faults = pair_up(self._structure, original)
+        for fault in faults:
+            self._faults.add(fault)
+        return tasks
+
+    def _compare(
+        self, tasks: Iterable[Task], hear: Callable[[Compared], None], *, recode_all: bool
+    ) -> Iterator[Progress]:
+        originals = self._originals
+        if originals is None:
+            return
+
+        def make_work() -> Callable[[Block], Compared]:
+            comparer = Comparer(self._files, originals, self._codec, recode_all=recode_all)
+            return comparer.compare
+
+        blocks = (block for task in tasks for block in task.blocks())
+        for compared in in_parallel(blocks, make_work, self._workers):
+            if compared.fault:
+                self._faults.add(compared.fault)
+            hear(compared)
+            self._n_bytes += compared.n_bytes
+            self._n_weights += compared.n_weights
+            yield self._progress(compared.block.task.name)
+
+    def _progress(self, at: str) -> Progress:
+        seconds = time.perf_counter() - self._started
+        return Progress(self._n_bytes, self._n_total, self._n_weights, seconds, at)
+
+
+def _notices(structure: Structure) -> Iterator[str]:
+    if structure.weight_files and not structure.has_manifest:
+        yield (
+            f"no {tq_manifest.FILE_NAME}, so no checksums: "
+            "headers, shapes and norms were checked, codes and other files were not"
+        )
