@@ -92,7 +92,7 @@ def test_version_is_that_of_the_package(tq3):
     assert (result.exit_code, result.stdout) == (0, f"tq3 {library.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [(), ("compress",), ("inspect",), ("restore",)])
+@pytest.mark.parametrize("command", [(), ("compress",), ("inspect",), ("restore",), ("verify",)])
 def test_every_command_has_help(tq3, command):
     result = tq3(*command, "--help")
     assert result.exit_code == 0

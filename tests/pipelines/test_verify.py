@@ -182,6 +182,7 @@ PROVOKED = {
         set_key("tq_config.json", "tq3.kept_source_dtype", {UP: "because"}),
         "kept_source_dtype names it",
     ),
+    "TQ210": ("one", False, set_key("tq_config.json", "bits", 4), "found 3 bits, expected 4"),
     "TQ301": ("one", False, bad_norm(float("nan")), "row 7, group 0 (found nan, expected finite)"),
     "TQ301 inf": ("one", False, bad_norm(float("-inf")), "found -inf"),
     "TQ302": ("one", False, bad_norm(-0.5), "row 7, group 0 (found -0.5, expected at least 0)"),
@@ -196,6 +197,7 @@ COMPANIONS = {
     "TQ202": {"TQ203", "TQ208"},
     "TQ205 codes": {"TQ208"},
     "TQ207": {"TQ105"},
+    "TQ210": {"TQ105"},
     "TQ405": {"TQ106"},
 }
 

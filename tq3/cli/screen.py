@@ -159,10 +159,10 @@ class Screen:
         if not verification.ok:
             first = verification.faults[0]
             number = counted(len(verification.faults), "fault")
+            place = ", ".join(filter(None, (first.file, first.tensor)))
             raise VerificationFailed(
-                f"{number}, the first {first.check}: {first.text}",
-                file=first.file,
-                tensor=first.tensor,
+                f"{number}, the first {first.check} in {place}: {first.text}",
+                file=verification.path,
             )
 
     def _say(self, text: str, style: str | None = None) -> None:

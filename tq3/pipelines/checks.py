@@ -30,6 +30,7 @@ CHECKS = {
     "TQ207": "codes, norms and tq_config.json contradict each other",
     "TQ208": "another number of compressed tensors than recorded",
     "TQ209": "tq_config.json names a tensor that is not there",
+    "TQ210": "a tensor has another width than recorded",
     "TQ301": "a norm is not finite",
     "TQ302": "a norm is negative",
     "TQ401": "the manifest is damaged",
@@ -44,6 +45,8 @@ CHECKS = {
     "TQ505": "a tensor's error is larger than the format's",
     "TQ506": "a group's error is larger than the format's",
 }
+# A damaged file may hold megabytes of anything.
+_LONGEST = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +106,14 @@ class Faults:
         return iter(sorted(self._found.values(), key=_order))
 
 
-def unreadable(error: StorageError, file: str) -> Fault:
-    """A file that the system would not read."""
+def unreadable(error: Tq3Error, file: str) -> Fault:
+    """A file that the system would not read, or that is none."""
     return _from_error("TQ109", error, file, None)
 
 
 def _from_error(check: str, error: Tq3Error, file: str, tensor: str | None) -> Fault:
-    found, expected = (
-        None if value is None else str(value) for value in (error.found, error.expected)
-    )
+    details = (error.found, error.expected)
+    found, expected = (None if value is None else str(value)[:_LONGEST] for value in details)
     return Fault(check, error.message, file, error.tensor or tensor, found, expected)
 
 

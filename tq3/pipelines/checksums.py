@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tq3.errors import StorageError
+from tq3.errors import BadInput, StorageError
 from tq3.format.config import FILE_NAME as TQ_CONFIG
 from tq3.format.layout import NORMS
 from tq3.format.manifest import Digest, Piece
@@ -87,7 +87,7 @@ def _has_its_size(files: LocalFiles, name: str, expected: int, faults: Faults) -
         faults.add(Fault("TQ402", "missing", name))
         return False
     size = None
-    with faults.catching("TQ403", name):
+    with faults.catching("TQ109", name):
         size = files.size(name)
     if size is not None and size != expected:
         sizes = f"{size} bytes", f"{expected}"
@@ -99,7 +99,7 @@ def _stretches_of_pieces(
     file: str, pieces: Iterable[Piece], tensors: list[Located]
 ) -> Iterator[Stretch]:
     starts = [tensor.offset for tensor in tensors]
-    stops = [tensor.offset + tensor.info.n_bytes for tensor in tensors]
+    stops = [_stop(tensor) for tensor in tensors]
     for piece in pieces:
         stop = piece.offset + piece.length
         inside = slice(bisect_right(stops, piece.offset), bisect_left(starts, stop))
@@ -108,9 +108,14 @@ def _stretches_of_pieces(
 
 def _stretches_of_norms(tensors: Iterable[Located]) -> Iterator[Stretch]:
     for tensor in filter(_is_norms, tensors):
-        stop = tensor.offset + tensor.info.n_bytes
+        stop = _stop(tensor)
         for start in range(tensor.offset, stop, BLOCK_BYTES):
             yield Stretch(tensor.file, start, min(start + BLOCK_BYTES, stop), (tensor,))
+
+
+def _stop(tensor: Located) -> int:
+    """The first byte behind it."""
+    return tensor.offset + tensor.info.n_bytes
 
 
 def _is_norms(tensor: Located) -> bool:
@@ -128,15 +133,17 @@ class Reader:
         """Read it once, a block at a time."""
         faults, digest = Faults(), Digest()
         try:
-            size = self._files.size(stretch.file)
+            norms = [tensor for tensor in stretch.tensors if _is_norms(tensor)]
+            last = max((_stop(tensor) for tensor in norms), default=stretch.stop)
             for start in range(stretch.start, stretch.stop, BLOCK_BYTES):
                 stop = min(start + BLOCK_BYTES, stretch.stop)
-                # A few bytes more: pieces may end within a norm, which belongs to its first byte.
-                data = self._read(stretch.file, start, min(stop + _NORM_BYTES - 1, size))
+                # A few bytes more: a piece may end within a norm, which belongs to its first byte.
+                more = max(stop, min(stop + _NORM_BYTES - 1, last))
+                data = self._read(stretch.file, start, more)
                 digest.update(data[: stop - start])
-                for tensor in filter(_is_norms, stretch.tensors):
+                for tensor in norms:
                     _check_norms(tensor, data, start, stop, faults)
-        except StorageError as error:
+        except (BadInput, StorageError) as error:
             faults.add(unreadable(error, stretch.file))
         else:
             _check_digest(stretch, digest, faults)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tq3.codec.backend import WORD_TYPE, Backend
 from tq3.codec.expected import group_error_limit
 from tq3.codec.reference import Floats, Words
-from tq3.errors import StorageError
+from tq3.errors import BadInput, StorageError
 from tq3.format.layout import GroupLayout
 from tq3.pipelines.checks import Fault, unreadable
 from tq3.plan.plan import Action, Block
@@ -21,7 +21,7 @@ from tq3.storage.local import LocalFiles
 HAIR = 0.01
 NOWHERE = 2**63
 # Three arrays of float32 of this size stay in a core's cache.
-_CHUNK_WEIGHTS = 1 << 16
+_CHUNK_WEIGHTS = 1 << 17
 # Sums of float32 squares are good between these.
 _SMALLEST, _LARGEST = 1e-30, 1e36
 
@@ -118,7 +118,7 @@ class Comparer:
         *stored, original = block.task.sources
         try:
             parts = [self._read(self._files, block, i) for i in range(len(stored))]
-        except StorageError as error:
+        except (BadInput, StorageError) as error:
             return Compared(block, fault=unreadable(error, stored[0].file))
         words = self._read(self._originals, block, len(stored))
         # What a damaged norm or a NaN of the source gives is no number, and is told as a fault.
@@ -245,7 +245,7 @@ class Comparer:
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Floats:
         """A float32 array of this thread, to be filled."""
-        room = self._bytes(name, 4 * int(np.prod(shape)))
+        room = self._bytes(name, 4 * math.prod(shape))
         return room.view(np.float32).reshape(shape)
 
     def _bytes(self, name: str, length: int) -> Bytes:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
-from tq3.format.config import TqConfig, quantization_config
+from tq3.format.config import TqConfig, parse_object, quantization_config
 from tq3.format.header import read_header
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
 from tq3.pipelines.checks import Fault, Faults
 from tq3.plan.restoring import packed_layouts, read_tq_config
-from tq3.plan.sources import CONFIG, INDEX, SINGLE, Checkpoint, Located, read_object, read_text
+from tq3.plan.sources import CONFIG, INDEX, SINGLE, Checkpoint, Located, read_text
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import is_weight_file
@@ -92,7 +93,7 @@ def _read_json_files(files: LocalFiles, found: Structure) -> None:
             found.config = read_tq_config(files)
     if files.has(CONFIG):
         with faults.catching("TQ104", CONFIG):
-            found.model_config = read_object(files, CONFIG)
+            found.model_config = parse_object(read_text(files, CONFIG), CONFIG)
     if found.config:
         _check_recognition(found.model_config, found.config, faults)
     found.has_manifest = files.has(tq_manifest.FILE_NAME)
@@ -126,7 +127,8 @@ def _find_weight_files(files: LocalFiles, names: list[str], found: Structure) ->
     """The files whose tensors make the checkpoint: a single one comes first, as for hosts."""
     if INDEX in names:
         with found.faults.catching("TQ106", INDEX):
-            found.weight_map = _weight_map(read_object(files, INDEX), found.faults)
+            index = parse_object(read_text(files, INDEX), INDEX)
+            found.weight_map = _weight_map(index, found.faults)
     if SINGLE in names:
         found.weight_files = (SINGLE,)
     elif found.weight_map is not None:
@@ -151,7 +153,8 @@ def _weight_map(index: Mapping[str, Any], faults: Faults) -> dict[str, str] | No
     for tensor, file in entries.items():
         if not isinstance(file, str):
             faults.add(Fault("TQ106", "not the name of a file", INDEX, tensor, found=str(file)))
-    return {tensor: file for tensor, file in entries.items() if isinstance(file, str)}
+    named = ((tensor, file) for tensor, file in entries.items() if isinstance(file, str))
+    return {tensor: str(PurePosixPath(file)) for tensor, file in named}  # "./a" is "a"
 
 
 def _check_strays(names: list[str], found: Structure) -> None:
@@ -203,6 +206,8 @@ def _check_index(found: Structure) -> None:
 
 def _find_layouts(found: Structure, config: TqConfig) -> None:
     """The layout of every compressed tensor whose parts agree."""
+    # One tensor at a time has neither the number nor the names of all.
+    config = replace(config, writer=None)
     parts: dict[str, dict[str, Located]] = defaultdict(dict)
     for tensor in found.tensors:
         name = tensor.info.name
@@ -224,8 +229,23 @@ def _check_records(found: Structure, config: TqConfig) -> None:
     """What tq_config.json says of the tensors. Without every header nobody can tell."""
     if found.unread or not found.weight_files:
         return
+    _check_number(found, config)
+    _check_widths(found, config)
     names = {tensor.info.name for tensor in found.tensors}
-    n_compressed = sum(name.endswith(PACKED) for name in names)
+    for key, named, suffix in (
+        ("kept_source_dtype", config.kept_source_dtype, ""),
+        ("shapes", config.shapes, PACKED),
+        ("orig_in_dims", config.original_in_dims, PACKED),
+    ):
+        for name in named:
+            if name + suffix not in names:
+                found.faults.add(
+                    Fault("TQ209", f"{key} names it: no such tensor", tq_config.FILE_NAME, name)
+                )
+
+
+def _check_number(found: Structure, config: TqConfig) -> None:
+    n_compressed = sum(tensor.info.name.endswith(PACKED) for tensor in found.tensors)
     recorded = config.compressed_layers
     if recorded is not None and recorded != n_compressed:
         found.faults.add(
@@ -237,13 +257,13 @@ def _check_records(found: Structure, config: TqConfig) -> None:
                 expected=str(recorded),
             )
         )
-    for key, named, suffix in (
-        ("kept_source_dtype", config.kept_source_dtype, ""),
-        ("shapes", config.shapes, PACKED),
-        ("orig_in_dims", config.original_in_dims, PACKED),
-    ):
-        for name in named:
-            if name + suffix not in names:
-                found.faults.add(
-                    Fault("TQ209", f"{key} names it: no such tensor", tq_config.FILE_NAME, name)
-                )
+
+
+def _check_widths(found: Structure, config: TqConfig) -> None:
+    widths = (config.bits, config.sensitive_bits)
+    for name, layout in found.layouts.items():
+        if config.writer and layout.bits not in widths:  # other writers do not record every width
+            what = f"{layout.bits} bits", f"{config.bits}"
+            found.faults.add(
+                Fault("TQ210", "not of the recorded width", tq_config.FILE_NAME, name, *what)
+            )
