@@ -226,7 +226,7 @@ def test_one_flipped_bit_of_a_kept_tensor_is_found(tmp_path, name):
     flip_in_tensor(path / SHARD, name, bit=-8)
     result = compare(path, source)
     assert check(result) == [("TQ504", name)]
-    assert "1 elements are not the source's" in result.faults[0].message
+    assert "1 of " in result.faults[0].message
     assert [line.tensor for line in result.comparisons if line.exact is False] == [name]
 
 
@@ -280,6 +280,23 @@ def test_the_number_of_workers_does_not_show_in_a_figure(every_kind, set_block_b
     set_block_bytes(700)
     answers = [compare(path, source, workers=workers).comparisons for workers in (1, 2, 5)]
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_order_in_which_blocks_end_does_not_show_in_a_figure(
+    tmp_path, set_block_bytes, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    # Of so many sizes that their sums are rounded.
+    weights = rng.normal(size=(256, 256)) * 10 ** rng.uniform(-6, 6, (256, 1))
+    source, path = compressed(tmp_path, {"a.weight": tensor(weights, "F32")})
+    set_block_bytes(700)
+    forwards = compare(path, source, workers=1).comparisons
+
+    def backwards(items, make_work, _):
+        return map(make_work(), list(items)[::-1])
+
+    monkeypatch.setattr("tq3.pipelines.verify.in_parallel", backwards)
+    assert compare(path, source).comparisons == forwards
 
 
 def test_a_shard_that_cannot_be_read_is_told_and_hides_no_other(tmp_path):

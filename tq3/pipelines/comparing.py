@@ -20,7 +20,7 @@ from tq3.storage.local import LocalFiles
 # A threshold met exactly may go either way in other arithmetic, and a norm may round differently.
 HAIR = 0.01
 NOWHERE = 2**63
-# Three arrays of float32 of this size stay in a core's cache.
+# Two arrays of float32 of this size stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 17
 # Sums of float32 squares are good between these.
 _SMALLEST, _LARGEST = 1e-30, 1e36
@@ -198,13 +198,16 @@ class Comparer:
         )
 
     def _energies(self, weights: Floats, decoded: Floats) -> tuple[Energies, Energies, float]:
-        """Each group's sum of squares, of the weights and of the error; that of all decoded."""
+        """Each group's sum of squares, of the weights and of the error; that of all decoded.
+
+        Overwrites `decoded`: a third array would not stay in the cache.
+        """
         energy: Energies = np.einsum("ij,ij->i", weights, weights)
         if energy.min() > _SMALLEST and energy.max() < _LARGEST:
-            difference = np.subtract(weights, decoded, out=self._room("error", weights.shape))
-            error = np.einsum("ij,ij->i", difference, difference)
             flat = decoded.reshape(-1)
-            return energy, error, float(np.dot(flat, flat))
+            total = float(np.dot(flat, flat))
+            difference = np.subtract(weights, decoded, out=decoded)
+            return energy, np.einsum("ij,ij->i", difference, difference), total
         exact, stored = weights.astype(np.float64), decoded.astype(np.float64)
         return (exact**2).sum(1), ((exact - stored) ** 2).sum(1), float((stored**2).sum())
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from tq3.codec.expected import error_limit, expected_error, group_error_limit
+from tq3.format.header import FLOATS
 from tq3.format.layout import GroupLayout
 from tq3.pipelines.checks import Comparison, Fault
 from tq3.pipelines.comparing import HAIR, NOWHERE, Coded, Compared, Kept
@@ -153,7 +154,10 @@ def _kept_fault(task: Task, kept: Kept) -> Fault:
     if kept.n_infinite:
         message = f"{kept.n_infinite} finite values of the source are infinite as {tensor.dtype}"
     else:
-        how = "its bytes" if tensor.dtype == source.dtype else f"rounded to {tensor.dtype}"
-        message = f"{kept.n_different} elements are not the source's {how}"
-        message += f"; the first is number {kept.first_different}"
+        how = "" if tensor.dtype == source.dtype else f" rounded to {tensor.dtype}"
+        unit = "values" if tensor.dtype in FLOATS else "bytes"
+        message = (
+            f"{kept.n_different} of {task.units} {unit} are not the source's{how}; "
+            f"the first is number {kept.first_different}"
+        )
     return Fault("TQ504", message, task.sources[0].file, task.name)
