@@ -25,7 +25,8 @@ def compressed(source: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def damaged(compressed: Path) -> Path:
-    """Without its shard's last byte, and with a stray file."""
+    """Without its shard's last byte and checksums, and with a stray file."""
+    (compressed / "tq3_manifest.json").unlink(missing_ok=True)
     file = compressed / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     (compressed / "old.bin").write_text("")

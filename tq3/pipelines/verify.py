@@ -159,8 +159,13 @@ class _Job:
             yield self._progress(compared.block.task.name)
 
     def _progress(self, at: str) -> Progress:
-        seconds = time.perf_counter() - self._started
-        return Progress(self._n_bytes, self._n_total, self._n_weights, seconds, at)
+        return Progress(
+            bytes_done=self._n_bytes,
+            bytes_total=self._n_total,
+            weights_done=self._n_weights,
+            seconds=time.perf_counter() - self._started,
+            tensor=at,
+        )
 
 
 def _notices(structure: Structure) -> Iterator[str]:
