@@ -65,7 +65,7 @@ def test_a_stopped_run_ends_with_130_and_leaves_nothing(tmp_path, number, worker
 
 INTERRUPTED_AT = """
 from tq3.cli.app import main
-from tq3.storage.writer import ShardFile
+from tq3.storage.shard_file import ShardFile
 opened = ShardFile.{method}
 def interrupted(*arguments, **options):
     opened(*arguments, **options)

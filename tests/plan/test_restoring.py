@@ -31,7 +31,7 @@ def restored(
 ) -> dict[str, Task]:
     """Name -> task of the plan."""
     tensors = tuple(Located(info, "model.safetensors", 0) for info in infos)
-    source = Checkpoint(tensors, ("model.safetensors",), model or {})
+    source = Checkpoint(tensors, {"model.safetensors": "as it was"}, model or {})
     return {task.name: task for task in plan_restoration(source, config, dtype, 2**40).tasks}
 
 

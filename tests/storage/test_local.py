@@ -180,7 +180,22 @@ def test_the_links_of_the_hub_cache_are_followed(tmp_path):
         assert linked.tree() == plain.tree()
         for name, content in contents(checkpoint).items():
             assert linked.read(name, 0, linked.size(name)) == content
-        assert read_checkpoint(linked) == read_checkpoint(plain)
+        assert read_checkpoint(linked).tensors == read_checkpoint(plain).tensors
+
+
+def test_a_stamp_is_size_and_time_of_the_file_behind_a_link(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    os.utime(tmp_path / "file", ns=(0, 1_000_000_001))
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with LocalFiles(tmp_path) as files:
+        assert files.stamp("link") == "3 bytes of 1970-01-01 00:00:01.000000001 UTC"
+        (tmp_path / "file").write_bytes(b"abcd")
+        os.utime(tmp_path / "file", ns=(0, 1_000_000_001))
+        assert files.stamp("link") == "4 bytes of 1970-01-01 00:00:01.000000001 UTC"
+        os.utime(tmp_path / "file", ns=(0, 1_000_000_002))
+        assert files.stamp("link") == "4 bytes of 1970-01-01 00:00:01.000000002 UTC"
+        with pytest.raises(StorageError, match="can't be read"):
+            files.stamp("gone")
 
 
 def test_a_broken_link_is_a_file_that_fails_with_its_name(tmp_path):

@@ -66,6 +66,7 @@ def compress(
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
+    resume: opt.ResumeOpt = True,
     verbatim_config: opt.VerbatimOpt = False,
     dry_run: opt.DryRunOpt = False,
     tensors: opt.TensorsOpt = False,
@@ -101,6 +102,7 @@ def compress(
             workers=workers,
             backend=backend,
             overwrite=overwrite,
+            resume=resume,
             verbatim_config=verbatim_config,
         )
         screen.follow(events, out)
@@ -142,6 +144,7 @@ def restore(
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
+    resume: opt.ResumeOpt = True,
     json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
 ) -> None:
@@ -155,5 +158,6 @@ def restore(
             workers=workers,
             backend=backend,
             overwrite=overwrite,
+            resume=resume,
         )
         screen.follow(events, out)

@@ -30,6 +30,9 @@ class Files(Protocol):
 
     def size(self, name: str) -> int: ...
 
+    def stamp(self, name: str) -> str:
+        """A text that changes when the file does."""
+
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Just these bytes; raises StorageError when the file has fewer."""
 
@@ -45,11 +48,18 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All tensors in the order of the disk, and config.json (empty where there is none)."""
+    """All tensors in the order of the disk, and config.json (empty where there is none).
+
+    stamps: of each weight file, before its header was read
+    """
 
     tensors: tuple[Located, ...]
-    weight_files: tuple[str, ...]
+    stamps: Mapping[str, str]
     config: Mapping[str, Any]
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        return tuple(self.stamps)
 
 
 def read_checkpoint(files: Files) -> Checkpoint:
@@ -57,11 +67,12 @@ def read_checkpoint(files: Files) -> Checkpoint:
     names = files.names()
     weight_map = _weight_map(files, names)
     weight_files = tuple(sorted(set(weight_map.values()))) or (_single_file(files, names),)
+    stamps = {file: files.stamp(file) for file in weight_files}
     tensors = tuple(_in_disk_order(files, weight_files))
     _check_unique(tensors)
     _check_index(weight_map, tensors)
     config = read_object(files, CONFIG) if files.has(CONFIG) else {}
-    return Checkpoint(tensors, weight_files, config)
+    return Checkpoint(tensors, stamps, config)
 
 
 def read_object(files: Files, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,14 @@ class LocalFiles:
         """Bytes of a file."""
         with reading(self.folder / name):
             return (self.folder / name).stat().st_size
+
+    def stamp(self, name: str) -> str:
+        """Size and time of the last change: what differs when a file was replaced or written."""
+        with reading(self.folder / name):
+            status = (self.folder / name).stat()
+        seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+        changed = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+        return f"{status.st_size} bytes of {changed}.{nanoseconds:09} UTC"
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Just these bytes. Raises StorageError when the file has fewer."""
