@@ -19,7 +19,7 @@ class Identity:
     """A run, as far as its bytes depend on it; JSON values only.
 
     sources: file -> its stamp, which changes when the file does
-    options: what was asked for; they only explain a difference, since the plan says it all
+    options: what was asked for; they explain a difference, since the plan says nearly all
     """
 
     command: str
@@ -40,11 +40,17 @@ class Identity:
             if record.get(key) != value
         ]
         told += _changes(record.get("sources") or {}, self.sources)
+        if self._is_stricter(record.get("options") or {}):
+            told.append("nonfinite keep became error")
         if record.get("plan") != self.plan and not told:
             told += _changes(record.get("options") or {}, self.options)
         if record.get("plan") != self.plan and not told:
             told.append("the tensors in the source, or what this version of tq3 makes of them")
         return told
+
+    def _is_stricter(self, options: Mapping[str, Any]) -> bool:
+        """Whether the earlier run let pass what this one refuses; the plan can't tell."""
+        return (options.get("nonfinite"), self.options.get("nonfinite")) == ("keep", "error")
 
 
 def identify(
