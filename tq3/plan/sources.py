@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from tq3.errors import BadInput
@@ -14,7 +15,7 @@ from tq3.format.layout import NORMS, PACKED
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-_MAX_JSON_FILE = 256 * 2**20
+_MAX_JSON_FILE = 128 * 2**20
 
 
 class Files(Protocol):
@@ -71,13 +72,7 @@ def read_checkpoint(files: Files) -> Checkpoint:
     tensors = tuple(_in_disk_order(files, weight_files))
     _check_unique(tensors)
     _check_index(weight_map, tensors)
-    config = read_object(files, CONFIG) if files.has(CONFIG) else {}
-    return Checkpoint(tensors, stamps, config)
-
-
-def read_object(files: Files, name: str) -> dict[str, Any]:
-    """A JSON object from the folder. Raises BadInput."""
-    return tq_config.parse_object(read_text(files, name), name)
+    return Checkpoint(tensors, stamps, _model_config(files))
 
 
 def read_text(files: Files, name: str) -> str:
@@ -108,11 +103,17 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
         )
 
 
+def _model_config(files: Files) -> dict[str, Any]:
+    # People edit it by hand; of a key that is there twice every host takes the last, and so do we.
+    text = read_text(files, CONFIG) if files.has(CONFIG) else "{}"
+    return tq_config.parse_object(text, CONFIG, unique=False)
+
+
 def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
     """The index's tensor -> file, or nothing: a single file comes first, as in Transformers."""
     if SINGLE in names or INDEX not in names:
         return {}
-    weight_map = read_object(files, INDEX).get("weight_map")
+    weight_map = tq_config.parse_object(read_text(files, INDEX), INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput("weight_map is not an object with entries", file=INDEX)
     for tensor, file in weight_map.items():
@@ -121,10 +122,11 @@ def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
                 "the index names a file that is not in the folder",
                 file=INDEX,
                 tensor=tensor,
-                found=file,
+                found="an empty name" if file == "" else file,
                 fix="fetch the missing file",
             )
-    return weight_map
+    # "./a" and "a" are one file.
+    return {tensor: str(PurePosixPath(file)) for tensor, file in weight_map.items()}
 
 
 def _single_file(files: Files, names: list[str]) -> str:
