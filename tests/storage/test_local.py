@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -211,6 +212,28 @@ def test_a_broken_link_is_a_file_that_fails_with_its_name(tmp_path):
                 access("sub/broken")
             assert caught.value.file == str(tmp_path / "sub" / "broken")
             assert "fetch" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("access", ["size", "read"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a socket"])
+def test_what_is_no_regular_file_is_there_and_is_never_waited_for(
+    tmp_path, monkeypatch, kind, access
+):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "a pipe":
+            os.mkfifo("it")
+        elif kind == "a device":
+            os.symlink("/dev/zero", "it")
+        else:
+            listener.bind("it")
+        with LocalFiles(tmp_path) as files:
+            assert (files.names(), files.has("it"), files.tree()) == (["it"], True, [])
+            with pytest.raises((BadInput, StorageError)) as caught:
+                files.size("it") if access == "size" else files.read("it", 0, 1)
+    assert caught.value.file == str(tmp_path / "it")
+    if (kind, access) != ("a socket", "read"):  # the system itself does not open one
+        assert caught.value.found == kind
 
 
 def test_a_link_to_a_folder_is_listed_with_a_slash_and_not_followed(tmp_path):
