@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
@@ -97,7 +97,8 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
     if found:
         raise BadInput(
             "the source is already quantised",
-            found=found,
+            file=found.file,
+            found=found.text,
             expected="BF16, F16 or F32 weights",
             fix="compress the original, unquantised checkpoint",
         )
@@ -184,7 +185,12 @@ def _check_index(weight_map: Mapping[str, str], tensors: tuple[Located, ...]) ->
             )
 
 
-def _quantised_as(checkpoint: Checkpoint) -> str | None:
+class _Quantised(NamedTuple):
+    file: str
+    text: str
+
+
+def _quantised_as(checkpoint: Checkpoint) -> _Quantised | None:
     names = {tensor.info.name: tensor for tensor in checkpoint.tensors}  # in order, for the message
     partners = (
         ((PACKED,), "a TQ3 checkpoint (.tq_packed)"),
@@ -197,13 +203,13 @@ def _quantised_as(checkpoint: Checkpoint) -> str | None:
     )
     for suffixes, label in partners:
         first, *others = suffixes
-        for name in names:
+        for name, tensor in names.items():
             stem = name.removesuffix(first)
             if stem != name and all(stem + other in names for other in others):
-                return f"{label}, for example {name!r}"
+                return _Quantised(tensor.file, f"{label}, for example {name!r}")
     for config in (checkpoint.config, checkpoint.config.get("text_config")):
         declared = config.get("quantization_config") if isinstance(config, dict) else None
         if declared is not None:
             method = declared.get("quant_method") if isinstance(declared, dict) else declared
-            return f"quantization_config with quant_method {method!r} in {CONFIG}"
+            return _Quantised(CONFIG, f"quantization_config with quant_method {method!r}")
     return None
