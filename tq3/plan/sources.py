@@ -117,7 +117,10 @@ def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
     weight_map = tq_config.parse_object(read_text(files, INDEX), INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput("weight_map is not an object with entries", file=INDEX)
+    plain: dict[str, str] = {}  # "./a" and "a" are one file; each spelling is looked for once
     for tensor, file in weight_map.items():
+        if isinstance(file, str) and file in plain:
+            continue
         if not isinstance(file, str) or not files.has(file):
             raise BadInput(
                 "the index names a file that is not in the folder",
@@ -126,8 +129,8 @@ def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
                 found="an empty name" if file == "" else file,
                 fix="fetch the missing file",
             )
-    # "./a" and "a" are one file.
-    return {tensor: str(PurePosixPath(file)) for tensor, file in weight_map.items()}
+        plain[file] = str(PurePosixPath(file))
+    return {tensor: plain[file] for tensor, file in weight_map.items()}
 
 
 def _single_file(files: Files, names: list[str]) -> str:
