@@ -72,7 +72,14 @@ def read_checkpoint(files: Files) -> Checkpoint:
     tensors = tuple(_in_disk_order(files, weight_files))
     _check_unique(tensors)
     _check_index(weight_map, tensors)
-    return Checkpoint(tensors, stamps, _model_config(files))
+    config = read_object(files, CONFIG) if files.has(CONFIG) else {}
+    return Checkpoint(tensors, stamps, config)
+
+
+def read_object(files: Files, name: str) -> dict[str, Any]:
+    """A JSON object from the folder. Raises BadInput."""
+    # People edit config.json by hand; of a key that is there twice every host takes the last.
+    return tq_config.parse_object(read_text(files, name), name, unique=name != CONFIG)
 
 
 def read_text(files: Files, name: str) -> str:
@@ -104,17 +111,11 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
         )
 
 
-def _model_config(files: Files) -> dict[str, Any]:
-    # People edit it by hand; of a key that is there twice every host takes the last, and so do we.
-    text = read_text(files, CONFIG) if files.has(CONFIG) else "{}"
-    return tq_config.parse_object(text, CONFIG, unique=False)
-
-
 def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
     """The index's tensor -> file, or nothing: a single file comes first, as in Transformers."""
     if SINGLE in names or INDEX not in names:
         return {}
-    weight_map = tq_config.parse_object(read_text(files, INDEX), INDEX).get("weight_map")
+    weight_map = read_object(files, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput("weight_map is not an object with entries", file=INDEX)
     plain: dict[str, str] = {}  # "./a" and "a" are one file; each spelling is looked for once
