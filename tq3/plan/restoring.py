@@ -22,7 +22,7 @@ def plan_restoration(
     checkpoint: Checkpoint, config: TqConfig, dtype: str, max_shard_bytes: int
 ) -> Plan:
     """An ordinary checkpoint whose floats have the safetensors dtype `dtype`. Raises BadInput."""
-    layouts = packed_layouts(checkpoint, config)
+    layouts = all_layouts(checkpoint, config)
     tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
     tasks = []
     for name, tensor in tensors.items():
@@ -46,6 +46,14 @@ def read_tq_config(files: Files) -> TqConfig:
     return parse_tq_config(read_text(files, FILE_NAME))
 
 
+def all_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
+    """Those of `packed_layouts`, which must be what tq_config.json says of them all."""
+    layouts = packed_layouts(checkpoint, config)
+    if config.writer:
+        _check_record(config, layouts)
+    return layouts
+
+
 def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
     """Name -> layout of every compressed tensor. Raises BadInput for a broken pair."""
     tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
@@ -55,14 +63,11 @@ def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupL
                 raise BadInput(f"its {partner} is missing", file=tensor.file, tensor=name)
         if name + PACKED in tensors:
             raise BadInput("stored twice: as it is and as codes", file=tensor.file, tensor=name)
-    layouts = {
+    return {
         stem: _layout(stem, tensor, tensors[stem + NORMS], checkpoint.config, config)
         for name, tensor in tensors.items()
         if (stem := name.removesuffix(PACKED)) != name
     }
-    if config.writer:
-        _check_record(config, layouts)
-    return layouts
 
 
 def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
