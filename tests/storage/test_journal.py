@@ -8,7 +8,7 @@ import pytest
 from factories import contents
 from runs import IDENTITY, MARKER, plan_of, publish, target, visible, write_draft, write_drafts
 
-from tq3.errors import StorageError, UsageError
+from tq3.errors import BadInput, StorageError, UsageError
 from tq3.format.manifest import Piece
 from tq3.plan.identity import Identity
 from tq3.storage.journal import DoneBlock, Journal
@@ -153,6 +153,16 @@ def test_another_identity_can_start_anew(out, how):
         write_draft(folder, plan_of(2), 0)
     with target(out, OTHER) as folder:
         assert folder.done(plan_of(2), 0)
+
+
+def test_after_bad_input_another_run_may_start_anew_and_the_same_goes_on(out):
+    with pytest.raises(BadInput), target(out) as folder:
+        write_draft(folder, plan_of(2), 0)
+        raise BadInput("not a finite weight")
+    with target(out) as folder:
+        assert folder.done(plan_of(2), 0)
+    with target(out, OTHER) as folder:
+        assert not folder.done(plan_of(2), 0)
 
 
 def test_the_same_identity_can_start_anew_and_overwriting_alone_continues(out):

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 
 from tq3.cli import tables
 from tq3.cli.units import counted, duration, printable, share, size
-from tq3.errors import StorageError, Tq3Error, UsageError
+from tq3.errors import BadInput, StorageError, Tq3Error, UsageError
 from tq3.pipelines import events
 from tq3.storage.drafts import WORK_FOLDER
 
@@ -145,16 +145,19 @@ class Screen:
         with suppress(OSError):
             self._stop_bar()
             self._say(sentence, style="bold red")
-            if exit_code != UsageError.exit_code:
-                self._say_what_is_left()
+            self._say_what_is_left(exit_code)
         raise typer.Exit(exit_code)
 
-    def _say_what_is_left(self) -> None:
-        if self._work_folder and self._work_folder.exists():
-            self._say(
-                f"what is done so far is kept in {self._work_folder}, and the same command goes on "
-                "from there; remove that folder to give it up"
-            )
+    def _say_what_is_left(self, exit_code: int) -> None:
+        folder = self._work_folder
+        if exit_code == UsageError.exit_code or folder is None or not folder.exists():
+            return
+        refused = exit_code == BadInput.exit_code
+        nexts = "a run with other options may go on" if refused else "the same command goes on"
+        self._say(
+            f"what is done so far is kept in {folder}, and {nexts} from there; remove that folder "
+            "to give it up"
+        )
 
     def _stop_bar(self) -> None:
         bar, self._bar = self._bar, None

@@ -45,6 +45,7 @@ class Journal:
         self.identity: Any = None
         self.exact: dict[str, str] = {}
         self.overwrite: bool | None = None
+        self.is_refused = False
         self._blocks: dict[int, dict[Key, DoneBlock]] = {}
         self._lock = Lock()
         with writing(path):
@@ -80,7 +81,7 @@ class Journal:
         """Forget everything and start the journal of the run with this identity (JSON)."""
         with writing(self.path):
             self._file.truncate(0)
-        self.exact, self.overwrite, self._blocks = {}, None, {}
+        self.exact, self.overwrite, self.is_refused, self._blocks = {}, None, False, {}
         self._append([{"run": identity}])
 
     def add_blocks(self, shard: int, blocks: Iterable[DoneBlock]) -> None:
@@ -96,6 +97,10 @@ class Journal:
     def publishing(self, *, overwrite: bool) -> None:
         """From now on files take their names; `overwrite`: an older checkpoint may be replaced."""
         self._append([{"publishing": overwrite}])
+
+    def refuse(self) -> None:
+        """The input was found to be bad: another run need not ask before it starts anew."""
+        self._append([{"refused": True}])
 
     def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
         with self._lock:
@@ -119,5 +124,7 @@ class Journal:
         elif "restart" in record:
             self._blocks.pop(record["restart"], None)
             self.exact |= record["exact"]
+        elif "refused" in record:
+            self.is_refused = True
         elif "publishing" in record:
             self.overwrite = record["publishing"]

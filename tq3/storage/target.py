@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from tq3.errors import StorageError, UsageError
+from tq3.errors import BadInput, StorageError, UsageError
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.manifest import Digest, Manifest, Piece, digest
@@ -69,15 +69,18 @@ class TargetFolder:
     def __enter__(self) -> TargetFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._undo.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        with self._undo:
+            if isinstance(error, BadInput) and self.journal.has_work:
+                self.journal.refuse()
 
     def start_anew(self, differences: Sequence[str]) -> None:
         """Give up what is left of an earlier run.
 
         Raises UsageError if that could be continued but for these differences, and may not go.
         """
-        if differences and self.journal.has_work and not self._overwrite:
+        can_go_on = self.journal.has_work and not self.journal.is_refused
+        if differences and can_go_on and not self._overwrite:
             raise UsageError(
                 "an unfinished run is in the target, and something changed since",
                 file=self.folder,
@@ -105,7 +108,17 @@ class TargetFolder:
             )
 
     def copy(self, name: str, source: Path) -> None:
-        """Copy a file to the draft of `name`, safely on the disk. Raises StorageError."""
+        """Copy a file to the draft of `name`, safely on the disk.
+
+        Raises StorageError, and UsageError where the target has a link in place of a folder.
+        """
+        for above in PurePosixPath(name).parents[:-1]:
+            if os.path.islink(self.folder / above):
+                raise UsageError(
+                    "a link to a folder in the target, and nothing is written through links",
+                    file=self.folder / above,
+                    fix="remove that link, or give another target",
+                )
         self._write_draft(name, _parts(source))
 
     def done(self, plan: Plan, number: int) -> Mapping[Key, DoneBlock]:
