@@ -1,11 +1,11 @@
-# Everything happens in build/venv; nothing outside this folder is touched, save by `make neon`, which may
-# install Debian's cross compiler and emulator.
+# Everything happens in build/; nothing outside this folder is touched, save by `make neon` and `make fuzz`, which may
+# install Debian's cross compiler and emulator, and clang's fuzzer.
 PYTHON ?= python3
 BIN := $(CURDIR)/build/venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check docs sanitize neon clean
+.PHONY: demo test check docs sanitize neon fuzz clean
 
 demo: build/venv/demo  ## a real model compressed, inspected, restored and compared
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
@@ -17,7 +17,7 @@ check: build/venv/test build/venv/lint  ## linters, types, generated documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror tq3/codec/native/*
+	$(BIN)/clang-format --dry-run --Werror tq3/codec/native/* tests/fuzz/*.cpp
 	PATH="$(BIN):$$PATH" python scripts/make_cli_docs.py --check
 
 docs: build/venv/test  ## write docs/cli.md anew
@@ -28,6 +28,9 @@ sanitize: build/venv/test  ## the compiled codec under ASan and UBSan
 
 neon: build/venv/test  ## the NEON codec under an emulator
 	PATH="$(BIN):$$PATH" sh scripts/check_neon.sh
+
+fuzz: build/venv/fuzz  ## readers and kernels, fuzzed for a fixed number of runs; FUZZ_SECONDS=600 for longer
+	PATH="$(BIN):$$PATH" sh scripts/fuzz.sh $(FUZZ_SECONDS)
 
 clean:
 	rm -rf build
@@ -48,6 +51,11 @@ build/venv/demo: build/venv/tq3 constraints.txt
 
 build/venv/test: build/venv/demo
 	$(PIP) install -c constraints.txt ".[test]"
+	touch $@
+
+# There are wheels of atheris for some Pythons only; the script says so where it is missing.
+build/venv/fuzz: build/venv/test
+	-$(PIP) install --only-binary :all: -c constraints.txt ".[fuzz]"
 	touch $@
 
 build/venv/lint: build/venv/made

@@ -187,6 +187,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def visible(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder, save what an unfinished run keeps for the next one."""
+    files = contents(folder)
+    return {name: data for name, data in files.items() if not name.startswith(".tq3.part/")}
+
+
 class FakeFiles:
     """A folder in memory, as tq3.plan.sources asks for one; sizes may be larger than the bytes."""
 
@@ -207,6 +213,10 @@ class FakeFiles:
     def size(self, name: str) -> int:
         """Bytes of a file, or what was said they were."""
         return self._sizes.get(name, len(self._files[name]))
+
+    def stamp(self, name: str) -> str:
+        """Its length will do."""
+        return f"{self.size(name)} bytes"
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Just these bytes."""

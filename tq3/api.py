@@ -39,6 +39,7 @@ def compress(
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     verbatim_config: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report:
@@ -46,8 +47,8 @@ def compress(
 
     The first options are those of `tq3.Recipe` (max_shard_size: bytes or a text such as "5GiB"),
     the others those of `tq3.pipelines.compress.compress_checkpoint`; `on_event` hears of the
-    progress. Raises UsageError, BadInput or StorageError; then `out` has no checkpoint and no
-    leftovers.
+    progress. Raises UsageError, BadInput or StorageError; then `out` has no checkpoint, and the
+    same call goes on from what was done.
     """
     recipe = Recipe(
         bits=bits,
@@ -67,6 +68,7 @@ def compress(
         workers=workers,
         backend=backend,
         overwrite=overwrite,
+        resume=resume,
         verbatim_config=verbatim_config,
     )
     return _run(events, on_event)
@@ -81,6 +83,7 @@ def restore(
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     on_event: OnEvent | None = None,
 ) -> Report:
     """Decode the TQ3 checkpoint `path` into an ordinary checkpoint in the new folder `out`.
@@ -96,6 +99,7 @@ def restore(
         workers=workers,
         backend=backend,
         overwrite=overwrite,
+        resume=resume,
     )
     return _run(events, on_event)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 400
+
 
 class Tq3Error(Exception):
     """One sentence for the user: where, what was found, what was expected, what to do next."""
@@ -27,16 +29,24 @@ class Tq3Error(Exception):
         super().__init__(self._sentence())
 
     def _sentence(self) -> str:
-        parts = [str(self.file)] if self.file else []
-        parts += [f"tensor {self.tensor!r}"] if self.tensor else []
+        parts = [self.file] if self.file else []
+        parts += [f"tensor {_brief(self.tensor)!r}"] if self.tensor else []
         details = []
         if self.found is not None:
-            details.append(f"found {self.found}")
+            details.append(f"found {_brief(self.found)}")
         if self.expected is not None:
-            details.append(f"expected {self.expected}")
-        parts.append(self.message + (f" ({', '.join(details)})" if details else ""))
+            details.append(f"expected {_brief(self.expected)}")
+        parts.append(_brief(self.message) + (f" ({', '.join(details)})" if details else ""))
         sentence = ": ".join(parts)
         return f"{sentence}; {self.fix}" if self.fix else sentence
+
+
+def _brief(value: object) -> str:
+    """As much as people read: a damaged file may hold megabytes of anything."""
+    text = str(value)
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]}... ({len(text)} characters)"
 
 
 class UsageError(Tq3Error):

@@ -133,7 +133,7 @@ def test_a_failed_write_ends_with_4(tq3, tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise StorageError("can't be written: Input/output error", file="x")
 
-    monkeypatch.setattr("tq3.storage.writer.ShardFile.write", fail)
+    monkeypatch.setattr("tq3.storage.shard_file.ShardFile.write", fail)
     check_error(tq3(*compress(tmp_path), "--quiet"), 4, "x: can't be written")
 
 
@@ -159,19 +159,22 @@ def test_an_error_of_the_system_that_nobody_foresaw_ends_with_4(tq3, tmp_path, m
     check_error(tq3(*compress(tmp_path), "--quiet"), 4, "disk.bin: can't be read or written")
 
 
-@pytest.mark.parametrize("at", ["_show", "_progress"])
-def test_an_interrupt_while_something_is_printed_leaves_nothing(tq3, tmp_path, monkeypatch, at):
+@pytest.mark.parametrize(("at", "begun"), [("_show", False), ("_progress", True)])
+def test_an_interrupt_while_something_is_printed_closes_the_run(tq3, tmp_path, at, begun):
     """The pipeline is then suspended between two events, and somebody must close it."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     arguments = compress(tmp_path)
-    monkeypatch.setattr(Screen, at, interrupt)
-    result = tq3(*arguments)
-    left = (tmp_path / "out").exists()  # while the error and its frames are still held
-    assert (result.exit_code, result.stdout, left) == (130, "", False)
-    assert "tq3: interrupted; nothing was written" in result.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Screen, at, interrupt)
+        result = tq3(*arguments)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "tq3: interrupted" in result.stderr
+    assert ("the same command goes on" in result.stderr) == begun
+    assert (tmp_path / "out").exists() == begun
+    assert tq3(*arguments).exit_code == 0  # while the error and its frames are still held
 
 
 def test_a_fault_of_the_program_is_not_hidden(tq3, tmp_path, monkeypatch):

@@ -15,12 +15,13 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 import typer
-from factories import random_tensor, slow_checkpoint, tiny_checkpoint
+from factories import random_tensor, slow_checkpoint, tiny_checkpoint, visible
 from rich.console import Console
 
 import tq3 as library
@@ -32,7 +33,14 @@ NASTY = "a\x1b[31m\r\n\u202e\x07.weight"
 SHOWN = r"a\x1b[31m\r\n\u202e\x07.weight"
 
 FIGURES = r" 45%  6\.91/15\.35 GB  0\.12 GB/s  0\.06 G weights/s  1:11 left"
-HALFWAY = Progress(6_910 * 10**6, 15_350 * 10**6, 3_455 * 10**6, 58.0, "model." + 30 * "layer.")
+HALFWAY = Progress(
+    bytes_done=6_910 * 10**6,
+    bytes_before=0,
+    bytes_total=15_350 * 10**6,
+    weights_done=3_455 * 10**6,
+    seconds=58.0,
+    tensor="model." + 30 * "layer.",
+)
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> tuple[Screen, StringIO]:
@@ -80,7 +88,7 @@ def test_names_are_shown_escaped_in_progress_and_notices(monkeypatch):
     screen, sent = terminal(monkeypatch, 200)
     with screen:
         screen._show(Notice(f"{NASTY} is kept"))
-        screen._show(Progress(1, 2, 0, 1.0, NASTY))
+        screen._show(replace(HALFWAY, tensor=NASTY))
     notice, *progress = frames(sent.getvalue())
     assert notice == f"notice: {SHOWN} is kept"
     assert progress
@@ -140,13 +148,14 @@ def wait_for_progress(ours: int) -> None:
     assert b"GB/s" in seen
 
 
-def test_a_closed_terminal_ends_the_run_and_leaves_nothing(tmp_path):
+def test_a_closed_terminal_ends_the_run_so_that_it_can_go_on(tmp_path):
     source, out = slow_checkpoint(tmp_path / "in"), tmp_path / "out"
     with in_a_terminal(PROGRAM, "compress", source, out, "--backend", "numpy") as (run, ours):
         wait_for_progress(ours)
         os.close(ours)
         assert run.wait(timeout=30) == 130
-    assert not out.exists()
+    assert visible(out) == {}
+    assert (out / ".tq3.part" / "journal").exists()
 
 
 def test_a_write_to_a_closed_terminal_is_an_interruption(monkeypatch):

@@ -109,6 +109,9 @@ BROKEN = {
     "columns that are a text": {"orig_in_dims": {"w": "100"}},
     "columns that are broken": {"orig_in_dims": {"w": 100.0}},
     "columns that are true": {"orig_in_dims": {"w": True}},
+    "columns below zero": {"orig_in_dims": {"w": -128}},
+    "bytes that no disk holds": {"tq3": {"source_bytes": 10**400}},
+    "bytes below zero": {"tq3": {"source_bytes": -1}},
     "patterns that are numbers": {"sensitive_bits": 4, "sensitive_patterns": [1]},
     "a shape that is a number": {"tq3": {"shapes": {"w": 1}}},
     "a shape of texts": {"tq3": {"shapes": {"w": ["1", "2"]}}},
@@ -128,7 +131,9 @@ def test_a_broken_config_is_refused_with_the_name_of_the_file(changes):
     assert caught.value.file == "tq_config.json"
 
 
-NO_OBJECTS = ["", "[]", "null", "3", "{", '{"a": 1,}', "\ufeff{}", "[" * 200_000]
+NESTED = '{"a": ' + "[" * 100 + "]" * 100 + "}"
+NO_OBJECTS = ["", "[]", "null", "3", "{", '{"a": 1,}', "\ufeff{}", "[" * 200_000, NESTED]
+NO_OBJECTS += ['{"a": 1, "a": 1}', '{"a": {"b": 1, "b": 1}}', '{"a": [' + "0," * 10_000_000]
 
 
 @pytest.mark.parametrize("text", NO_OBJECTS, ids=range(len(NO_OBJECTS)))
@@ -136,6 +141,15 @@ def test_what_is_no_json_object_is_refused_with_the_name_of_the_file(text):
     with pytest.raises(BadInput) as caught:
         parse_object(text, "some.json")
     assert caught.value.file == "some.json"
+
+
+def test_a_key_that_is_there_twice_may_be_allowed_and_then_the_last_one_counts():
+    assert parse_object('{"a": 1, "a": 2}', "some.json", unique=False) == {"a": 2}
+
+
+def test_the_name_of_a_folder_that_is_not_utf_8_does_not_end_the_run():
+    config = TqConfig(3, 128, original_model="caf\udce9")
+    assert parse_tq_config(config.to_json()).original_model == "caf?"
 
 
 def test_hosts_recognise_the_folder_by_these_keys():

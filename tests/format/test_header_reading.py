@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,97 +28,49 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def two(first: tuple[int, int], second: tuple[int, int]) -> dict[str, Any]:
-    """Two U8 tensors at these offsets."""
-    return {
-        name: entry("U8", [end - start], [start, end])
-        for name, (start, end) in (("a", first), ("b", second))
-    }
+BROKEN = Path(__file__).parents[1] / "broken"
+KINDS = ("cut", "length", "json", "entry", "dtype", "shape", "offsets", "place")
+FILES = [path for kind in KINDS for path in sorted(BROKEN.glob(f"{kind}/*/model.safetensors"))]
+OF_A_TENSOR = ("entry", "dtype", "shape", "offsets")
 
 
-NOT_A_FILE = {
-    "empty": (b"", "too short"),
-    "seven bytes": (b"\0" * 7, "too short"),
-    "a length beyond the file": (file_bytes({}, length=3), "longer than it can be"),
-    "a length of 2**64 - 1": (b"\xff" * 16, "longer than it can be"),
-    "a length of 2**63": (file_bytes({}, length=2**63), "longer than it can be"),
-    "no header at all": (file_bytes(b""), "not JSON"),
-    "half of a JSON text": (file_bytes(b'{"a": '), "not JSON"),
-    "two JSON texts": (file_bytes(b"{} {}"), "not JSON"),
-    "bad UTF-8": (file_bytes(b'{"\xff": 1}'), "not JSON"),
-    "half a surrogate pair": (file_bytes(b'{"\\ud800": {"dtype": "U8"}}'), "not JSON"),
-    "nesting that would end the parser": (file_bytes(b'{"a":' + b"[" * 200_000), "not JSON"),
-    "a number that int() refuses": (file_bytes(b'{"a": ' + b"9" * 5000 + b"}"), "not JSON"),
-    "a list": (file_bytes([1]), "not a JSON object"),
-    "null": (file_bytes(None), "not a JSON object"),
-    "a key twice": (file_bytes(b'{"a": 1, "b": 1, "a": 1}'), "'a' twice"),
-    "metadata twice": (file_bytes(b'{"__metadata__": {}, "__metadata__": {}}'), "twice"),
-    "metadata that is a list": (file_bytes({"__metadata__": ["a"]}), "__metadata__"),
-    "metadata with a number": (file_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
-}
-
-
-@pytest.mark.parametrize(("content", "complaint"), NOT_A_FILE.values(), ids=NOT_A_FILE)
-def test_what_is_no_header_is_refused_with_the_file_and_a_next_step(content, complaint):
-    with pytest.raises(BadInput, match=complaint) as caught:
-        read(content)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_a_broken_file_is_refused_with_its_name_its_tensor_and_a_next_step(path):
+    with pytest.raises(BadInput) as caught:
+        read(path.read_bytes())
     assert caught.value.file == "odd.safetensors"
     assert caught.value.fix
+    assert bool(caught.value.tensor) or path.parts[-3] not in OF_A_TENSOR
 
 
-BAD_ENTRIES = {
-    "a number": (5, "does not have just dtype"),
-    "no shape": ({"dtype": "F32", "data_offsets": [0, 8]}, "does not have just dtype"),
-    "one key too many": (entry() | {"strides": [1]}, "does not have just dtype"),
-    "an unknown dtype": (entry("F128"), "unknown dtype"),
-    "a dtype in small letters": (entry("f32"), "unknown dtype"),
-    "a dtype that is a list": (entry(["F32"]), "unknown dtype"),
-    "a shape that is a number": (entry(shape=2), "shape"),
-    "a shape that is a text": (entry(shape="2"), "shape"),
-    "true for one": (entry(shape=[2, True]), "shape"),
-    "a broken dimension": (entry(shape=[2.0]), "shape"),
-    "negative dimensions": (entry(shape=[-1, -2]), "shape"),
-    "dimensions whose product has too many digits to print": (
-        entry(shape=[10**4000, 10**4000]),
-        "shape",
+def test_a_file_cut_anywhere_or_with_a_byte_too_many_is_refused():
+    sound = safetensors_bytes({"a": raw_tensor("F32", (2,), 32), "b": raw_tensor("U8", (3,), 8)})
+    assert read(sound)
+    for end in range(len(sound)):
+        with pytest.raises(BadInput):
+            read(sound[:end])
+    with pytest.raises(BadInput):
+        read(sound + b"\0")
+
+
+TOO_LARGE_FOR_THE_CORPUS = {
+    "nesting that would end the parser": (b'{"a":' + b"[" * 200_000, "nested"),
+    "ten million items": (b"[" + b"0," * 10_000_000, "too large"),
+    "a thousand dimensions": (json.dumps({"a": entry(shape=[10**18] * 1000)}).encode(), "shape"),
+    "a dtype that would flood the terminal": (
+        json.dumps({"a": entry("F" * 10**6)}).encode(),
+        "unknown dtype",
     ),
-    "a thousand dimensions": (entry(shape=[10**18] * 1000), "shape"),
-    "one offset": (entry(offsets=[8]), "data_offsets"),
-    "three offsets": (entry(offsets=[0, 8, 8]), "data_offsets"),
-    "a negative offset": (entry(offsets=[-8, 0]), "data_offsets"),
-    "false for zero": (entry(offsets=[False, 8]), "data_offsets"),
-    "the end before the start": (entry(offsets=[8, 0]), "do not fit the bytes"),
-    "fewer bytes than the shape needs": (entry(offsets=[0, 4]), "do not fit the bytes"),
-    "more bytes than the shape needs": (entry(shape=[1]), "do not fit the bytes"),
-    "a part of a byte": (entry("F4", [15], [0, 7]), "do not fit the bytes"),
-    "a product that wraps at 64 bits": (entry(shape=[2**33, 2**33, 0, 4]), "do not fit the bytes"),
 }
 
 
-@pytest.mark.parametrize(("bad", "complaint"), BAD_ENTRIES.values(), ids=BAD_ENTRIES)
-def test_a_bad_entry_is_refused_with_the_name_of_its_tensor(bad, complaint):
+@pytest.mark.parametrize(
+    ("text", "complaint"), TOO_LARGE_FOR_THE_CORPUS.values(), ids=TOO_LARGE_FOR_THE_CORPUS
+)
+def test_a_header_that_would_overwhelm_is_refused_in_a_few_words(text, complaint):
     with pytest.raises(BadInput, match=complaint) as caught:
-        read(file_bytes({"model.x.weight": bad}, bytes(8)))
-    assert caught.value.tensor == "model.x.weight"
-
-
-BAD_PLACES = {
-    "an overlap": (two((0, 5), (4, 8)), "an overlap"),
-    "the same bytes twice": (two((0, 8), (0, 8)), "an overlap"),
-    "a gap": (two((0, 3), (4, 8)), "a gap"),
-    "a gap at the start": (two((1, 4), (4, 8)), "a gap at the start"),
-    "beyond the file": (two((0, 4), (4, 9)), "do not fill the file"),
-    "bytes that belong to none": (two((0, 3), (3, 7)), "do not fill the file"),
-    "an empty tensor in the middle of another": (two((0, 8), (4, 4)), "an overlap"),
-    "an empty tensor behind the end": (two((0, 8), (9, 9)), "a gap"),
-    "bytes and no tensors": ({}, "do not fill the file"),
-}
-
-
-@pytest.mark.parametrize(("header", "complaint"), BAD_PLACES.values(), ids=BAD_PLACES)
-def test_tensors_must_fill_the_file_without_a_gap_or_an_overlap(header, complaint):
-    with pytest.raises(BadInput, match=complaint):
-        read(file_bytes(header, bytes(8)))
+        read(file_bytes(text, bytes(8)))
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_hostile_length_is_refused_before_anything_is_read():
@@ -170,7 +124,8 @@ def test_metadata_is_read_and_need_not_be_there():
 
 
 def test_offsets_are_absolute_and_independent_of_the_order_of_the_entries():
-    content = file_bytes(two((5, 8), (0, 5)), b"bbbbbaaa")
+    entries = {"a": entry("U8", [3], [5, 8]), "b": entry("U8", [5], [0, 5])}
+    content = file_bytes(entries, b"bbbbbaaa")
     header = read(content)
     start = header.offsets["a"]
     assert content[start : start + 3] == b"aaa"

@@ -91,6 +91,20 @@ def test_any_member_can_be_removed(text, choice):
     assert (after, list(after)) == (before, list(before))
 
 
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ('{"k": 1, "k": 2}', {}),
+        ('{"k": 1, "k": 2, "a": 3}', {"a": 3}),
+        ('{"a": 3, "k": 1, "k": 2}', {"a": 3}),
+        ('{"k": 1, "a": 3, "k": 2, "b": 4, "\\u006b": 5}', {"a": 3, "b": 4}),
+    ],
+)
+def test_a_key_that_is_there_several_times_is_removed_altogether(text, rest):
+    assert json.loads(remove_key(text, "k")) == rest
+    assert json.loads(insert_key(remove_key(text, "k"), "k", 6)) == {**rest, "k": 6}
+
+
 def test_the_member_is_indented_as_the_others_are():
     text = '{\n    "a": {\n        "b": 1\n    }\n}\n'
     assert insert_key(text, "k", {"x": [1]}) == (

@@ -41,7 +41,8 @@ def test_everything_but_weights_git_and_caches_travels_along(tmp_path):
     )
     report = tq3.compress(source, tmp_path / "out")
     assert contents(tmp_path / "out").keys() == {
-        *("model.safetensors", "config.json", "tq_config.json", "tokenizer.json", "sub/notes"),
+        *("model.safetensors", "config.json", "tokenizer.json", "sub/notes"),
+        *("tq_config.json", "tq3_manifest.json"),
     }
     assert contents(tmp_path / "out")["tokenizer.json"] == b"{}"
     assert report.left_out.keys() == {
@@ -117,7 +118,9 @@ def test_verbatim_config_leaves_config_json_alone(tmp_path):
 
 def test_a_checkpoint_without_config_json_gets_none(tmp_path):
     tq3.compress(tiny_checkpoint(tmp_path / "in", config=None), tmp_path / "out")
-    assert contents(tmp_path / "out").keys() == {"model.safetensors", "tq_config.json"}
+    assert contents(tmp_path / "out").keys() == {
+        *("model.safetensors", "tq_config.json", "tq3_manifest.json"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,8 @@ def test_a_snapshot_of_the_hub_cache_is_followed_and_named(tmp_path):
     assert config["original_model"] == "some-org/some/model"
     assert config["tq3"]["source_revision"] == "4e5f"
     one, other = (contents(tmp_path / f"from {kind}") for kind in ("plain", "snapshot"))
-    del one["tq_config.json"], other["tq_config.json"]
+    for files in (one, other):  # the name of the model, and the checksum of that
+        del files["tq_config.json"], files["tq3_manifest.json"]
     assert one == other
     assert not [path for path in (tmp_path / "from snapshot").rglob("*") if path.is_symlink()]
 

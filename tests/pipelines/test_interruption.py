@@ -1,20 +1,22 @@
-"""Whatever ends a run early: the error arrives, nothing is left, no thread goes on."""
+"""Whatever ends a run early: the error arrives, no thread goes on, but the same run can."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, tiny_checkpoint
+from factories import contents, random_tensor, tiny_checkpoint, visible
 
 import tq3
 from tq3.errors import StorageError, UsageError
 from tq3.pipelines.events import Event, Planned, Progress
 from tq3.pipelines.shards import in_parallel
-from tq3.storage.writer import ShardFile, TargetFolder
+from tq3.storage.shard_file import ShardFile
+from tq3.storage.target import TargetFolder
 
 
 @pytest.fixture
@@ -25,18 +27,24 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[1, 4])
 def run(request, source, tmp_path, set_block_bytes) -> Iterator[Callable[[], Iterator[Event]]]:
-    """Starts a compression of many blocks; afterwards no thread of it may be alive."""
+    """Starts a compression of many blocks.
+
+    Afterwards no thread of it may be alive, no file at its name, and the same run goes on to what
+    an uninterrupted one writes.
+    """
     set_block_bytes(2000)
+    recipe, out = tq3.Recipe(max_shard_bytes=30_000), tmp_path / "out"
+    tq3.compress(source, tmp_path / "alone", max_shard_size=30_000)
     before = set(threading.enumerate())
-    yield lambda: tq3.compress_checkpoint(
-        source, tmp_path / "out", tq3.Recipe(max_shard_bytes=30_000), workers=request.param
-    )
+    yield lambda: tq3.compress_checkpoint(source, out, recipe, workers=request.param)
     assert set(threading.enumerate()) == before
-    assert not (tmp_path / "out").exists()
+    assert visible(out) == {}
+    list(tq3.compress_checkpoint(source, out, recipe, workers=request.param))
+    assert contents(out) == contents(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("n_events", [1, 2, 50])
-def test_closing_the_events_early_leaves_nothing(run, n_events):
+def test_a_run_whose_events_are_closed_early_can_go_on(run, n_events):
     events = run()
     for _ in range(n_events):
         next(events)
@@ -44,7 +52,7 @@ def test_closing_the_events_early_leaves_nothing(run, n_events):
 
 
 @pytest.mark.parametrize("n_events", [1, 2, 50])
-def test_an_interrupt_leaves_nothing(run, n_events):
+def test_a_run_that_is_interrupted_can_go_on(run, n_events):
     events = run()
     for _ in range(n_events):
         next(events)
@@ -53,70 +61,80 @@ def test_an_interrupt_leaves_nothing(run, n_events):
 
 
 def test_a_file_that_is_cut_short_meanwhile_is_a_storage_error(run, source):
+    file = source / "model-00001-of-00002.safetensors"
+    whole, status = file.read_bytes(), file.stat()
     events = run()
     assert isinstance(next(events), Planned)
-    with (source / "model-00002-of-00002.safetensors").open("rb+") as file:
-        file.truncate(50_000)
+    os.truncate(file, 50_000)
     with pytest.raises(StorageError, match="cut short") as caught:
         list(events)
-    assert "model-00002-of-00002.safetensors" in str(caught.value.file)
+    assert caught.value.file == str(file)
+    file.write_bytes(whole)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_a_disk_that_is_full_is_a_storage_error(run, monkeypatch):
-    writes: list[int] = []
+def test_a_disk_that_is_full_is_a_storage_error(run):
+    writes, write = iter(range(20)), ShardFile.write
 
-    def write(self: ShardFile, offset: int, data: memoryview) -> None:
-        writes.append(offset)
-        if len(writes) > 20:
+    def write_some(self: ShardFile, offset: int, data: memoryview) -> object:
+        if next(writes, None) is None:
             raise StorageError("can't be written: No space left on device", file=self.path)
+        return write(self, offset, data)
 
-    monkeypatch.setattr(ShardFile, "write", write)
-    with pytest.raises(StorageError, match="No space left"):
-        list(run())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardFile, "write", write_some)
+        with pytest.raises(StorageError, match="No space left"):
+            list(run())
 
 
-def test_an_error_of_a_worker_is_raised_as_it_is(run, monkeypatch):
+def test_an_error_of_a_worker_is_raised_as_it_is_and_leaves_nothing(run, tmp_path):
     def fail(*_: object) -> None:
         raise ZeroDivisionError("in a worker")
 
-    monkeypatch.setattr("tq3.pipelines.work.Worker.carry_out", fail)
-    with pytest.raises(ZeroDivisionError, match="in a worker"):
-        list(run())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tq3.pipelines.work.Worker.carry_out", fail)
+        with pytest.raises(ZeroDivisionError, match="in a worker"):
+            list(run())
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_without_room_is_refused_before_a_byte_is_written(run, source, monkeypatch):
+def test_a_disk_without_room_is_refused_before_a_byte_is_written(tmp_path, source, monkeypatch):
     (source / "notes").write_text("x" * 1000)
 
     def no_room(self: TargetFolder, n_bytes: int) -> None:
-        assert contents(self.folder) == {}
+        assert contents(self.folder).keys() == {".tq3.part/journal"}
         raise StorageError(f"no room for {n_bytes}")
 
     monkeypatch.setattr(TargetFolder, "check_room", no_room)
-    events = run()
+    events = tq3.compress_checkpoint(source, tmp_path / "out", tq3.Recipe())
     planned = next(events)
     assert isinstance(planned, Planned)
     with pytest.raises(StorageError, match="no room") as caught:
         next(events)
     needed = int(caught.value.message.rpartition(" ")[2])
     assert needed == planned.plan.file_bytes + 1000
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_failure_of_on_event_leaves_nothing(source, tmp_path):
+def test_a_run_whose_on_event_fails_can_go_on(source, tmp_path):
     def fail(event: Event) -> None:
         if isinstance(event, Progress):
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         tq3.compress(source, tmp_path / "out", on_event=fail)
-    assert not (tmp_path / "out").exists()
+    assert visible(tmp_path / "out") == {}
+    assert tq3.compress(source, tmp_path / "out").share_before > 0
+    tq3.compress(source, tmp_path / "alone")
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
 
-def test_a_run_after_a_killed_one_needs_no_help(source, tmp_path):
+def test_a_draft_without_a_journal_is_replaced(source, tmp_path):
     (tmp_path / "out" / ".tq3.part").mkdir(parents=True)
     (tmp_path / "out" / ".tq3.part" / "model-00001.safetensors.part").write_bytes(b"half")
     tq3.compress(source, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model.safetensors", "config.json", "tq_config.json"}
+    assert names == {"model.safetensors", "config.json", "tq_config.json", "tq3_manifest.json"}
 
 
 def test_a_second_run_on_one_target_is_refused_and_the_first_ends_well(source, tmp_path):

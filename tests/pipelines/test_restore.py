@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import Tensor, Tensors, contents, random_tensor, read_tensors, spoiled, tensor
+from factories import (
+    Tensor,
+    Tensors,
+    contents,
+    random_tensor,
+    read_tensors,
+    safetensors_bytes,
+    spoiled,
+    tensor,
+    visible,
+)
 from factories import tiny_checkpoint as checkpoint
 from kinds import (
     COMPRESSED,
@@ -158,7 +168,7 @@ def test_a_decoded_value_that_does_not_fit_float16_is_refused_with_its_place(tmp
     assert caught.value.tensor == "a.weight"
     assert any(f"row {row}, column {column}" in str(caught.value) for row, column in too_large)
     assert "float32" in str(caught.value.fix)
-    assert not (tmp_path / "back").exists()
+    assert visible(tmp_path / "back") == {}
 
 
 def test_a_kept_value_that_does_not_fit_float16_is_refused_with_its_place(tmp_path):
@@ -203,3 +213,22 @@ def test_the_report_says_what_was_restored(tmp_path):
     assert report.output_bytes == sum(len(t.data) for t in read_tensors(tmp_path / "back").values())
     n_elements = sum(prod(one.shape) for one in SAFE.values())
     assert report.bits_per_weight == pytest.approx(report.output_bytes * 8 / n_elements)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1e-30"])
+@pytest.mark.parametrize("columns", [256, 200])
+def test_a_norm_that_is_none_is_refused_with_its_place(tmp_path, set_block_bytes, value, columns):
+    """Decoded it would give weights that nobody meant."""
+    set_block_bytes(400)
+    source = tq3_folder(tmp_path, {"a.weight": random_tensor(40, columns)})
+    stored = read_tensors(source)
+    norms = stored["a.weight.tq_norms"].values.copy()
+    norms[31, 1] = float(value)
+    spoiled_norms = {"a.weight.tq_norms": tensor(norms, "F32")}
+    (source / "model.safetensors").write_bytes(safetensors_bytes(stored | spoiled_norms))
+    with pytest.raises(
+        BadInput, match=f"not a norm: {float(value):g} at row 31, group 1"
+    ) as caught:
+        restored(tmp_path, source)
+    assert (caught.value.file, caught.value.tensor) == ("model.safetensors", "a.weight.tq_norms")
+    assert not (tmp_path / "back" / "config.json").exists()

@@ -17,7 +17,7 @@ MATRIX = (128, 256)
 def checkpoint(*infos: TensorInfo, config: object = None) -> Checkpoint:
     """These tensors in one file."""
     tensors = tuple(Located(info, "model.safetensors", 0) for info in infos)
-    return Checkpoint(tensors, ("model.safetensors",), config or {})  # type: ignore[arg-type]
+    return Checkpoint(tensors, {"model.safetensors": "as it was"}, config or {})  # type: ignore[arg-type]
 
 
 def task(info: TensorInfo, recipe: Recipe, **exact: str) -> Task:

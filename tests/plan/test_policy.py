@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
+from tq3.plan.classes import class_of
 from tq3.plan.policy import Decision, decide
 
 MATRIX = (256, 256)
@@ -205,6 +208,16 @@ def test_only_cannot_make_a_matrix_of_what_is_none(shape):
 )
 def test_globs_are_matched_with_the_whole_name_and_its_case(glob, matches):
     assert decision("a.weight", keep=(glob,)).compress is not matches
+
+
+@pytest.mark.parametrize("part", [".patch_embed", "embed_", "embed_tokens_", "a_", ".heads", ".a"])
+def test_a_name_of_a_megabyte_is_decided_at_once(part):
+    """A pattern that looks at a name's rest again from each of its parts would take hours."""
+    name = "x" + part * (10**6 // len(part))
+    started = time.monotonic()
+    assert decision(name).reason
+    assert class_of(name)
+    assert time.monotonic() - started < 5
 
 
 @given(

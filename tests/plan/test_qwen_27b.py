@@ -27,7 +27,7 @@ def qwen() -> Checkpoint:
             info = TensorInfo(template.format(layer), listing["dtype"], tuple(shape))
             tensors.append(Located(info, "model.safetensors", offset))
             offset += info.n_bytes
-    return Checkpoint(tuple(tensors), ("model.safetensors",), {})
+    return Checkpoint(tuple(tensors), {"model.safetensors": "as it was"}, {})
 
 
 @pytest.fixture(scope="module")

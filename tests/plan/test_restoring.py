@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def restored(
 ) -> dict[str, Task]:
     """Name -> task of the plan."""
     tensors = tuple(Located(info, "model.safetensors", 0) for info in infos)
-    source = Checkpoint(tensors, ("model.safetensors",), model or {})
+    source = Checkpoint(tensors, {"model.safetensors": "as it was"}, model or {})
     return {task.name: task for task in plan_restoration(source, config, dtype, 2**40).tasks}
 
 
@@ -94,6 +95,7 @@ def test_experts_of_their_own_are_matrices():
         {"num_experts": 5},
         {"num_experts": 0},
         {"num_experts": "4"},
+        {"num_experts": True},
         {"num_experts": None},
         {"text_config": None},
         {"text_config": [4]},
@@ -156,6 +158,24 @@ def test_recorded_columns_that_do_not_fit_are_refused(columns):
     config = TqConfig(3, 128, original_in_dims={"a.weight": columns})
     with pytest.raises(BadInput, match="contradict"):
         restored(GOOD_CODES, GOOD_NORMS, config=config)
+
+
+RECORDED = TqConfig(3, 128, writer="tq3 0.1.0", compressed_layers=1)
+UNTRUE = {
+    "a count": (replace(RECORDED, compressed_layers=2), "not all compressed tensors"),
+    "a width": (replace(RECORDED, bits=4, sensitive_bits=2), "its width"),
+    "a shape": (replace(RECORDED, shapes={"b.weight": (6, 300)}), "not there"),
+    "columns": (replace(RECORDED, original_in_dims={"b.weight": 300}), "not there"),
+}
+
+
+@pytest.mark.parametrize(("config", "complaint"), UNTRUE.values(), ids=UNTRUE)
+def test_what_tq3_recorded_must_be_true_and_is_not_asked_of_others(config, complaint):
+    restored(GOOD_CODES, GOOD_NORMS, config=RECORDED)
+    with pytest.raises(BadInput, match=complaint) as caught:
+        restored(GOOD_CODES, GOOD_NORMS, config=config)
+    assert caught.value.file == "tq_config.json"
+    restored(GOOD_CODES, GOOD_NORMS, config=replace(config, writer=None))
 
 
 def test_a_group_size_other_than_the_writers_is_refused():

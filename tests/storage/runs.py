@@ -7,12 +7,17 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from factories import contents
 
 from tq3.format.header import TensorInfo
+from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan, arrange, copy_task
 from tq3.plan.sources import Located
-from tq3.storage.writer import TargetFolder
+from tq3.storage.drafts import WORK_FOLDER
+from tq3.storage.journal import DoneBlock
+from tq3.storage.target import TargetFolder
 
+IDENTITY = Identity("compress", {"in": "as it was"}, {"bits": 3}, "a digest")
 MARKER = ("marker.json", "{}")
 
 needs_proc = pytest.mark.skipif(
@@ -26,13 +31,32 @@ def plan_of(n_shards: int) -> Plan:
     return arrange((copy_task(Located(info, "in", 0), "why") for info in infos), 8)
 
 
+def target(
+    path: Path,
+    identity: Identity = IDENTITY,
+    *,
+    source: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+) -> TargetFolder:
+    """A target folder whose source lies beside it."""
+    source = source or path.parent / "source"
+    return TargetFolder(path, identity, source=source, overwrite=overwrite, resume=resume)
+
+
+def write_draft(folder: TargetFolder, plan: Plan, number: int) -> None:
+    """A shard's draft, filled with its number."""
+    with folder.shard(plan, number) as file:
+        for name, offset in file.offsets.items():
+            piece = file.write(offset, memoryview(bytes([number] * 8)))
+            file.finish(DoneBlock(name, 0, (piece,)))
+
+
 def write_drafts(folder: TargetFolder, plan: Plan) -> None:
-    """Every shard's draft, filled with its number."""
-    for number, shard in enumerate(plan.shards):
-        with folder.shard(number, shard) as file:
-            for name, offset in file.offsets.items():
-                file.write(offset, memoryview(bytes([number] * 8)))
-                assert name in shard.offsets
+    """Every shard's draft that is not there."""
+    for number in range(len(plan.shards)):
+        if not folder.done(plan, number):
+            write_draft(folder, plan, number)
 
 
 def publish(
@@ -42,11 +66,17 @@ def publish(
     overwrite: bool = False,
     copies: Mapping[str, Path] = MappingProxyType({}),
     texts: Mapping[str, str] = MappingProxyType({}),
+    writer: str | None = None,
 ) -> None:
     """A whole run of the writer."""
-    source = out.parent / "source"
-    with TargetFolder(out, source=source, overwrite=overwrite) as folder:
+    with target(out, overwrite=overwrite) as folder:
         for name, original in copies.items():
             folder.copy(name, original)
         write_drafts(folder, plan)
-        folder.publish(plan, texts=texts, marker=MARKER)
+        folder.publish(plan, texts=texts, marker=MARKER, writer=writer)
+
+
+def visible(out: Path) -> dict[str, bytes]:
+    """What is in the folder without the working folder."""
+    found = contents(out).items()
+    return {name: data for name, data in found if not name.startswith(WORK_FOLDER)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,7 +181,22 @@ def test_the_links_of_the_hub_cache_are_followed(tmp_path):
         assert linked.tree() == plain.tree()
         for name, content in contents(checkpoint).items():
             assert linked.read(name, 0, linked.size(name)) == content
-        assert read_checkpoint(linked) == read_checkpoint(plain)
+        assert read_checkpoint(linked).tensors == read_checkpoint(plain).tensors
+
+
+def test_a_stamp_is_size_and_time_of_the_file_behind_a_link(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    os.utime(tmp_path / "file", ns=(0, 1_000_000_001))
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with LocalFiles(tmp_path) as files:
+        assert files.stamp("link") == "3 bytes of 1970-01-01 00:00:01.000000001 UTC"
+        (tmp_path / "file").write_bytes(b"abcd")
+        os.utime(tmp_path / "file", ns=(0, 1_000_000_001))
+        assert files.stamp("link") == "4 bytes of 1970-01-01 00:00:01.000000001 UTC"
+        os.utime(tmp_path / "file", ns=(0, 1_000_000_002))
+        assert files.stamp("link") == "4 bytes of 1970-01-01 00:00:01.000000002 UTC"
+        with pytest.raises(StorageError, match="can't be read"):
+            files.stamp("gone")
 
 
 def test_a_broken_link_is_a_file_that_fails_with_its_name(tmp_path):
@@ -196,6 +212,28 @@ def test_a_broken_link_is_a_file_that_fails_with_its_name(tmp_path):
                 access("sub/broken")
             assert caught.value.file == str(tmp_path / "sub" / "broken")
             assert "fetch" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("access", ["size", "read"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a socket"])
+def test_what_is_no_regular_file_is_there_and_is_never_waited_for(
+    tmp_path, monkeypatch, kind, access
+):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "a pipe":
+            os.mkfifo("it")
+        elif kind == "a device":
+            os.symlink("/dev/zero", "it")
+        else:
+            listener.bind("it")
+        with LocalFiles(tmp_path) as files:
+            assert (files.names(), files.has("it"), files.tree()) == (["it"], True, [])
+            with pytest.raises((BadInput, StorageError)) as caught:
+                files.size("it") if access == "size" else files.read("it", 0, 1)
+    assert caught.value.file == str(tmp_path / "it")
+    if (kind, access) != ("a socket", "read"):  # the system itself does not open one
+        assert caught.value.found == kind
 
 
 def test_a_link_to_a_folder_is_listed_with_a_slash_and_not_followed(tmp_path):

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import xxhash
 from factories import contents
-from runs import MARKER, plan_of, publish, write_drafts
+from runs import MARKER, plan_of, publish, target, visible, write_drafts
 
 from tq3.errors import StorageError
-from tq3.storage.writer import TargetFolder
+from tq3.format.manifest import parse_manifest
 
 
 @contextmanager
@@ -56,54 +57,90 @@ def test_copies_and_texts_arrive_byte_for_byte_in_nested_folders_too(out, tmp_pa
     assert not [name for name in found if name.endswith(".part")]
 
 
-def test_an_error_while_a_shard_is_written_leaves_nothing(out):
+def test_until_it_is_published_nothing_is_visible(out):
     plan = plan_of(2)
-    with (
-        pytest.raises(RuntimeError, match="stop"),
-        TargetFolder(out, source=out.parent / "source", overwrite=False) as folder,
-    ):
+    with pytest.raises(RuntimeError, match="stop"), target(out) as folder:
         write_drafts(folder, plan)
-        with folder.shard(1, plan.shards[1]):
+        with folder.shard(plan, 1):
             raise RuntimeError("stop")
-    assert not out.exists()
+    assert visible(out) == {}
+    with target(out) as folder:
+        write_drafts(folder, plan)
+    assert visible(out) == {}
 
 
-def test_leaving_without_publishing_leaves_nothing(out):
-    with TargetFolder(out, source=out.parent / "source", overwrite=False) as folder:
-        write_drafts(folder, plan_of(2))
-        assert [path.name for path in out.iterdir()] == [".tq3.part"]
-        assert len(contents(out)) == 2
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("calls_before", range(6))
-def test_a_failure_between_two_renames_leaves_nothing(out, tmp_path, monkeypatch, calls_before):
+@pytest.mark.parametrize("writer", [None, "somebody"])
+@pytest.mark.parametrize("calls_before", range(7))
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_failure_between_two_renames_is_made_good_by_the_next_run(
+    out, tmp_path, monkeypatch, calls_before, writer, overwrite
+):
+    original = tmp_path / "original"
+    original.write_text("")
+    rest = {"texts": {"config.json": "{}"}, "copies": {"nested/folders/copy": original}}
+    publish(tmp_path / "whole", plan_of(2), **rest, writer=writer)
     out.mkdir()
-    (out / MARKER[0]).write_text("of an older checkpoint")
+    if overwrite:
+        (out / MARKER[0]).write_text("of an older checkpoint")
+        (out / "stale.safetensors").write_text("of an older checkpoint")
     calls, replace = [], Path.replace
 
-    def failing(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) > calls_before:
+    def failing(self: Path, path: Path) -> Path:
+        calls.append(path)
+        if len(calls) == calls_before + 1:
             raise OSError(5, "Input/output error")
-        return replace(self, target)
+        return replace(self, path)
 
     monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(StorageError, match="Input/output error"):
-        original = tmp_path / "original"
-        original.write_text("")
-        copies, texts = {"nested/folders/copy": original}, {"config.json": "{}"}
-        publish(out, plan_of(2), overwrite=True, copies=copies, texts=texts)
-    assert len(calls) == calls_before + 1
-    assert list(out.iterdir()) == []
+    if calls_before < 6 or writer:
+        with pytest.raises(StorageError, match="Input/output error"):
+            publish(out, plan_of(2), overwrite=overwrite, **rest, writer=writer)
+        assert MARKER[0] not in visible(out)
+        publish(out, plan_of(2), **rest, writer=writer)  # --overwrite is remembered
+    else:
+        publish(out, plan_of(2), overwrite=overwrite, **rest, writer=writer)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_failure_keeps_nested_folders_that_were_there(out, tmp_path, monkeypatch):
-    (out / "nested").mkdir(parents=True)
-    monkeypatch.setattr(Path, "replace", lambda *_: os.replace(tmp_path / "gone", out))
-    with pytest.raises(StorageError):
-        publish(out, plan_of(1), overwrite=True, texts={"nested/more/text": ""})
-    assert list(out.rglob("*")) == [out / "nested"]
+def test_a_run_that_was_killed_when_all_was_done_is_done_again(out, monkeypatch):
+    """After the last rename and before the working folder was removed."""
+    monkeypatch.setattr("tq3.storage.drafts.DraftFolder.remove", lambda _: None)
+    publish(out, plan_of(2))
+    monkeypatch.undo()
+    before = visible(out)
+    publish(out, plan_of(2))
+    assert contents(out) == before
+
+
+def test_weights_that_appear_while_a_new_folder_is_written_are_not_removed(out):
+    with target(out) as folder:
+        write_drafts(folder, plan_of(1))
+        (out / "mine.safetensors").write_text("mine")
+        folder.publish(plan_of(1), texts={}, marker=MARKER, writer=None)
+    assert contents(out)["mine.safetensors"] == b"mine"
+
+
+def test_the_manifest_tells_size_and_checksum_of_every_other_file(out, tmp_path):
+    (tmp_path / "original").write_bytes(b"copy")
+    copies = {"side/copy": tmp_path / "original"}
+    publish(out, plan_of(2), texts={"config.json": "{}"}, copies=copies, writer="somebody")
+    found = contents(out)
+    manifest = parse_manifest(found.pop("tq3_manifest.json").decode())
+    assert manifest.writer == "somebody"
+    assert manifest.files.keys() == found.keys()
+    for name, data in found.items():
+        pieces = manifest.files[name]
+        assert sum(piece.length for piece in pieces) == len(data)
+        for piece in pieces:
+            part = data[piece.offset : piece.offset + piece.length]
+            assert piece.digest == xxhash.xxh3_64_hexdigest(part)
+
+
+def test_without_a_writer_there_is_no_manifest_and_an_older_one_goes(out):
+    publish(out, plan_of(1), writer="somebody")
+    assert "tq3_manifest.json" in contents(out)
+    publish(out, plan_of(1), overwrite=True)
+    assert "tq3_manifest.json" not in contents(out)
 
 
 def test_the_marker_takes_its_name_last(out, monkeypatch):
@@ -137,10 +174,10 @@ def test_overwriting_removes_stale_weights_of_any_format_and_keeps_foreign_files
 def test_until_it_is_published_the_older_checkpoint_is_untouched(out):
     publish(out, plan_of(3))
     before = contents(out)
-    with TargetFolder(out, source=out.parent / "source", overwrite=True) as folder:
+    with target(out, overwrite=True) as folder:
         folder.copy(MARKER[0], Path(__file__))
         write_drafts(folder, plan_of(1))
-    assert contents(out) == before
+    assert visible(out) == before
 
 
 def test_a_text_that_cannot_be_written_costs_nothing_of_the_older_checkpoint(out):
@@ -148,14 +185,14 @@ def test_a_text_that_cannot_be_written_costs_nothing_of_the_older_checkpoint(out
     before = contents(out)
     with pytest.raises(StorageError, match="File name too long"):
         publish(out, plan_of(1), overwrite=True, texts={"config.json": "", "x" * 300: ""})
-    assert contents(out) == before
+    assert visible(out) == before
 
 
 def test_a_copy_that_cannot_be_read_fails_before_the_shards_and_names_the_source(out, tmp_path):
     publish(out, plan_of(1))
     before = contents(out)
     (tmp_path / "folder").mkdir()
-    with TargetFolder(out, source=tmp_path / "source", overwrite=True) as folder:
+    with target(out, overwrite=True) as folder:
         for original in (tmp_path / "gone", tmp_path / "folder"):
             with pytest.raises(StorageError, match="can't be read") as caught:
                 folder.copy("side/file", original)
@@ -168,11 +205,11 @@ def test_a_copy_that_cannot_be_written_names_the_target(out, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     (tmp_path / "original").write_bytes(b"x")
-    monkeypatch.setattr(os, "fsync", full)
     with (
         pytest.raises(StorageError, match="can't be written: No space left") as caught,
-        TargetFolder(out, source=tmp_path / "source", overwrite=False) as folder,
+        target(out) as folder,
     ):
+        monkeypatch.setattr(os, "fsync", full)
         folder.copy("side/file", tmp_path / "original")
     assert caught.value.file == str(out / "side" / "file")
 
@@ -189,7 +226,7 @@ def test_an_older_marker_that_cannot_be_removed_is_a_storage_error(out, monkeypa
     monkeypatch.setattr(Path, "unlink", denied)
     with pytest.raises(StorageError, match="can't be written: Permission denied"):
         publish(out, plan_of(1), overwrite=True)
-    assert contents(out) == before
+    assert visible(out) == before
 
 
 def test_a_link_in_the_target_is_replaced_not_written_through(out, tmp_path):

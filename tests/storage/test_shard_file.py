@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import contents
-from runs import MARKER, needs_proc, plan_of, publish
+from runs import MARKER, needs_proc, plan_of, publish, target, visible, write_draft
 
 from tq3.errors import StorageError
-from tq3.storage.writer import ShardFile, TargetFolder
+from tq3.storage.journal import DoneBlock, Journal
+from tq3.storage.shard_file import ShardFile
 
 
 def test_a_shard_has_all_its_bytes_from_the_start(out):
     plan = plan_of(1)
     with (
-        TargetFolder(out, source=out.parent / "source", overwrite=False) as folder,
-        folder.shard(0, plan.shards[0]) as file,
+        target(out) as folder,
+        folder.shard(plan, 0) as file,
     ):
         assert file.path.stat().st_size == plan.shards[0].file_bytes
 
@@ -83,13 +86,13 @@ def test_a_flush_that_fails_once_is_not_forgotten(out, monkeypatch):
             raise OSError(5, "Input/output error")
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", failing_once)
     plan = plan_of(1)
     with (
         pytest.raises(StorageError, match="Input/output error"),
-        TargetFolder(out, source=out.parent / "source", overwrite=False) as folder,
-        folder.shard(0, plan.shards[0]),
+        target(out) as folder,
+        folder.shard(plan, 0),
     ):
+        monkeypatch.setattr(os, "fsync", failing_once)
         failed.wait(timeout=5)
     assert not out.exists()
 
@@ -108,7 +111,8 @@ def test_the_folder_is_flushed_when_the_old_marker_is_gone_and_before_the_new_on
     monkeypatch.setattr(os, "fsync", noting)
     publish(out, plan_of(2), overwrite=True)
     weights = {*plan_of(2).weight_files}
-    assert flushed == [{"model.safetensors"}, weights, weights | {MARKER[0]}]
+    old = {"model.safetensors"}
+    assert flushed == [old | {MARKER[0]}, old, weights, weights | {MARKER[0]}]
 
 
 def test_a_file_system_that_cannot_flush_folders_is_no_failure(out, monkeypatch):
@@ -139,13 +143,69 @@ def test_a_shard_that_fails_to_begin_leaves_no_descriptor(out, monkeypatch, plac
 
 @needs_proc
 def test_an_interrupt_while_the_flusher_ends_leaves_no_descriptor(tmp_path, monkeypatch):
-    def interrupted(_: threading.Thread) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = os.listdir("/proc/self/fd")
-    file = ShardFile(tmp_path / "draft", plan_of(1).shards[0])
+    file = ShardFile(tmp_path / "draft", plan_of(1).shards[0], lambda _: None)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(threading.Thread, "join", interrupted)
-        file.close(flush=True)
+        file.close(complete=True)
     file._flusher.join()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_block_is_recorded_only_when_its_bytes_are_on_the_disk(tmp_path, monkeypatch):
+    """And the record is on the disk itself before anybody may rely on it."""
+    calls, fsync, pwrite = [], os.fsync, os.pwrite
+
+    def name_of(descriptor: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+
+    def noting_fsync(descriptor: int) -> None:
+        calls.append(("fsync", name_of(descriptor)))
+        fsync(descriptor)
+
+    def noting_pwrite(descriptor: int, *rest: Any) -> int:
+        calls.append(("pwrite", name_of(descriptor)))
+        return pwrite(descriptor, *rest)
+
+    append = Journal.add_blocks
+
+    def noting_append(self: Journal, *rest: Any) -> None:
+        calls.append(("append", "journal"))
+        append(self, *rest)
+
+    out = tmp_path / "out"
+    with target(out) as folder:
+        monkeypatch.setattr(os, "fsync", noting_fsync)
+        monkeypatch.setattr(os, "pwrite", noting_pwrite)
+        monkeypatch.setattr(Journal, "add_blocks", noting_append)
+        write_draft(folder, plan_of(1), 0)
+    shard = "model-00001.safetensors.part"
+    ordered = [("pwrite", shard), ("fsync", shard), ("append", "journal"), ("fsync", "journal")]
+    assert [call for call in calls if call[1] != ".tq3.part"][-4:] == ordered
+
+
+def test_a_slow_disk_does_not_hold_up_an_interrupted_run(out, monkeypatch):
+    """What was not flushed in time is not recorded, even when the flush ends later."""
+    waiting, fsync, ended = threading.Event(), os.fsync, threading.Event()
+
+    def slow(descriptor: int) -> None:
+        waiting.wait(timeout=10)
+        fsync(descriptor)
+        ended.set()
+
+    plan = plan_of(1)
+    with pytest.raises(KeyboardInterrupt), target(out) as folder, folder.shard(plan, 0) as file:
+        monkeypatch.setattr(os, "fsync", slow)
+        piece = file.write(file.offsets["t0"], memoryview(bytes(8)))
+        file.finish(DoneBlock("t0", 0, (piece,)))
+        start = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 3
+    waiting.set()
+    ended.wait(timeout=10)
+    file._flusher.join(timeout=10)
+    assert visible(out) == {}
+    assert not out.exists()

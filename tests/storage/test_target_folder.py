@@ -1,4 +1,4 @@
-"""A target folder is a complete checkpoint or none; what may be a target at all."""
+"""What may be a target at all, and what a run leaves that has done nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 from factories import contents
+from runs import target
 
 from tq3.errors import StorageError, UsageError
-from tq3.storage import drafts, writer
-from tq3.storage.writer import TargetFolder
-
-
-def target(path: Path, *, overwrite: bool = False, source: Path | None = None) -> TargetFolder:
-    """A target folder whose source lies beside it."""
-    return TargetFolder(path, source=source or path.parent / "source", overwrite=overwrite)
+from tq3.storage import drafts
+from tq3.storage import target as target_module
 
 
 @pytest.fixture
@@ -54,16 +50,16 @@ def test_a_folder_with_anything_in_it_is_refused_and_untouched(out):
 
 
 def left_by_a_killed_run(out: Path) -> None:
-    """Drafts that nobody holds."""
+    """Drafts that nobody holds, and no journal of them."""
     (out / ".tq3.part" / "sub").mkdir(parents=True)
     (out / ".tq3.part" / "model-00001.safetensors.part").write_bytes(b"half")
     (out / ".tq3.part" / "sub" / "notes.part").write_bytes(b"half")
 
 
-def test_drafts_of_a_killed_run_are_no_obstacle_and_are_removed(out):
+def test_drafts_without_a_journal_are_no_obstacle_and_are_removed(out):
     left_by_a_killed_run(out)
     with target(out):
-        assert contents(out) == {}
+        assert contents(out).keys() == {".tq3.part/journal"}
     assert list(out.iterdir()) == []
 
 
@@ -174,7 +170,7 @@ def test_a_target_that_cannot_be_read_is_a_storage_error(out, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     out.mkdir()
-    monkeypatch.setattr(writer.os, "listdir", denied)
+    monkeypatch.setattr(target_module.os, "listdir", denied)
     with pytest.raises(StorageError, match="Permission denied"):
         target(out)
 
@@ -208,7 +204,7 @@ def test_neighbours_with_the_same_beginning_are_apart(tmp_path):
 
 def test_a_disk_without_room_is_refused_with_both_figures(out, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage(2000, 1001, 999))
+    monkeypatch.setattr(target_module.shutil, "disk_usage", lambda _: usage(2000, 1001, 999))
     with target(out) as folder:
         folder.check_room(999)
         with pytest.raises(StorageError, match="not enough free space") as caught:

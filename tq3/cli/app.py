@@ -13,7 +13,7 @@ from tq3.cli.screen import Screen
 from tq3.errors import UsageError
 from tq3.format.recipe import DEFAULT_SENSITIVE_PATTERNS, DEFAULT_SHARD_SIZE, Recipe, parse_size
 
-_STOPS = (signal.SIGTERM, signal.SIGHUP)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(
     name="tq3",
@@ -28,14 +28,14 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the console script."""
     for number in _STOPS:
-        # nohup has SIGHUP ignored, and wants it so.
+        # nohup has SIGHUP ignored, a shell SIGINT in the background, and both want it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     app()
 
 
 def _stop(*_: object) -> NoReturn:
-    """End the run as Ctrl-C does. A closed terminal sends SIGHUP twice: cleaning up goes on."""
+    """End the run, once: Ctrl-C is pressed twice, a closed terminal sends SIGHUP twice."""
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -66,6 +66,7 @@ def compress(
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
+    resume: opt.ResumeOpt = True,
     verbatim_config: opt.VerbatimOpt = False,
     dry_run: opt.DryRunOpt = False,
     tensors: opt.TensorsOpt = False,
@@ -101,6 +102,7 @@ def compress(
             workers=workers,
             backend=backend,
             overwrite=overwrite,
+            resume=resume,
             verbatim_config=verbatim_config,
         )
         screen.follow(events, out)
@@ -142,6 +144,7 @@ def restore(
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
+    resume: opt.ResumeOpt = True,
     json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
 ) -> None:
@@ -155,6 +158,7 @@ def restore(
             workers=workers,
             backend=backend,
             overwrite=overwrite,
+            resume=resume,
         )
         screen.follow(events, out)
 

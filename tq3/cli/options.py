@@ -70,7 +70,17 @@ BackendOpt = Annotated[
     str | None, typer.Option(help="Codec by name, for example avx2 or numpy; default the fastest.")
 ]
 OverwriteOpt = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the checkpoint that is in OUT.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what is in OUT: a checkpoint, or an unfinished run of another plan.",
+    ),
+]
+ResumeOpt = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume", help="Continue an unfinished run that is in OUT, or start anew."
+    ),
 ]
 VerbatimOpt = Annotated[
     bool,

@@ -19,9 +19,10 @@ from rich.table import Column, Table
 
 from tq3.cli import tables
 from tq3.cli.units import counted, duration, printable, share, size
-from tq3.errors import StorageError, Tq3Error, VerificationFailed
+from tq3.errors import BadInput, StorageError, Tq3Error, UsageError, VerificationFailed
 from tq3.pipelines import events
 from tq3.pipelines.checks import Verification
+from tq3.storage.drafts import WORK_FOLDER
 
 INTERRUPTED = 130
 _PLAIN_LINE_SECONDS = 5.0
@@ -45,6 +46,7 @@ class Screen:
         self._bar: Progress | None = None
         self._bar_task: TaskID | None = None
         self._next_line: float | None = None
+        self._work_folder: Path | None = None
 
     def __enter__(self) -> Screen:
         return self
@@ -61,11 +63,12 @@ class Screen:
         if isinstance(error, Tq3Error):
             self._end(f"tq3: error: {error}", error.exit_code)
         if isinstance(error, KeyboardInterrupt):
-            self._end("tq3: interrupted; nothing was written", INTERRUPTED)
+            self._end("tq3: interrupted", INTERRUPTED)
         self._stop_bar()
 
     def follow(self, run: events.Run, out: Path) -> None:
         """Show a pipeline's events to the last, its figures at the end."""
+        self._work_folder = out / WORK_FOLDER
         with closing(run):
             for event in run:
                 if isinstance(event, events.Finished):
@@ -173,7 +176,19 @@ class Screen:
         with suppress(OSError):
             self._stop_bar()
             self._say(sentence, style="bold red")
+            self._say_what_is_left(exit_code)
         raise typer.Exit(exit_code)
+
+    def _say_what_is_left(self, exit_code: int) -> None:
+        folder = self._work_folder
+        if exit_code == UsageError.exit_code or folder is None or not folder.exists():
+            return
+        refused = exit_code == BadInput.exit_code
+        nexts = "a run with other options may go on" if refused else "the same command goes on"
+        self._say(
+            f"what is done so far is kept in {folder}, and {nexts} from there; remove that folder "
+            "to give it up"
+        )
 
     def _stop_bar(self) -> None:
         bar, self._bar = self._bar, None
@@ -219,7 +234,7 @@ def _bar(console: Console) -> Progress:
 
 def _figures(event: events.Progress) -> str:
     seconds = max(event.seconds, 1e-9)
-    rate = event.bytes_done / seconds
+    rate = (event.bytes_done - event.bytes_before) / seconds
     left = (event.bytes_total - event.bytes_done) / rate if rate else 0.0
     weights = f"{event.weights_done / seconds / 1e9:.2f} G weights/s  "
     return (

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
+from tq3.format.json_reading import parse_json
 from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
 
 FILE_NAME = "tq_config.json"
 FORMAT = "tq3_native"
 FORMAT_VERSION = 1
 QUANTIZER_SEED = 42
+_NAMES = {int: "a whole number below 2**63", str: "a text", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,9 @@ class TqConfig:
             "kept_source_dtype": dict(self.kept_source_dtype),
             "recipe": self.recipe,
         }
-        return json.dumps(known, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
+        # A folder after which the model is named need not be called in UTF-8.
+        return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def parse_tq_config(text: str) -> TqConfig:
@@ -133,12 +137,12 @@ def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
         raise BadInput(f"tq3.recipe is not a recipe: {error}", file=FILE_NAME) from None
 
 
-def parse_object(text: str, file: str) -> dict[str, Any]:
+def parse_object(text: str, file: str, *, unique: bool = True) -> dict[str, Any]:
     """A JSON object. Raises BadInput naming `file` for anything else."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"not JSON: {error}", file=file) from None
+        value = parse_json(text, unique=unique)
+    except ValueError as error:
+        raise BadInput(str(error), file=file) from None
     if not isinstance(value, dict):
         raise BadInput("not a JSON object", file=file, found=type(value).__name__)
     return value
@@ -148,10 +152,10 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = raw.get(key)
     if value is None:
         return default
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = type(value).__name__
+    if not _is_a(value, kind):
+        found = value if isinstance(value, int) else type(value).__name__
         raise BadInput(
-            f"{key} has the wrong type", file=FILE_NAME, found=found, expected=kind.__name__
+            f"{key} has the wrong type", file=FILE_NAME, found=found, expected=_NAMES[kind]
         )
     return value
 
@@ -160,9 +164,16 @@ def _items(raw: Mapping[str, Any], key: str, container: type, kind: type) -> Any
     """A list or an object whose items are all of `kind`; empty where the key is missing."""
     value = _typed(raw, key, container, container())
     items = value.values() if container is dict else value
-    if not all(type(item) is kind for item in items):
-        raise BadInput(f"{key} has a wrong item", file=FILE_NAME, expected=kind.__name__)
+    if not all(_is_a(item, kind) for item in items):
+        raise BadInput(f"{key} has a wrong item", file=FILE_NAME, expected=_NAMES[kind])
     return value
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Of this very type: true is no number. Every number here counts something that fits a file."""
+    if type(value) is not kind:
+        return False
+    return not isinstance(value, int) or 0 <= value < 2**63
 
 
 def _choice(raw: Mapping[str, Any], key: str, choices: tuple[int, ...]) -> int:
@@ -174,7 +185,7 @@ def _choice(raw: Mapping[str, Any], key: str, choices: tuple[int, ...]) -> int:
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:
-    is_shape = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    is_shape = isinstance(shape, list) and all(_is_a(n, int) for n in shape)
     if not is_shape or len(shape) not in (2, 3):
         raise BadInput("tq3.shapes: not a shape", file=FILE_NAME, tensor=name, found=shape)
     return tuple(shape)

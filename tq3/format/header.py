@@ -6,7 +6,6 @@ Everything is checked before anything is allocated or believed. The safetensors 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ from math import prod
 from typing import Any
 
 from tq3.errors import BadInput
+from tq3.format.json_reading import parse_json
 
 # Bits of one element, in the order in which the safetensors library ranks its dtypes.
 DTYPE_BITS = {
@@ -91,7 +91,7 @@ def read_header(read: Read, file_size: int, file: str) -> Header:
             expected=f"at most {room}",
         )
     entries = _parse_json(read(_LENGTH_BYTES, n_json), file)
-    metadata = _metadata(entries.pop("__metadata__", None) or {}, file)
+    metadata = _metadata(entries.pop("__metadata__", None), file)
     data_start = _LENGTH_BYTES + n_json
     placed = {name: _tensor(name, entry, file) for name, entry in entries.items()}
     _check_no_gap_or_overlap(placed, file_size - data_start, file)
@@ -137,27 +137,36 @@ def _bad(file: str, message: str, **details: Any) -> BadInput:
 
 
 def _parse_json(text: bytes, file: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise _bad(file, f"the header has the key {twice!r} twice")
-        "".join(result).encode()  # raises ValueError for half a surrogate pair
-        return result
-
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise _bad(file, f"the header is not JSON: {error}") from None
+        entries = parse_json(text.decode("utf-8"), unique=True)
+    except UnicodeDecodeError as error:
+        raise _bad(file, f"the header is not UTF-8: {error}") from None
+    except ValueError as error:
+        raise _bad(file, f"the header is {error}") from None
     if not isinstance(entries, dict):
         raise _bad(file, "the header is not a JSON object", found=type(entries).__name__)
+    if not _is_unicode(entries):
+        raise _bad(file, "a tensor's name has half a surrogate pair")
     return entries
 
 
 def _metadata(value: Any, file: str) -> dict[str, str]:
+    if value is None:
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise _bad(file, "__metadata__ is not an object of strings")
+    if not _is_unicode((*value, *value.values())):
+        raise _bad(file, "__metadata__ has half a surrogate pair")
     return value
+
+
+def _is_unicode(texts: Iterable[str]) -> bool:
+    """JSON can spell half of a surrogate pair; no file can be written with it."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tensor(name: str, entry: Any, file: str) -> tuple[TensorInfo, int, int]:
@@ -171,6 +180,9 @@ def _tensor(name: str, entry: Any, file: str) -> tuple[TensorInfo, int, int]:
         raise bad("unknown dtype", found=dtype, expected="a safetensors dtype such as BF16")
     if not _is_naturals(shape) or len(shape) > _MAX_DIMENSIONS:
         raise bad(f"the shape is not a list of at most {_MAX_DIMENSIONS} whole numbers")
+    # With a zero among them the product would fit any file.
+    if prod(max(n, 1) for n in shape) >= _MAX_NATURAL:
+        raise bad("the shape is larger than any file", found=shape)
     if not _is_naturals(span) or len(span) != 2:
         raise bad("data_offsets is not a pair of whole numbers", found=span)
     info = TensorInfo(name, dtype, tuple(shape))

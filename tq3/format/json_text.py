@@ -29,15 +29,23 @@ def insert_key(text: str, key: str, value: Any) -> str:
 
 
 def remove_key(text: str, key: str) -> str:
-    """`text` without its top-level member `key`; the inverse of `insert_key`. Raises ValueError."""
+    """`text` without its top-level members `key`; the inverse of `insert_key`. Raises ValueError.
+
+    Some writers repeat a key, and readers take the last: all of them go.
+    """
     members = list(_members(text))
-    for index, (name, start, end) in enumerate(members):
+    nexts = [start for _, start, _ in members[1:]] + [end for _, _, end in members[-1:]]
+    kept, position, last_end = [], 0, None
+    for (name, start, end), next_start in zip(members, nexts, strict=True):
         if name != key:
-            continue
-        if index:
-            return text[: members[index - 1][2]] + text[end:]
-        return text[:start] + text[members[1][1] if len(members) > 1 else end :]
-    return text
+            last_end = end
+        elif last_end is None:
+            kept.append(text[position:start])
+            position = next_start
+        else:
+            kept.append(text[position:last_end])
+            position = end
+    return "".join((*kept, text[position:]))
 
 
 def _members(text: str) -> Iterator[tuple[str, int, int]]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tq3.codec.backend import get_backend
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
-from tq3.format.config import quantization_config
+from tq3.format.config import quantization_config, recipe_record
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
-from tq3.pipelines.events import Finished, Notice, Planned, Run, StrPath
+from tq3.pipelines.events import Notice, Run, StrPath
 from tq3.pipelines.findings import Finding
-from tq3.pipelines.machine import check_workers
-from tq3.pipelines.shards import Tally, make_report, write_shards
+from tq3.pipelines.job import Job
+from tq3.pipelines.run import run_job
 from tq3.plan.compressing import describe_compression, plan_compression
-from tq3.plan.plan import Plan
-from tq3.plan.sources import CONFIG, INDEX, Checkpoint, read_checkpoint, read_text
+from tq3.plan.sources import CONFIG, read_checkpoint, read_text
 from tq3.storage.local import LocalFiles
-from tq3.storage.sidecars import Sidecars, choose_sidecars
-from tq3.storage.writer import TargetFolder
 from tq3.version import __version__
 
 
@@ -33,114 +29,99 @@ def compress_checkpoint(
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     verbatim_config: bool = False,
 ) -> Run:
     """Compress the checkpoint folder `source` into the new folder `out`, telling what happens.
 
     workers: threads; None for one a processor, at most 16
     backend: one of `tq3.codec.backend.available_backends()`; None for the fastest, same bytes
+    overwrite, resume: see `tq3.storage.target.TargetFolder`
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
 
-    Raises UsageError, BadInput or StorageError; then `out` has no checkpoint and no leftovers.
+    Raises UsageError, BadInput or StorageError; then `out` has no checkpoint, and what was done so
+    far is continued by the next run with the same source and recipe.
     """
-    codec, workers = get_backend(backend), check_workers(workers)
-    with (
-        LocalFiles(source) as files,
-        TargetFolder(out, source=files.folder, overwrite=overwrite) as target,
-    ):
-        job = _Job(files, read_checkpoint(files), recipe)
-        texts = {} if verbatim_config else job.recognisable_config()
-        sidecars = job.sidecars(texts)
-        yield Planned(job.plan, codec.name, workers)
-        target.check_room(job.plan.file_bytes + sum(map(files.size, sidecars.copied)))
-        for name in sidecars.copied:
-            target.copy(name, files.folder / name)
-        tally = Tally(job.plan.bytes_in)
-        for progress in write_shards(
-            job.plan, job.heed, job.replan, files, target, tally, backend=codec, workers=workers
-        ):
-            yield from job.new_notices()
-            yield progress
-        marker = (tq_config.FILE_NAME, job.config().to_json())
-        target.publish(job.plan, texts=texts, marker=marker)
-        yield Finished(
-            make_report(
-                job.plan,
-                tally,
-                sidecars,
-                restored=False,
-                backend=codec.name,
-                workers=workers,
-            )
+    with LocalFiles(source) as files:
+        job = _Compression(files, recipe, verbatim_config)
+        yield from run_job(
+            job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
         )
 
 
-@dataclass
-class _Job:
-    """The plan of a run, and what the values taught it on the way."""
+class _Compression(Job):
+    """The plan of a compression, and what the values taught it on the way."""
 
-    files: LocalFiles
-    checkpoint: Checkpoint
-    recipe: Recipe
-    exact: dict[str, str] = field(default_factory=dict)
-    findings: dict[str, Finding] = field(default_factory=dict)
-    plan: Plan = field(init=False)
-    notices: list[Notice] = field(default_factory=list)
+    command = "compress"
+    writer = f"tq3 {__version__}"
 
-    def __post_init__(self) -> None:
-        self.plan = plan_compression(self.checkpoint, self.recipe)
+    def __init__(self, files: LocalFiles, recipe: Recipe, verbatim_config: bool) -> None:
+        super().__init__(files, read_checkpoint(files))
+        self.plan = plan_compression(self.checkpoint, recipe)
+        self._recipe = recipe
+        self._verbatim_config = verbatim_config
+        self._exact: dict[str, str] = {}
+        self._findings: dict[str, Finding] = {}
+        self._notices: list[Notice] = []
+
+    def options(self) -> dict[str, Any]:
+        """The recipe."""
+        return recipe_record(self._recipe)
+
+    def adopt(self, exact: Mapping[str, str]) -> None:
+        """Plan with what an earlier run found."""
+        if exact != self._exact:
+            self._exact = dict(exact)
+            self.plan = plan_compression(self.checkpoint, self._recipe, self._exact)
 
     def heed(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""
-        if not finding.overflow and self.recipe.nonfinite == "error":
+        if not finding.overflow and self._recipe.nonfinite == "error":
             raise BadInput(
                 f"not a finite weight: {finding.text}",
                 file=finding.file,
                 tensor=finding.tensor,
                 fix="get a sound checkpoint, or --nonfinite keep to store it as it is",
             )
-        known = self.findings.setdefault(finding.tensor, finding)
+        known = self._findings.setdefault(finding.tensor, finding)
         if finding.gravity < known.gravity:
-            self.findings[finding.tensor] = finding
+            self._findings[finding.tensor] = finding
 
-    def replan(self) -> Plan:
-        """The plan in which tensors with findings keep their source type."""
-        for name in sorted(self.findings.keys() - self.exact.keys()):
-            self.exact[name] = f"kept as it is: {self.findings[name].text}"
-            self.notices.append(Notice(f"{name} {self.exact[name]}"))
-        self.plan = plan_compression(self.checkpoint, self.recipe, self.exact)
-        return self.plan
+    def replan(self) -> dict[str, str]:
+        """Plan again: tensors with findings keep their source type."""
+        new = sorted(self._findings.keys() - self._exact.keys())
+        why = {name: f"kept as it is: {self._findings[name].text}" for name in new}
+        self._notices += [Notice(f"{name} {reason}") for name, reason in why.items()]
+        self.adopt(self._exact | why)
+        return self._exact
 
-    def new_notices(self) -> Iterator[Notice]:
-        """What `replan` learned since this was called last."""
-        while self.notices:
-            yield self.notices.pop(0)
+    def notices(self) -> list[Notice]:
+        """What `replan` learned since this was asked last."""
+        new, self._notices = self._notices, []
+        return new
 
-    def sidecars(self, texts: Iterable[str]) -> Sidecars:
-        """What is copied along: everything but the weights and the names of `texts`."""
-        accounted = (*self.checkpoint.weight_files, INDEX, tq_config.FILE_NAME, *texts)
-        return choose_sidecars(self.files.tree(), accounted)
-
-    def recognisable_config(self) -> dict[str, str]:
+    def texts(self) -> dict[str, str]:
         """config.json with the key by which hosts recognise the folder, where there is one."""
-        if not self.files.has(CONFIG):
+        if self._verbatim_config or not self.files.has(CONFIG):
             return {}
         text = read_text(self.files, CONFIG)
         # "quantization_config": null says that there is none; ours takes its place.
         plain = remove_key(text, "quantization_config")
-        return {CONFIG: insert_key(plain, "quantization_config", quantization_config(self.recipe))}
+        key = quantization_config(self._recipe)
+        return {CONFIG: insert_key(plain, "quantization_config", key)}
 
-    def config(self) -> tq_config.TqConfig:
+    def marker(self) -> tuple[str, str]:
         """tq_config.json of the plan as it was carried out."""
         model, revision = _identity(self.files.folder)
-        return describe_compression(
+        described = describe_compression(
             self.plan,
-            self.recipe,
-            self.exact,
+            self._recipe,
+            self._exact,
             model=model,
             revision=revision,
-            writer=f"tq3 {__version__}",
+            writer=self.writer,
         )
+        return tq_config.FILE_NAME, described.to_json()
 
 
 def _identity(folder: Path) -> tuple[str, str | None]:

@@ -16,7 +16,7 @@ from tq3.plan.classes import LABELS, class_of
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide
-from tq3.plan.restoring import packed_layouts, read_tq_config
+from tq3.plan.restoring import all_layouts, read_tq_config
 from tq3.plan.sources import Checkpoint, Files, read_checkpoint
 
 # Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
@@ -184,7 +184,7 @@ def _describe_tq3(files: Files) -> Description:
 
 
 def _stored_lines(checkpoint: Checkpoint, config: TqConfig) -> Iterator[TensorLine]:
-    layouts = packed_layouts(checkpoint, config)
+    layouts = all_layouts(checkpoint, config)
     recipe = recipe_from_record(config.recipe) if config.recipe else Recipe()
     for info in (tensor.info for tensor in checkpoint.tensors):
         stem = info.name.removesuffix(PACKED)

@@ -33,9 +33,14 @@ class Checking:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Work done so far, in bytes read and weights coded or decoded; the tensor or file at hand."""
+    """Work done so far, in bytes read; the tensor or file at hand.
+
+    bytes_before: of those done, what an earlier run did
+    weights_done: encoded or decoded by this run
+    """
 
     bytes_done: int
+    bytes_before: int
     bytes_total: int
     weights_done: int
     seconds: float
@@ -59,6 +64,7 @@ class Report:
     them
     mean_error, worst_error: relative squared error ||w - decode(encode(w))||^2 / ||w||^2, from the
     first groups of each compressed tensor; None where nothing was compressed
+    share_before: of the work, what an earlier run had done: 0 to 1; seconds: of this run
     """
 
     restored: bool
@@ -71,6 +77,7 @@ class Report:
     mean_error: float | None
     worst_error: float | None
     worst_tensor: str | None
+    share_before: float
     seconds: float
     peak_memory_bytes: int
     backend: str
@@ -84,8 +91,9 @@ class Report:
 
     @property
     def gb_per_second(self) -> float:
-        """Bytes of the ordinary checkpoint, read or written, a second: 10**9 bytes."""
-        return max(self.source_bytes, self.output_bytes) / self.seconds / 1e9
+        """Bytes of the ordinary checkpoint, read or written by this run, a second: 10**9 bytes."""
+        n_bytes = max(self.source_bytes, self.output_bytes) * (1 - self.share_before)
+        return n_bytes / self.seconds / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +114,5 @@ Event = Planned | Checking | Progress | Notice | Finished | Verified
 
 StrPath = str | os.PathLike[str]
 
-# A pipeline under way. Closing it ends the work and removes what was written so far.
+# A pipeline under way. Closing it ends the work; the same run can then be continued.
 Run = Generator[Event, None, None]

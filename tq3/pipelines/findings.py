@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tq3.codec import reference
-from tq3.codec.reference import Words
+from tq3.codec.reference import Floats, Words
 from tq3.plan.plan import Block
 
 _SIGNLESS = {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFF_FFFF}
@@ -66,6 +67,21 @@ def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
     magnitudes[magnitudes >= _INFINITY[dtype]] = 0
     text = _value_and_place(block, words, dtype, int(magnitudes.argmax()))
     return Finding(*_origin(block), True, f"{text} does not fit {target}", block.first)
+
+
+def is_norm(norms: Floats) -> NDArray[np.bool_]:
+    """Which values can be norms: finite and not negative."""
+    return np.isfinite(norms) & (norms >= 0)
+
+
+def bad_norm(block: Block, norms: Floats) -> Finding:
+    """The first value among the norms that is none."""
+    at = int(np.flatnonzero(~is_norm(norms))[0])
+    _, stored = block.task.sources
+    start, _ = block.span(stored.info.n_elements)
+    row, group = np.unravel_index(start + at, stored.info.shape)
+    text = f"not a norm: {norms.reshape(-1)[at]:g} at row {row}, group {group}"
+    return Finding(stored.file, stored.info.name, False, text, block.first)
 
 
 def _origin(block: Block) -> tuple[str, str]:

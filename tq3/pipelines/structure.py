@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
-from tq3.format.config import TqConfig, parse_object, quantization_config
+from tq3.format.config import TqConfig, quantization_config
 from tq3.format.header import read_header
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
 from tq3.pipelines.checks import Fault, Faults
 from tq3.plan.restoring import packed_layouts, read_tq_config
-from tq3.plan.sources import CONFIG, INDEX, SINGLE, Checkpoint, Located, read_text
+from tq3.plan.sources import CONFIG, INDEX, SINGLE, Checkpoint, Located, read_object, read_text
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import is_weight_file
@@ -93,7 +93,7 @@ def _read_json_files(files: LocalFiles, found: Structure) -> None:
             found.config = read_tq_config(files)
     if files.has(CONFIG):
         with faults.catching("TQ104", CONFIG):
-            found.model_config = parse_object(read_text(files, CONFIG), CONFIG)
+            found.model_config = read_object(files, CONFIG)
     if found.config:
         _check_recognition(found.model_config, found.config, faults)
     found.has_manifest = files.has(tq_manifest.FILE_NAME)
@@ -127,8 +127,7 @@ def _find_weight_files(files: LocalFiles, names: list[str], found: Structure) ->
     """The files whose tensors make the checkpoint: a single one comes first, as for hosts."""
     if INDEX in names:
         with found.faults.catching("TQ106", INDEX):
-            index = parse_object(read_text(files, INDEX), INDEX)
-            found.weight_map = _weight_map(index, found.faults)
+            found.weight_map = _weight_map(read_object(files, INDEX), found.faults)
     if SINGLE in names:
         found.weight_files = (SINGLE,)
     elif found.weight_map is not None:
@@ -206,8 +205,6 @@ def _check_index(found: Structure) -> None:
 
 def _find_layouts(found: Structure, config: TqConfig) -> None:
     """The layout of every compressed tensor whose parts agree."""
-    # One tensor at a time has neither the number nor the names of all.
-    config = replace(config, writer=None)
     parts: dict[str, dict[str, Located]] = defaultdict(dict)
     for tensor in found.tensors:
         name = tensor.info.name
@@ -220,7 +217,7 @@ def _find_layouts(found: Structure, config: TqConfig) -> None:
             continue
         check = "TQ205" if len(halves) == 1 else "TQ206" if "" in stored else "TQ207"
         file = next(stored[half].file for half in (PACKED, NORMS) if half in halves)
-        alone = Checkpoint(tuple(stored.values()), (), found.model_config)
+        alone = Checkpoint(tuple(stored.values()), {}, found.model_config)
         with found.faults.catching(check, file, stem):
             found.layouts |= packed_layouts(alone, config)
 

@@ -161,6 +161,7 @@ class _Job:
     def _progress(self, at: str) -> Progress:
         return Progress(
             bytes_done=self._n_bytes,
+            bytes_before=0,
             bytes_total=self._n_total,
             weights_done=self._n_weights,
             seconds=time.perf_counter() - self._started,

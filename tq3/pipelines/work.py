@@ -13,34 +13,27 @@ from tq3.codec import reference
 from tq3.codec.backend import WORD_TYPE, Backend
 from tq3.codec.reference import Floats, Words
 from tq3.format.layout import GroupLayout
-from tq3.pipelines.findings import Finding, all_finite, nonfinite, overflow
+from tq3.format.manifest import digest
+from tq3.pipelines.findings import Finding, all_finite, bad_norm, is_norm, nonfinite, overflow
 from tq3.plan.plan import Action, Block, Task
+from tq3.storage.journal import DoneBlock
 from tq3.storage.local import LocalFiles
-from tq3.storage.writer import ShardFile
+from tq3.storage.shard_file import ShardFile
 
 Bytes = NDArray[np.uint8]
 
 SAMPLED_GROUPS = 512
+SEEN_BYTES = 2**16
 _CACHE_LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The outcome of one block; `error`: squared error and squared norm of a sample, or None."""
+    """The outcome of one block: what was written, or the finding because of which nothing was."""
 
     block: Block
     finding: Finding | None = None
-    error: tuple[float, float] | None = None
-
-    @property
-    def bytes_in(self) -> int:
-        task = self.block.task
-        return task.bytes_in // max(task.units, 1) * self.block.count
-
-    @property
-    def weights(self) -> int:
-        layout = self.block.task.layout
-        return self.block.count * layout.unit_cols if layout else 0
+    written: DoneBlock | None = None
 
 
 class Worker:
@@ -61,7 +54,10 @@ class Worker:
     def carry_out(self, block: Block, shard: ShardFile) -> Done:
         """Read the block's bytes, transform them, write them to the shard."""
         self._make_room(block)
-        return self._actions[block.task.action](block, shard)
+        done = self._actions[block.task.action](block, shard)
+        if done.written:
+            shard.finish(done.written)
+        return done
 
     def _encode(self, block: Block, shard: ShardFile) -> Done:
         layout = _layout(block.task)
@@ -72,23 +68,23 @@ class Worker:
         self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms)
         if not np.isfinite(norms).all():
             return Done(block, nonfinite(block, words, dtype))
-        self._write(block, shard, 0, packed)
-        self._write(block, shard, 1, norms)
-        return Done(block, error=self._sampled_error(block, words, packed, norms))
+        error = self._sampled_error(block, words, packed, norms)
+        return self._write(block, shard, words, packed, norms, error=error)
 
     def _decode(self, block: Block, shard: ShardFile) -> Done:
         layout = _layout(block.task)
         dtype = block.task.targets[0].dtype
         packed = self._read(block, 0).reshape(-1, layout.group_bytes)
         norms = self._read(block, 1).view(np.float32).reshape(block.count, -1)
+        if not is_norm(norms).all():
+            return Done(block, bad_norm(block, norms))
         words = _words(self._target(block, 0), dtype).reshape(block.count, layout.unit_cols)
         self._backend.decode(packed, norms, layout.bits, layout.group, words, dtype)
-        if np.isfinite(norms).all() and not all_finite(words, dtype):
+        if not all_finite(words, dtype):
             exact = np.empty(words.shape, np.uint32)
             self._backend.decode(packed, norms, layout.bits, layout.group, exact, "F32")
             return Done(block, overflow(block, exact, "F32", dtype))
-        self._write(block, shard, 0, words)
-        return Done(block)
+        return self._write(block, shard, packed, words)
 
     def _cast(self, block: Block, shard: ShardFile) -> Done:
         dtype, target = block.task.sources[0].info.dtype, block.task.targets[0].dtype
@@ -98,8 +94,7 @@ class Worker:
         out = _words(self._target(block, 0), target)
         if self._backend.cast(words, dtype, out, target):
             return Done(block, overflow(block, words, dtype, target))
-        self._write(block, shard, 0, out)
-        return Done(block)
+        return self._write(block, shard, words, out)
 
     def _copy(self, block: Block, shard: ShardFile) -> Done:
         raw = self._read(block, 0)
@@ -108,8 +103,7 @@ class Worker:
             words = _words(raw, dtype)
             if not all_finite(words, dtype):
                 return Done(block, nonfinite(block, words, dtype))
-        self._write(block, shard, 0, raw)
-        return Done(block)
+        return self._write(block, shard, raw, raw)
 
     def _sampled_error(
         self, block: Block, words: Words, packed: Bytes, norms: Floats
@@ -132,24 +126,37 @@ class Worker:
 
     def _read(self, block: Block, index: int) -> Bytes:
         source = block.task.sources[index]
-        start, length = _span(block, source.info.n_bytes)
+        start, length = block.span(source.info.n_bytes)
         buffer = self._take(length)
         self._files.read_into(source.file, source.offset + start, buffer.data)
         return buffer
 
     def _target(self, block: Block, index: int) -> Bytes:
-        _, length = _span(block, block.task.targets[index].n_bytes)
+        _, length = block.span(block.task.targets[index].n_bytes)
         return self._take(length)
 
-    def _write(self, block: Block, shard: ShardFile, index: int, data: NDArray[Any]) -> None:
-        target = block.task.targets[index]
-        start, _ = _span(block, target.n_bytes)
-        shard.write(shard.offsets[target.name] + start, data.reshape(-1).view(np.uint8).data)
+    def _write(
+        self,
+        block: Block,
+        shard: ShardFile,
+        source: NDArray[Any],
+        *targets: NDArray[Any],
+        error: tuple[float, float] | None = None,
+    ) -> Done:
+        """Write each target's range; `source`: what was read for it."""
+        pieces = []
+        for target, data in zip(block.task.targets, targets, strict=True):
+            start, _ = block.span(target.n_bytes)
+            raw = data.reshape(-1).view(np.uint8).data
+            pieces.append(shard.write(shard.offsets[target.name] + start, raw))
+        seen = None if block.first else see(source.reshape(-1).view(np.uint8).data)
+        done = DoneBlock(block.task.name, block.first, tuple(pieces), seen, error)
+        return Done(block, written=done)
 
     def _make_room(self, block: Block) -> None:
         """One piece of memory for all that the block reads and writes, kept for the next block."""
         infos = (*(source.info for source in block.task.sources), *block.task.targets)
-        needed = sum(_aligned(_span(block, info.n_bytes)[1]) for info in infos)
+        needed = sum(_aligned(block.span(info.n_bytes)[1]) for info in infos)
         if len(self._room) < needed:
             self._room = np.empty(0, np.uint8)  # let go of the old one first
             self._room = np.empty(needed, np.uint8)
@@ -161,10 +168,9 @@ class Worker:
         return taken
 
 
-def _span(block: Block, n_bytes: int) -> tuple[int, int]:
-    """Where the block lies in a tensor of `n_bytes`: first byte, number of bytes."""
-    unit = n_bytes // block.task.units
-    return block.first * unit, block.count * unit
+def see(source: memoryview) -> str:
+    """A checksum of the first bytes, by which a later run knows them again."""
+    return digest(source[:SEEN_BYTES])
 
 
 def _aligned(length: int) -> int:

@@ -12,7 +12,8 @@ _CLASSES = tuple(
         ("MTP", r"(^|\.)mtp(_\w+)?\."),
         (
             "embeddings",
-            r"(^|\.)((\w+_)?embed(ding|dings)?(_\w+)?|wte|wpe|shared|lm_head|embed_out)\.weight",
+            r"(^|\.)((\w+_)?embed(ding|dings)?(_\w{1,50})?|wte|wpe|shared|lm_head|embed_out)"
+            r"\.weight",
         ),
         ("experts", r"(^|\.)(experts|shared_experts?)\."),
         ("linear attention", r"(^|\.)(linear_attn|mamba|mixer|ssm)\."),

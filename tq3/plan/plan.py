@@ -72,6 +72,24 @@ class Block:
     first: int
     count: int
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.task.name, self.first
+
+    @property
+    def bytes_in(self) -> int:
+        return self.task.bytes_in // self.task.units * self.count
+
+    @property
+    def weights(self) -> int:
+        """Weights that are encoded or decoded."""
+        return self.count * self.task.layout.unit_cols if self.task.layout else 0
+
+    def span(self, n_bytes: int) -> tuple[int, int]:
+        """Where the block lies in a tensor of `n_bytes`: first byte, number of bytes."""
+        unit = n_bytes // self.task.units
+        return self.first * unit, self.count * unit
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -92,6 +110,10 @@ class Shard:
     @property
     def file_bytes(self) -> int:
         return len(self.header) + self.bytes_out
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks of all tasks."""
+        return (block for task in self.tasks for block in task.blocks())
 
 
 @dataclass(frozen=True, repr=False)

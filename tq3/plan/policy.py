@@ -15,7 +15,8 @@ from tq3.format.recipe import Recipe
 
 MIN_DIMENSION = 128
 
-# Each pattern is matched against the end of a name, from the start of a component on.
+# Each pattern is matched against the end of a name, from the start of a component on. Repeats
+# behind a word are bounded: looking for the end again from each start would take hours.
 KEEP = tuple(
     (re.compile(rf"(^|\.)({pattern})$"), why)
     for pattern, why in (
@@ -28,11 +29,11 @@ KEEP = tuple(
             "position embedding: looked up, not multiplied",
         ),
         (
-            r"(\w+_)?patch_embed(ding|dings)?(\.\w+)*\.weight",
+            r"(\w+_)?patch_embed(ding|dings)?(\.\w+){0,8}\.weight",
             "patch embedding: a convolution, the first step from pixels",
         ),
         (
-            r"(\w+_)?(embed(ding|dings)?|embed_in|embed_tokens(_\w+)?)\.weight|wte\.weight",
+            r"(\w+_)?(embed(ding|dings)?|embed_in|embed_tokens(_\w{1,50})?)\.weight|wte\.weight",
             "token embedding: looked up, not multiplied",
         ),
         (

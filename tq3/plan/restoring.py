@@ -12,7 +12,7 @@ from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.recipe import WIDTHS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
-from tq3.plan.sources import Checkpoint, Files, Located, read_text
+from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -22,7 +22,7 @@ def plan_restoration(
     checkpoint: Checkpoint, config: TqConfig, dtype: str, max_shard_bytes: int
 ) -> Plan:
     """An ordinary checkpoint whose floats have the safetensors dtype `dtype`. Raises BadInput."""
-    layouts = packed_layouts(checkpoint, config)
+    layouts = all_layouts(checkpoint, config)
     tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
     tasks = []
     for name, tensor in tensors.items():
@@ -46,6 +46,14 @@ def read_tq_config(files: Files) -> TqConfig:
     return parse_tq_config(read_text(files, FILE_NAME))
 
 
+def all_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
+    """Those of `packed_layouts`, which must be what tq_config.json says of them all."""
+    layouts = packed_layouts(checkpoint, config)
+    if config.writer:
+        _check_record(config, layouts)
+    return layouts
+
+
 def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
     """Name -> layout of every compressed tensor. Raises BadInput for a broken pair."""
     tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
@@ -60,6 +68,30 @@ def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupL
         for name, tensor in tensors.items()
         if (stem := name.removesuffix(PACKED)) != name
     }
+
+
+def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
+    """What tq3 wrote down must be true to the last tensor. Other writers may count differently."""
+    for name in (*config.shapes, *config.original_in_dims):
+        if name not in layouts:
+            raise BadInput("a shape for a tensor that is not there", file=FILE_NAME, tensor=name)
+    for name, layout in layouts.items():
+        if layout.bits not in (config.bits, config.sensitive_bits):
+            raise BadInput(
+                "its width is not the recorded one",
+                file=FILE_NAME,
+                tensor=name,
+                found=f"{layout.bits} bits",
+                expected=config.bits,
+            )
+    if config.compressed_layers not in (None, len(layouts)):
+        raise BadInput(
+            "not all compressed tensors are there",
+            file=FILE_NAME,
+            found=len(layouts),
+            expected=config.compressed_layers,
+            fix="fetch the checkpoint again",
+        )
 
 
 def _decode_task(
@@ -104,10 +136,11 @@ def _guess_shape(
     text_config = text_config if isinstance(text_config, dict) else {}
     for key in _EXPERT_COUNT_KEYS:
         experts = model_config.get(key, text_config.get(key))
-        if isinstance(experts, int) and experts > 0 and rows % experts == 0:
+        if type(experts) is int and experts > 0 and rows % experts == 0:
             return experts, rows // experts, cols
     raise BadInput(
-        "fused experts, but config.json does not say how many",
+        "fused experts, but it does not say how many",
+        file=CONFIG,
         tensor=name,
         expected=" or ".join(_EXPERT_COUNT_KEYS),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, Protocol
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
@@ -14,7 +15,7 @@ from tq3.format.layout import NORMS, PACKED
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-_MAX_JSON_FILE = 256 * 2**20
+_MAX_JSON_FILE = 128 * 2**20
 
 
 class Files(Protocol):
@@ -29,6 +30,9 @@ class Files(Protocol):
         """Whether `name` is a file in the folder or below it: never one outside."""
 
     def size(self, name: str) -> int: ...
+
+    def stamp(self, name: str) -> str:
+        """A text that changes when the file does."""
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Just these bytes; raises StorageError when the file has fewer."""
@@ -45,11 +49,18 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All tensors in the order of the disk, and config.json (empty where there is none)."""
+    """All tensors in the order of the disk, and config.json (empty where there is none).
+
+    stamps: of each weight file, before its header was read
+    """
 
     tensors: tuple[Located, ...]
-    weight_files: tuple[str, ...]
+    stamps: Mapping[str, str]
     config: Mapping[str, Any]
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        return tuple(self.stamps)
 
 
 def read_checkpoint(files: Files) -> Checkpoint:
@@ -57,16 +68,18 @@ def read_checkpoint(files: Files) -> Checkpoint:
     names = files.names()
     weight_map = _weight_map(files, names)
     weight_files = tuple(sorted(set(weight_map.values()))) or (_single_file(files, names),)
+    stamps = {file: files.stamp(file) for file in weight_files}
     tensors = tuple(_in_disk_order(files, weight_files))
     _check_unique(tensors)
     _check_index(weight_map, tensors)
     config = read_object(files, CONFIG) if files.has(CONFIG) else {}
-    return Checkpoint(tensors, weight_files, config)
+    return Checkpoint(tensors, stamps, config)
 
 
 def read_object(files: Files, name: str) -> dict[str, Any]:
     """A JSON object from the folder. Raises BadInput."""
-    return tq_config.parse_object(read_text(files, name), name)
+    # People edit config.json by hand; of a key that is there twice every host takes the last.
+    return tq_config.parse_object(read_text(files, name), name, unique=name != CONFIG)
 
 
 def read_text(files: Files, name: str) -> str:
@@ -91,7 +104,8 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
     if found:
         raise BadInput(
             "the source is already quantised",
-            found=found,
+            file=found.file,
+            found=found.text,
             expected="BF16, F16 or F32 weights",
             fix="compress the original, unquantised checkpoint",
         )
@@ -104,16 +118,20 @@ def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
     weight_map = read_object(files, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput("weight_map is not an object with entries", file=INDEX)
+    plain: dict[str, str] = {}  # "./a" and "a" are one file; each spelling is looked for once
     for tensor, file in weight_map.items():
+        if isinstance(file, str) and file in plain:
+            continue
         if not isinstance(file, str) or not files.has(file):
             raise BadInput(
                 "the index names a file that is not in the folder",
                 file=INDEX,
                 tensor=tensor,
-                found=file,
+                found="an empty name" if file == "" else file,
                 fix="fetch the missing file",
             )
-    return weight_map
+        plain[file] = str(PurePosixPath(file))
+    return {tensor: plain[file] for tensor, file in weight_map.items()}
 
 
 def _single_file(files: Files, names: list[str]) -> str:
@@ -171,7 +189,12 @@ def _check_index(weight_map: Mapping[str, str], tensors: tuple[Located, ...]) ->
             )
 
 
-def _quantised_as(checkpoint: Checkpoint) -> str | None:
+class _Quantised(NamedTuple):
+    file: str
+    text: str
+
+
+def _quantised_as(checkpoint: Checkpoint) -> _Quantised | None:
     names = {tensor.info.name: tensor for tensor in checkpoint.tensors}  # in order, for the message
     partners = (
         ((PACKED,), "a TQ3 checkpoint (.tq_packed)"),
@@ -184,13 +207,13 @@ def _quantised_as(checkpoint: Checkpoint) -> str | None:
     )
     for suffixes, label in partners:
         first, *others = suffixes
-        for name in names:
+        for name, tensor in names.items():
             stem = name.removesuffix(first)
             if stem != name and all(stem + other in names for other in others):
-                return f"{label}, for example {name!r}"
+                return _Quantised(tensor.file, f"{label}, for example {name!r}")
     for config in (checkpoint.config, checkpoint.config.get("text_config")):
         declared = config.get("quantization_config") if isinstance(config, dict) else None
         if declared is not None:
             method = declared.get("quant_method") if isinstance(declared, dict) else declared
-            return f"quantization_config with quant_method {method!r} in {CONFIG}"
+            return _Quantised(CONFIG, f"quantization_config with quant_method {method!r}")
     return None

@@ -11,11 +11,12 @@ from pathlib import Path, PurePosixPath
 from tq3.errors import UsageError
 
 WORK_FOLDER = ".tq3.part"
+_STAT_BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
 _CANNOT_LOCK = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class DraftFolder:
-    """`.tq3.part` in a folder, emptied and held until `__exit__` or the end of the process.
+    """`.tq3.part` in a folder, held until `__exit__` or the end of the process.
 
     Raises UsageError when another run holds it.
     """
@@ -23,27 +24,37 @@ class DraftFolder:
     def __init__(self, folder: Path) -> None:
         self.path = folder / WORK_FOLDER
         self._descriptor = _hold(self.path)
-        try:
-            for left in list(os.scandir(self.path)):
-                if left.is_dir(follow_symlinks=False):
-                    shutil.rmtree(left.path)
-                else:
-                    os.unlink(left.path)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
 
     def __enter__(self) -> DraftFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Removed before the lock goes: later it could be the next run's. What can't be removed is
-        # no checkpoint, and is cleared by the next run.
-        try:
-            if _is_at(self._descriptor, self.path):
-                shutil.rmtree(self.path, ignore_errors=True)
-        finally:
-            os.close(self._descriptor)
+        os.close(self._descriptor)
+
+    def clear(self) -> None:
+        """Remove all that an earlier run left, save its journal. Raises OSError."""
+        for left in list(os.scandir(self.path)):
+            if left.is_dir(follow_symlinks=False):
+                shutil.rmtree(left.path)
+            elif left.path != str(self.journal):
+                os.unlink(left.path)
+
+    def remove(self) -> None:
+        """Remove the folder, as far as possible: what stays is no checkpoint."""
+        # While it is held: later it could be the next run's.
+        if _is_at(self._descriptor, self.path):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def journal(self) -> Path:
+        """Where the journal lies."""
+        return self.path / "journal"
+
+    @property
+    def n_bytes(self) -> int:
+        """Disk space that the drafts take. Raises OSError."""
+        drafts = (left for left in os.scandir(self.path) if left.path != str(self.journal))
+        return sum(left.stat(follow_symlinks=False).st_blocks * _STAT_BLOCK for left in drafts)
 
     def draft(self, name: str) -> Path:
         """Where the draft of a file lies, whose path in the target will be `name`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,13 @@ from tq3.errors import BadInput, StorageError
 from tq3.storage.failures import reading
 
 _AHEAD_BYTES = 8 * 2**20
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
 _MAX_OPEN = 16  # as long as no more threads than that read different files
 
 
@@ -47,24 +55,27 @@ class LocalFiles:
             os.close(self._open.popitem()[1].descriptor)
 
     def names(self) -> list[str]:
-        """The files at the top of the folder, sorted.
+        """What is no folder at the top of the folder, sorted.
 
-        Links to files are followed (the Hub cache is made of them), links to folders are not. A
-        link whose file is missing counts as a file: reading it fails with its name.
+        Links to files are followed (the Hub cache is made of them), links to folders are not. What
+        can't be read, such as a pipe or a link whose file is missing, fails with its name when it
+        is: nobody shall take it for absent.
         """
         with reading(self.folder):
-            return sorted(name for name in os.listdir(self.folder) if _is_file(self.folder / name))
+            names = os.listdir(self.folder)
+            return sorted(name for name in names if not os.path.isdir(self.folder / name))
 
     def has(self, name: str) -> bool:
-        """Whether `name` is a file in the folder or below it: never one outside."""
+        """Whether `name` is in the folder or below it, and no folder: never one outside."""
         path = PurePosixPath(name)
         inside = not path.is_absolute() and ".." not in path.parts
-        return inside and os.path.lexists(self.folder / path) and _is_file(self.folder / path)
+        there = inside and os.path.lexists(self.folder / path)
+        return there and not os.path.isdir(self.folder / path)
 
     def tree(self) -> list[str]:
         """Every file below the folder, as sorted relative paths with forward slashes.
 
-        Files are those of `names`; a link to a folder is listed with a slash at its end.
+        Pipes and devices are left out; a link to a folder is listed with a slash at its end.
         """
         found = []
         for folder, folders, names in os.walk(self.folder, onerror=_refuse):
@@ -78,7 +89,17 @@ class LocalFiles:
     def size(self, name: str) -> int:
         """Bytes of a file."""
         with reading(self.folder / name):
-            return (self.folder / name).stat().st_size
+            found = (self.folder / name).stat()
+        self._refuse_special(name, found.st_mode)
+        return found.st_size
+
+    def stamp(self, name: str) -> str:
+        """Size and time of the last change: what differs when a file was replaced or written."""
+        with reading(self.folder / name):
+            status = (self.folder / name).stat()
+        seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+        changed = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+        return f"{status.st_size} bytes of {changed}.{nanoseconds:09} UTC"
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Just these bytes. Raises StorageError when the file has fewer."""
@@ -108,8 +129,7 @@ class LocalFiles:
         with self._lock:
             if name not in self._open:
                 self._close_idle()
-                path = self.folder / name
-                self._open[name] = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                self._open[name] = _OpenFile(self._open_regular(name))
             self._open.move_to_end(name)
             file = self._open[name]
             file.readers += 1
@@ -118,6 +138,26 @@ class LocalFiles:
         finally:
             with self._lock:
                 file.readers -= 1
+
+    def _open_regular(self, name: str) -> int:
+        # A pipe that nobody writes to would keep a plain open waiting for ever.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(self.folder / name, flags)
+        try:
+            self._refuse_special(name, os.fstat(descriptor).st_mode)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _refuse_special(self, name: str, mode: int) -> None:
+        if not stat.S_ISREG(mode):
+            raise BadInput(
+                "not a regular file",
+                file=self.folder / name,
+                found=_KINDS.get(stat.S_IFMT(mode), "something else"),
+                fix="put the file itself there",
+            )
 
     def _close_idle(self) -> None:
         """Make room for one more, closing what was not read for longest."""

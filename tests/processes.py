@@ -1,0 +1,50 @@
+"""Starts the program as a process of its own, waits for a moment of its run, and for its end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROGRAM = (str(Path(sys.executable).with_name("tq3")),)
+
+# A test run in the background of a shell ignores SIGINT, and so would its children.
+_IN_THE_FOREGROUND = """
+import signal
+from tq3.cli.app import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
+def start(*arguments: object, code: str = _IN_THE_FOREGROUND) -> subprocess.Popen:
+    """`tq3` with these arguments, in the midst of other `code` where that is given."""
+    command = (sys.executable, "-c", code, *map(str, arguments))
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(moment: Callable[[], object], run: subprocess.Popen) -> None:
+    """Until the moment has come; a run that ends before or takes too long fails the test."""
+    end = time.monotonic() + 60
+    while not moment():
+        assert run.poll() is None, f"ended before its moment: {end_of(run)}"
+        if time.monotonic() > end:
+            run.kill()
+        time.sleep(0.01)
+
+
+def end_of(run: subprocess.Popen) -> tuple[str, str]:
+    """What a process said, once it has ended; one that hangs is killed and fails the test."""
+    try:
+        return run.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        raise
+
+
+def has_done_work(out: Path) -> bool:
+    """Whether there is something that a later run need not do again."""
+    journal = out / ".tq3.part" / "journal"
+    return journal.exists() and b'"block":' in journal.read_bytes()

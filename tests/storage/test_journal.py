@@ -1,0 +1,252 @@
+"""The journal tells a later run what it was told, whatever happened to its tail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from factories import contents
+from runs import IDENTITY, MARKER, plan_of, publish, target, visible, write_draft, write_drafts
+
+from tq3.errors import BadInput, StorageError, UsageError
+from tq3.format.manifest import Piece
+from tq3.plan.identity import Identity
+from tq3.storage.journal import DoneBlock, Journal
+
+BLOCKS = (
+    DoneBlock("a", 0, (Piece(8, 4, "0" * 16), Piece(12, 1, "1" * 16)), "2" * 16, (0.5, 8.0)),
+    DoneBlock("é", 7, (Piece(13, 4, "3" * 16),)),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+def written(path: Path) -> Path:
+    """The journal of a run that began to publish."""
+    with Journal(path) as journal:
+        journal.begin({"command": "compress"})
+        journal.add_blocks(0, BLOCKS[:1])
+        journal.restart(1, {"b": "it overflows"})
+        journal.add_blocks(1, BLOCKS[1:])
+        journal.publishing(overwrite=True)
+    return path
+
+
+def test_a_new_journal_knows_nothing(path):
+    with Journal(path) as journal:
+        assert journal.identity is None
+        assert not journal.has_work
+        assert not journal.is_publishing
+        assert journal.blocks(0) == {}
+
+
+def test_what_was_told_is_known_at_once_and_later(path):
+    with Journal(written(path)) as journal:
+        assert journal.identity == {"command": "compress"}
+        assert journal.blocks(0) == {("a", 0): BLOCKS[0]}
+        assert journal.blocks(1) == {("é", 7): BLOCKS[1]}
+        assert journal.exact == {"b": "it overflows"}
+        assert journal.is_publishing
+        assert journal.overwrite
+        journal.add_blocks(2, BLOCKS)
+        assert journal.blocks(2).keys() == {("a", 0), ("é", 7)}
+
+
+def test_a_restart_forgets_the_blocks_of_that_shard_only(path):
+    with Journal(written(path)) as journal:
+        journal.restart(1, {"c": "too"})
+        assert journal.blocks(0)
+        assert not journal.blocks(1)
+    with Journal(path) as journal:
+        assert journal.blocks(0)
+        assert not journal.blocks(1)
+        assert journal.exact == {"b": "it overflows", "c": "too"}
+
+
+def test_to_begin_forgets_everything(path):
+    with Journal(written(path)) as journal:
+        journal.begin({"command": "restore"})
+        assert not journal.has_work
+        assert journal.exact == {}
+    with Journal(path) as journal:
+        assert journal.identity == {"command": "restore"}
+        assert not journal.has_work
+
+
+def test_after_any_cut_the_rest_is_sound_and_more_can_be_told(path):
+    whole = written(path).read_bytes()
+    known = []
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        with Journal(path) as journal:
+            known.append(len(path.read_bytes()))
+            journal.add_blocks(5, BLOCKS)
+        with Journal(path) as journal:
+            assert journal.blocks(5).keys() == {("a", 0), ("é", 7)}
+    assert known == sorted(known)
+    assert len(set(known)) == 6
+
+
+def test_a_journal_in_place_of_which_there_is_a_link_is_refused(path, tmp_path):
+    path.symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageError, match="can't be written"):
+        Journal(path)
+    assert not (tmp_path / "precious").exists()
+
+
+def test_a_closed_journal_takes_no_record(path):
+    with Journal(path) as journal:
+        journal.begin({})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="closed"):
+        journal.add_blocks(0, BLOCKS)
+    assert path.read_bytes() == before
+
+
+# What a target folder makes of it.
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def half_done(out: Path) -> None:
+    """The first of two shards is written."""
+    with target(out) as folder:
+        write_draft(folder, plan_of(2), 0)
+
+
+OTHER = Identity("compress", {"in": "as it was"}, {"bits": 4}, "another digest")
+
+
+def test_the_same_identity_continues(out, tmp_path):
+    publish(tmp_path / "whole", plan_of(2))
+    half_done(out)
+    with target(out) as folder:
+        assert folder.done(plan_of(2), 0)
+        assert not folder.done(plan_of(2), 1)
+        write_drafts(folder, plan_of(2))
+        folder.publish(plan_of(2), texts={}, marker=MARKER, writer=None)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_another_identity_is_refused_with_the_difference(out):
+    half_done(out)
+    before = contents(out)
+    with pytest.raises(UsageError, match="unfinished run") as caught:
+        target(out, OTHER)
+    assert caught.value.found == "bits 3 became 4"
+    assert "--overwrite" in str(caught.value.fix)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("how", [{"overwrite": True}, {"resume": False}])
+def test_another_identity_can_start_anew(out, how):
+    half_done(out)
+    with target(out, OTHER, **how) as folder:
+        assert not folder.done(plan_of(2), 0)
+        assert contents(out).keys() == {".tq3.part/journal"}
+        write_draft(folder, plan_of(2), 0)
+    with target(out, OTHER) as folder:
+        assert folder.done(plan_of(2), 0)
+
+
+def test_after_bad_input_another_run_may_start_anew_and_the_same_goes_on(out):
+    with pytest.raises(BadInput), target(out) as folder:
+        write_draft(folder, plan_of(2), 0)
+        raise BadInput("not a finite weight")
+    with target(out) as folder:
+        assert folder.done(plan_of(2), 0)
+    with target(out, OTHER) as folder:
+        assert not folder.done(plan_of(2), 0)
+
+
+def test_the_same_identity_can_start_anew_and_overwriting_alone_continues(out):
+    half_done(out)
+    with target(out, overwrite=True) as folder:
+        assert folder.done(plan_of(2), 0)
+    with target(out, resume=False) as folder:
+        assert not folder.done(plan_of(2), 0)
+
+
+def test_a_run_that_has_done_nothing_is_no_obstacle_for_another(out, monkeypatch):
+    monkeypatch.setattr("tq3.storage.drafts.DraftFolder.remove", lambda _: None)
+    with target(out):
+        pass
+    monkeypatch.undo()
+    assert contents(out).keys() == {".tq3.part/journal"}
+    with target(out, OTHER):
+        pass
+    assert not list(out.iterdir())
+
+
+def test_values_that_changed_start_anew_only_if_that_may_be(out):
+    half_done(out)
+    with target(out) as folder, pytest.raises(UsageError, match="other values"):
+        folder.start_anew(["tensor 't0' has other values"])
+    with target(out, overwrite=True) as folder:
+        folder.start_anew(["tensor 't0' has other values"])
+        assert not folder.done(plan_of(2), 0)
+
+
+@pytest.mark.parametrize("spoil", ["remove", "cut", "header", "link"])
+def test_a_draft_that_is_not_what_the_journal_says_is_written_anew(out, tmp_path, spoil):
+    half_done(out)
+    draft = out / ".tq3.part" / "model-00001.safetensors.part"
+    data = draft.read_bytes()
+    draft.unlink()
+    if spoil == "link":
+        (tmp_path / "precious").write_bytes(data)
+        draft.symlink_to(tmp_path / "precious")
+    elif spoil != "remove":
+        draft.write_bytes(data[:-1] if spoil == "cut" else data.replace(b"t0", b"t9"))
+    with target(out) as folder:
+        assert not folder.done(plan_of(2), 0)
+        write_drafts(folder, plan_of(2))
+        folder.publish(plan_of(2), texts={}, marker=MARKER, writer=None)
+    publish(tmp_path / "whole", plan_of(2))
+    assert contents(out) == contents(tmp_path / "whole")
+    if spoil == "link":
+        assert (tmp_path / "precious").read_bytes() == data
+
+
+def test_a_shard_that_is_reopened_keeps_what_it_has(out):
+    half_done(out)
+    before = contents(out)[".tq3.part/model-00001.safetensors.part"]
+    with target(out) as folder, folder.shard(plan_of(2), 0):
+        pass
+    assert contents(out)[".tq3.part/model-00001.safetensors.part"] == before
+
+
+def test_an_older_checkpoint_beside_an_unfinished_run_needs_overwriting_again(out):
+    publish(out, plan_of(1))
+    before = visible(out)
+    with target(out, overwrite=True) as folder:
+        write_draft(folder, plan_of(2), 0)
+    with pytest.raises(UsageError, match="not empty"):
+        target(out)
+    with target(out, overwrite=True) as folder:
+        assert folder.done(plan_of(2), 0)
+    assert visible(out) == before
+
+
+def test_drafts_count_as_room(out, monkeypatch):
+    """They are part of what the run needs."""
+    half_done(out)
+    with target(out) as folder:
+        taken = (out / ".tq3.part" / "model-00001.safetensors.part").stat().st_blocks * 512
+        usage = type("usage", (), {"free": 0})
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+        folder.check_room(taken)
+        with pytest.raises(StorageError, match="not enough free space"):
+            folder.check_room(taken + 1)
+
+
+def test_an_identity_is_json(out):
+    with target(out) as folder:
+        assert folder.journal.identity == IDENTITY.to_record()
+        assert IDENTITY.differences(folder.journal.identity) == []

@@ -1,0 +1,85 @@
+"""What is to be carried out: a plan, the files around it, and what its values may change."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from tq3.errors import StorageError
+from tq3.format import config as tq_config
+from tq3.format import manifest
+from tq3.pipelines.events import Notice
+from tq3.pipelines.findings import Finding
+from tq3.plan.identity import Identity, identify
+from tq3.plan.plan import Plan
+from tq3.plan.sources import INDEX, Checkpoint
+from tq3.storage.local import LocalFiles
+from tq3.storage.sidecars import Sidecars, choose_sidecars
+
+
+class Job(ABC):
+    """What a compression and a restoration each know in their own way.
+
+    command, options: the request, as it explains why an earlier run can't be continued
+    writer: named in the manifest of the output; None for an output without one
+    """
+
+    command: str
+    writer: str | None = None
+    plan: Plan
+
+    def __init__(self, files: LocalFiles, checkpoint: Checkpoint) -> None:
+        self.files = files
+        self.checkpoint = checkpoint
+
+    @abstractmethod
+    def options(self) -> Mapping[str, Any]:
+        """The request as JSON."""
+
+    @abstractmethod
+    def texts(self) -> dict[str, str]:
+        """Files that are written, not copied: name -> text."""
+
+    @abstractmethod
+    def marker(self) -> tuple[str, str]:
+        """Name and text of the file that makes the output a checkpoint."""
+
+    @abstractmethod
+    def heed(self, finding: Finding) -> None:
+        """Remember a finding, or raise BadInput if it ends the run."""
+
+    def adopt(self, exact: Mapping[str, str]) -> None:
+        """Plan with what an earlier run found: name -> why a tensor keeps its source dtype."""
+        if exact:
+            raise AssertionError("only a job that plans again can have found something")
+
+    def replan(self) -> Mapping[str, str]:
+        """Plan again with what was heeded; gives the tensors that keep their dtype, and why."""
+        raise AssertionError("only a job whose `heed` returns plans again")
+
+    def notices(self) -> list[Notice]:
+        """What was learned since this was asked last."""
+        return []
+
+    def identity(self) -> Identity:
+        """By which a later run knows that it may continue this one."""
+        return identify(self.command, self.checkpoint, self.plan, self.options())
+
+    def sidecars(self) -> Sidecars:
+        """What is copied along: everything but weights, and files that are written anew."""
+        ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *self.texts(), self.marker()[0])
+        return choose_sidecars(self.files.tree(), (*self.checkpoint.weight_files, *ours))
+
+    def check_sources(self) -> None:
+        """Raise StorageError when a weight file is not the one whose header was read."""
+        for file, stamp in self.checkpoint.stamps.items():
+            now = self.files.stamp(file)
+            if now != stamp:
+                raise StorageError(
+                    "changed while it was read",
+                    file=self.files.folder / file,
+                    found=now,
+                    expected=stamp,
+                    fix="let nothing write to the source, and start anew with --overwrite",
+                )

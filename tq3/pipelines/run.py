@@ -1,0 +1,48 @@
+"""Carries out a job, from what an earlier run left to the last name in the target."""
+
+from __future__ import annotations
+
+from tq3.codec.backend import get_backend
+from tq3.pipelines.events import Finished, Notice, Planned, Run, StrPath
+from tq3.pipelines.job import Job
+from tq3.pipelines.machine import check_workers
+from tq3.pipelines.resuming import changed_tensor
+from tq3.pipelines.shards import write_shards
+from tq3.pipelines.tally import Tally, make_report
+from tq3.storage.target import TargetFolder
+
+
+def run_job(
+    job: Job,
+    out: StrPath,
+    *,
+    workers: int | None,
+    backend: str | None,
+    overwrite: bool,
+    resume: bool,
+) -> Run:
+    """Carry out the job's plan in the folder `out`, or what an earlier run left of it to do."""
+    codec, workers = get_backend(backend), check_workers(workers)
+    with TargetFolder(
+        out, job.identity(), source=job.files.folder, overwrite=overwrite, resume=resume
+    ) as target:
+        job.adopt(target.journal.exact)
+        if changed := changed_tensor(job.files, job.plan, target):
+            target.start_anew([f"tensor {changed!r} has other values"])
+            job.adopt({})
+        tally = Tally(job.plan, target)
+        sidecars = job.sidecars()
+        yield Planned(job.plan, codec.name, workers)
+        if tally.bytes_before:
+            yield Notice(f"continuing an unfinished run, {tally.share_before:.0%} of it done")
+        target.check_room(job.plan.file_bytes + sum(map(job.files.size, sidecars.copied)))
+        for name in sidecars.copied:
+            target.copy(name, job.files.folder / name)
+        for progress in write_shards(job, target, tally, backend=codec, workers=workers):
+            yield from job.notices()
+            yield progress
+        target.publish(job.plan, texts=job.texts(), marker=job.marker(), writer=job.writer)
+        report = make_report(
+            job.plan, tally, sidecars, restored=not job.writer, backend=codec.name, workers=workers
+        )
+        yield Finished(report)

@@ -1,0 +1,96 @@
+"""What a run has done so far, and its figures when it has ended."""
+
+from __future__ import annotations
+
+import time
+from math import prod
+
+from tq3.pipelines.events import Progress, Report
+from tq3.pipelines.machine import peak_memory_bytes
+from tq3.plan.plan import Block, Plan
+from tq3.storage.journal import DoneBlock
+from tq3.storage.sidecars import Sidecars
+from tq3.storage.target import TargetFolder
+
+
+class Tally:
+    """Counts blocks, those of an earlier run included.
+
+    bytes_before: source bytes whose work an earlier run has done
+    """
+
+    def __init__(self, plan: Plan, target: TargetFolder) -> None:
+        self.bytes_total = plan.bytes_in
+        self._started = time.perf_counter()
+        self.recount(plan, target)
+        self.bytes_before = self.bytes_done
+        self._weights_before = self._weights_done
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def share_before(self) -> float:
+        """Of the work, what an earlier run has done: 0 to 1."""
+        return self.bytes_before / max(self.bytes_total, 1)
+
+    def recount(self, plan: Plan, target: TargetFolder) -> None:
+        """Count what the journal knows of, and nothing else."""
+        self.bytes_done = 0
+        self._weights_done = 0
+        self.errors: dict[str, float] = {}
+        for number, shard in enumerate(plan.shards):
+            done = target.done(plan, number)
+            for block in shard.blocks() if done else ():
+                if block.key in done:
+                    self.add(block, done[block.key])
+
+    def add(self, block: Block, done: DoneBlock) -> None:
+        """Count one block."""
+        self.bytes_done += block.bytes_in
+        self._weights_done += block.weights
+        if done.error:
+            squared_error, squared_norm = done.error
+            self.errors[done.task] = squared_error / squared_norm if squared_norm else 0.0
+
+    def progress(self, tensor: str) -> Progress:
+        """The state as an event."""
+        return Progress(
+            bytes_done=self.bytes_done,
+            bytes_before=self.bytes_before,
+            bytes_total=self.bytes_total,
+            weights_done=self._weights_done - self._weights_before,
+            seconds=self.seconds,
+            tensor=tensor,
+        )
+
+
+def make_report(
+    plan: Plan, tally: Tally, sidecars: Sidecars, *, restored: bool, backend: str, workers: int
+) -> Report:
+    """The figures of a plan that was carried out."""
+    coded = [task for task in plan.tasks if task.layout]
+    n_coded = sum(prod(task.layout.shape) for task in coded if task.layout)
+    n_kept = sum(task.sources[0].info.n_elements for task in plan.tasks if not task.layout)
+    worst = max(tally.errors, key=lambda name: tally.errors[name], default=None)
+    return Report(
+        restored=restored,
+        source_bytes=plan.bytes_in,
+        output_bytes=plan.bytes_out,
+        bits_per_weight=plan.bytes_out * 8 / max(n_coded + n_kept, 1),
+        compressed_bits_per_weight=sum(task.bytes_out for task in coded) * 8 / n_coded
+        if coded
+        else None,
+        n_compressed=len(coded),
+        n_kept=len(plan.tasks) - len(coded),
+        mean_error=sum(tally.errors.values()) / len(tally.errors) if tally.errors else None,
+        worst_error=tally.errors[worst] if worst else None,
+        worst_tensor=worst,
+        share_before=tally.share_before,
+        seconds=tally.seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        backend=backend,
+        workers=workers,
+        left_out=sidecars.left_out,
+    )

@@ -1,0 +1,81 @@
+"""What two runs must have in common for the second to continue the first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tq3.format.config import FORMAT_VERSION
+from tq3.plan.plan import BLOCK_BYTES, Plan, Task
+from tq3.plan.sources import Checkpoint
+
+_JOURNAL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A run, as far as its bytes depend on it; JSON values only.
+
+    sources: file -> its stamp, which changes when the file does
+    options: what was asked for; they explain a difference, since the plan says nearly all
+    """
+
+    command: str
+    sources: Mapping[str, str]
+    options: Mapping[str, Any]
+    plan: str
+    versions: str = f"format {FORMAT_VERSION}, journal {_JOURNAL_VERSION}"
+
+    def to_record(self) -> dict[str, Any]:
+        """The identity as JSON."""
+        return asdict(self)
+
+    def differences(self, record: Mapping[str, Any]) -> list[str]:
+        """What differs from an earlier run's record, in words; empty if it can be continued."""
+        told = [
+            f"{key} {record.get(key)} became {value}"
+            for key, value in (("command", self.command), ("versions", self.versions))
+            if record.get(key) != value
+        ]
+        told += _changes(record.get("sources") or {}, self.sources)
+        if self._is_stricter(record.get("options") or {}):
+            told.append("nonfinite keep became error")
+        if record.get("plan") != self.plan and not told:
+            told += _changes(record.get("options") or {}, self.options)
+        if record.get("plan") != self.plan and not told:
+            told.append("the tensors in the source, or what this version of tq3 makes of them")
+        return told
+
+    def _is_stricter(self, options: Mapping[str, Any]) -> bool:
+        """Whether the earlier run let pass what this one refuses; the plan can't tell."""
+        return (options.get("nonfinite"), self.options.get("nonfinite")) == ("keep", "error")
+
+
+def identify(
+    command: str, checkpoint: Checkpoint, plan: Plan, options: Mapping[str, Any]
+) -> Identity:
+    """The identity of a run that is about to carry out `plan`, before any value is known."""
+    return Identity(command, dict(checkpoint.stamps), dict(options), _plan_digest(plan))
+
+
+def _plan_digest(plan: Plan) -> str:
+    """SHA-256 over all that decides which bytes are read and written, and in which blocks."""
+    state = hashlib.sha256(f"{BLOCK_BYTES}\n".encode())
+    for shard in plan.shards:
+        state.update(shard.header)
+        for task in shard.tasks:
+            state.update(_task_text(task).encode())
+    return state.hexdigest()
+
+
+def _task_text(task: Task) -> str:
+    sources = [(source.file, source.offset, source.info) for source in task.sources]
+    return f"{task.name!r} {task.action} {task.units} {task.layout} {sources}\n"
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for key in dict.fromkeys((*old, *new)):
+        if old.get(key) != new.get(key):
+            yield f"{key} {old.get(key, 'not there')} became {new.get(key, 'not there')}"

@@ -1,0 +1,130 @@
+"""The journal of a run: what is safely on the disk, so that a later run can go on from there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tq3.format.manifest import Piece
+from tq3.storage.failures import writing
+from tq3.storage.records import read_records, record_line
+
+# A task's name and the first of the units that were done in one go.
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DoneBlock:
+    """A block whose bytes were written.
+
+    pieces: where, and their checksums
+    seen: checksum of the first source bytes, in a tensor's first block
+    error: squared error and squared norm of a sample, in a compressed tensor's first block
+    """
+
+    task: str
+    first: int
+    pieces: tuple[Piece, ...]
+    seen: str | None = None
+    error: tuple[float, float] | None = None
+
+
+class Journal:
+    """An append-only file of records, read when it is opened. A context manager.
+
+    A record is appended only when what it tells is on the disk, and is then flushed itself: after a
+    power loss it tells less than was done, never more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity: Any = None
+        self.exact: dict[str, str] = {}
+        self.overwrite: bool | None = None
+        self.is_refused = False
+        self._blocks: dict[int, dict[Key, DoneBlock]] = {}
+        self._lock = Lock()
+        with writing(path):
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            # A Python file: a late flush meets a closed file, not another one of the same number.
+            self._file = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
+            records, length = read_records(self._file.read())
+            self._file.truncate(length)
+        for record in records:
+            self._apply(record)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether all blocks are done, and files may have their names already."""
+        return self.overwrite is not None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything that a later run need not do again."""
+        return self.is_publishing or any(self._blocks.values())
+
+    def blocks(self, shard: int) -> Mapping[Key, DoneBlock]:
+        """What is done of a shard."""
+        return self._blocks.get(shard, {})
+
+    def begin(self, identity: Any) -> None:
+        """Forget everything and start the journal of the run with this identity (JSON)."""
+        with writing(self.path):
+            self._file.truncate(0)
+        self.exact, self.overwrite, self.is_refused, self._blocks = {}, None, False, {}
+        self._append([{"run": identity}])
+
+    def add_blocks(self, shard: int, blocks: Iterable[DoneBlock]) -> None:
+        """These blocks of a shard are on the disk."""
+        self._append(
+            {"shard": shard, "block": [b.task, b.first, b.pieces, b.seen, b.error]} for b in blocks
+        )
+
+    def restart(self, shard: int, exact: Mapping[str, str]) -> None:
+        """The shard is written anew, in the plan that keeps these tensors exact (name -> why)."""
+        self._append([{"restart": shard, "exact": dict(exact)}])
+
+    def publishing(self, *, overwrite: bool) -> None:
+        """From now on files take their names; `overwrite`: an older checkpoint may be replaced."""
+        self._append([{"publishing": overwrite}])
+
+    def refuse(self) -> None:
+        """The input was found to be bad: another run need not ask before it starts anew."""
+        self._append([{"refused": True}])
+
+    def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        with self._lock:
+            listed = list(records)
+            with writing(self.path):
+                lines = b"".join(map(record_line, listed))
+                while lines:
+                    lines = lines[self._file.write(lines) :]
+                os.fsync(self._file.fileno())
+            for record in listed:
+                self._apply(record)
+
+    def _apply(self, record: Mapping[str, Any]) -> None:
+        if "run" in record:
+            self.identity = record["run"]
+        elif "block" in record:
+            task, first, pieces, seen, error = record["block"]
+            sample = None if error is None else (error[0], error[1])
+            done = DoneBlock(task, first, tuple(Piece(*piece) for piece in pieces), seen, sample)
+            self._blocks.setdefault(record["shard"], {})[task, first] = done
+        elif "restart" in record:
+            self._blocks.pop(record["restart"], None)
+            self.exact |= record["exact"]
+        elif "refused" in record:
+            self.is_refused = True
+        elif "publishing" in record:
+            self.overwrite = record["publishing"]

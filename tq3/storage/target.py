@@ -1,0 +1,296 @@
+"""The target folder: drafts until the last moment, then every file takes its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+
+from tq3.errors import BadInput, StorageError, UsageError
+from tq3.format import config as tq_config
+from tq3.format import manifest
+from tq3.format.manifest import Digest, Manifest, Piece, digest
+from tq3.plan.identity import Identity
+from tq3.plan.plan import Plan
+from tq3.plan.sources import INDEX
+from tq3.storage.drafts import WORK_FOLDER, DraftFolder
+from tq3.storage.failures import reading, writing
+from tq3.storage.journal import DoneBlock, Journal, Key
+from tq3.storage.shard_file import ShardFile, flush_folder, is_draft
+from tq3.storage.sidecars import is_weight_file
+
+_COPIED_AT_ONCE = 2**20
+_TOLD = 3  # differences in one sentence
+
+
+class TargetFolder:
+    """A complete checkpoint, or drafts and a journal with which a later run goes on.
+
+    identity: a run that left the same one in its journal is continued
+    overwrite: a folder that is not empty may be the target, and an unfinished run of another
+    identity is given up. Until `publish` nothing in the folder changes; then the older checkpoint
+    loses its marker, tq_config.json, and all weights at the top of the folder in any format. Files
+    of the same names are replaced, any other file stays.
+    resume: False gives up an unfinished run of any identity
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        identity: Identity,
+        *,
+        source: Path,
+        overwrite: bool,
+        resume: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self._identity = identity
+        self._overwrite = overwrite
+        self._made: list[Path] = []  # folders, outer ones first
+        self._named: list[Path] = []
+        self._written: dict[str, Piece] = {}  # side files and texts, by name
+        self._check_apart(source)
+        self._check_free(ours=os.path.lexists(self.folder / WORK_FOLDER))
+        with ExitStack() as undo:
+            undo.callback(self._remove_made)
+            with writing(self.folder):
+                self._make(self.folder)
+                self._drafts = undo.enter_context(DraftFolder(self.folder))
+            undo.callback(self._remove_useless)
+            self.journal = undo.enter_context(Journal(self._drafts.journal))
+            self._begin(resume)
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> TargetFolder:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        with self._undo:
+            if isinstance(error, BadInput) and self.journal.has_work:
+                self.journal.refuse()
+
+    def start_anew(self, differences: Sequence[str]) -> None:
+        """Give up what is left of an earlier run.
+
+        Raises UsageError if that could be continued but for these differences, and may not go.
+        """
+        can_go_on = self.journal.has_work and not self.journal.is_refused
+        if differences and can_go_on and not self._overwrite:
+            raise UsageError(
+                "an unfinished run is in the target, and something changed since",
+                file=self.folder,
+                found="; ".join(differences[:_TOLD]),
+                fix="undo that and continue, or --overwrite to start anew",
+            )
+        with writing(self.folder):
+            self._drafts.clear()
+        self.journal.begin(self._identity.to_record())
+        self._flush_made()
+
+    def check_room(self, n_bytes: int) -> None:
+        """Raise StorageError when the disk can't hold `n_bytes`, drafts that are there included."""
+        if self.journal.is_publishing:
+            return
+        with writing(self.folder):
+            free = shutil.disk_usage(self.folder).free + self._drafts.n_bytes
+        if free < n_bytes:
+            raise StorageError(
+                "not enough free space",
+                file=self.folder,
+                found=f"{free:,} bytes",
+                expected=f"{n_bytes:,}",
+                fix="free some space or choose a target on another disk",
+            )
+
+    def copy(self, name: str, source: Path) -> None:
+        """Copy a file to the draft of `name`, safely on the disk.
+
+        Raises StorageError, and UsageError where the target has a link in place of a folder.
+        """
+        for above in PurePosixPath(name).parents[:-1]:
+            if os.path.islink(self.folder / above):
+                raise UsageError(
+                    "a link to a folder in the target, and nothing is written through links",
+                    file=self.folder / above,
+                    fix="remove that link, or give another target",
+                )
+        self._write_draft(name, _parts(source))
+
+    def done(self, plan: Plan, number: int) -> Mapping[Key, DoneBlock]:
+        """What need not be done of a shard, because its file has it."""
+        if self.journal.blocks(number) and self._finished_draft(plan, number) is None:
+            self.journal.restart(number, {})
+        return self.journal.blocks(number)
+
+    @contextmanager
+    def shard(self, plan: Plan, number: int) -> Iterator[ShardFile]:
+        """The draft of a shard, safely on the disk when the block ends well.
+
+        Its name says which shard it is, not of how many: the values may still change that.
+        """
+        path = self._finished_draft(plan, number) or self._shard_draft(number)
+        record = partial(self.journal.add_blocks, number)
+        file = ShardFile(path, plan.shards[number], record)
+        complete = False
+        try:
+            yield file
+            complete = True
+        finally:
+            file.close(complete=complete)
+
+    def publish(
+        self, plan: Plan, *, texts: Mapping[str, str], marker: tuple[str, str], writer: str | None
+    ) -> None:
+        """Give every file its name: shards, copies, index, texts, and last the marker.
+
+        The marker (name and text) makes a folder a checkpoint. Everything is on the disk before an
+        old one is removed, and everything has its name before the new one is there.
+        writer: named in the manifest, which there is with a writer only
+        """
+        if plan.index is not None:
+            texts = {INDEX: json.dumps(plan.index, indent=2, ensure_ascii=False) + "\n"} | {**texts}
+        for name, text in (*texts.items(), marker):
+            self._write_draft(name, [text.encode()])
+        if writer:
+            text = self._manifest(plan, writer).to_json()
+            self._write_draft(manifest.FILE_NAME, [text.encode()])
+        self.journal.publishing(overwrite=self._may_overwrite)
+        self._remove_older(plan, marker[0])
+        for number, name in enumerate(plan.shard_names):
+            if os.path.lexists(self._shard_draft(number)):  # else it has its name already
+                self._take_name(self._shard_draft(number), name)
+        for name in [name for name in self._written if name != marker[0]]:
+            self._take_name(self._drafts.draft(name), name)
+        self._flush_folders()
+        self._take_name(self._drafts.draft(marker[0]), marker[0])
+        self._flush_folders()
+        self._drafts.remove()
+
+    @property
+    def _may_overwrite(self) -> bool:
+        """Asked for now, or by the run that began to publish."""
+        return self._overwrite or bool(self.journal.overwrite)
+
+    def _begin(self, resume: bool) -> None:
+        """Continue what the journal tells of, or start anew."""
+        left = self.journal.identity
+        differences = self._identity.differences(left) if left and resume else []
+        continued = left and resume and not differences
+        # Again: a run may have published before we had the lock.
+        self._check_free(ours=continued and self.journal.is_publishing)
+        if not continued:
+            self.start_anew(differences)
+
+    def _check_apart(self, source: Path) -> None:
+        here, there = (Path(os.path.realpath(path)) for path in (self.folder, source))
+        if here.is_relative_to(there) or there.is_relative_to(here):
+            raise UsageError(
+                "source and target lie inside each other",
+                file=self.folder,
+                fix="give a target beside the source",
+            )
+
+    def _check_free(self, *, ours: bool) -> None:
+        """Raise UsageError if files that are not ours would be replaced unasked."""
+        if not os.path.exists(self.folder):
+            return
+        if not os.path.isdir(self.folder):
+            raise UsageError("the target is a file", file=self.folder, fix="give another path")
+        with writing(self.folder):
+            names = set(os.listdir(self.folder))
+        if names - {WORK_FOLDER} and not (self._overwrite or ours):
+            raise UsageError(
+                "the target folder is not empty",
+                file=self.folder,
+                fix="give another path, or --overwrite to replace what is there",
+            )
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder and those above it, and remember which were made."""
+        missing = takewhile(lambda path: not os.path.exists(path), (folder, *folder.parents))
+        for path in reversed([*missing]):
+            with suppress(FileExistsError):  # another run may make the same
+                path.mkdir()
+                self._made.append(path)
+
+    def _remove_useless(self) -> None:
+        """Leave nothing where there is nothing to continue."""
+        if not self.journal.has_work:
+            self._drafts.remove()
+
+    def _remove_made(self) -> None:
+        for folder in reversed(self._made):
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+    def _finished_draft(self, plan: Plan, number: int) -> Path | None:
+        """The file of a shard whose bytes are all reserved, perhaps with its name already."""
+        draft, named = self._shard_draft(number), self.folder / plan.shard_names[number]
+        path = named if self.journal.is_publishing and not os.path.lexists(draft) else draft
+        with writing(path):
+            return path if is_draft(path, plan.shards[number]) else None
+
+    def _shard_draft(self, number: int) -> Path:
+        return self._drafts.draft(f"model-{number + 1:05d}.safetensors")
+
+    def _write_draft(self, name: str, parts: Iterable[bytes]) -> None:
+        state = Digest()
+        with writing(self.folder / name), self._drafts.new_draft(name).open("xb") as file:
+            for part in parts:
+                file.write(part)
+                state.update(part)
+            file.flush()
+            os.fsync(file.fileno())
+        self._written[name] = state.piece()
+
+    def _manifest(self, plan: Plan, writer: str) -> Manifest:
+        files: dict[str, tuple[Piece, ...]] = {
+            name: (piece,) for name, piece in self._written.items()
+        }
+        for number, (name, shard) in enumerate(zip(plan.shard_names, plan.shards, strict=True)):
+            header = Piece(0, len(shard.header), digest(shard.header))
+            done = self.journal.blocks(number).values()
+            files[name] = (header, *(piece for block in done for piece in block.pieces))
+        return Manifest(writer, files)
+
+    def _remove_older(self, plan: Plan, marker: str) -> None:
+        """Remove the older checkpoint's markers, then weights that a host might load with ours."""
+        with writing(self.folder):
+            for name in (marker, tq_config.FILE_NAME, manifest.FILE_NAME):
+                (self.folder / name).unlink(missing_ok=True)
+            flush_folder(self.folder)
+            for path in list(self.folder.iterdir()) if self._may_overwrite else []:
+                stale = is_weight_file(path.name) and path.name not in plan.weight_files
+                if stale and (path.is_symlink() or not path.is_dir()):
+                    path.unlink()
+
+    def _take_name(self, draft: Path, name: str) -> None:
+        path = self.folder / name
+        with writing(path):
+            self._make(path.parent)
+            self._named.append(path)
+            draft.replace(path)
+
+    def _flush_folders(self) -> None:
+        """Those in which files or folders took their names."""
+        changed = {path.parent for path in (*self._named, *self._made)}
+        for folder in sorted(changed - set(self.folder.parents)):
+            with writing(folder):
+                flush_folder(folder)
+
+    def _flush_made(self) -> None:
+        """The way to the journal."""
+        for folder in (*(made.parent for made in self._made), self.folder, self._drafts.path):
+            with writing(folder):
+                flush_folder(folder)
+
+
+def _parts(source: Path) -> Iterator[bytes]:
+    with reading(source), source.open("rb") as file:
+        while part := file.read(_COPIED_AT_ONCE):
+            yield part
