@@ -119,3 +119,4 @@ def test_an_unfinished_run_says_how_to_go_on(tq3, tmp_path):
     result = tq3("verify", tmp_path / "out")
     assert result.exit_code == 5
     assert "an unfinished run; the same tq3 compress command continues it" in result.stderr
+    assert "goes on from there" not in result.stderr  # what compress says of a run of its own

@@ -175,4 +175,4 @@ def verify(
     """Check PATH: headers, norms, checksums; with --source its weights."""
     with Screen(json=json, quiet=quiet) as screen:
         events = tq3.verify_checkpoint(path, source=source, workers=workers, backend=backend)
-        screen.follow(events, path)
+        screen.follow(events)

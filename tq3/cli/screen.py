@@ -66,12 +66,12 @@ class Screen:
             self._end("tq3: interrupted", INTERRUPTED)
         self._stop_bar()
 
-    def follow(self, run: events.Run, out: Path) -> None:
-        """Show a pipeline's events to the last, its figures at the end."""
-        self._work_folder = out / WORK_FOLDER
+    def follow(self, run: events.Run, out: Path | None = None) -> None:
+        """Show a pipeline's events to the last, its figures at the end; `out`: what it writes."""
+        self._work_folder = out / WORK_FOLDER if out else None
         with closing(run):
             for event in run:
-                if isinstance(event, events.Finished):
+                if isinstance(event, events.Finished) and out:
                     self._finished(event.report, out)
                 elif isinstance(event, events.Verified):
                     self._verified(event.verification)
