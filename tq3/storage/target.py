@@ -87,9 +87,10 @@ class TargetFolder:
                 found="; ".join(differences[:_TOLD]),
                 fix="undo that and continue, or --overwrite to start anew",
             )
+        # In this order: a journal never tells of drafts that are gone.
+        self.journal.begin(self._identity.to_record())
         with writing(self.folder):
             self._drafts.clear()
-        self.journal.begin(self._identity.to_record())
         self._flush_made()
 
     def check_room(self, n_bytes: int) -> None:
