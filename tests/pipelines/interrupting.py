@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 
 import pytest
-from factories import Tensor, random_tensor, spoiled, visible
+from factories import visible
 
 from tq3.pipelines.events import Event, Run
 from tq3.pipelines.work import Done, Worker
@@ -20,28 +20,6 @@ from tq3.storage.shard_file import ShardFile
 
 SHARD_BYTES = 8000
 BLOCK_BYTES = 3000
-
-
-def mixed_tensors() -> dict[str, Tensor]:
-    """Compressed, padded, 3-D, cast and copied tensors: about fifty blocks in several shards."""
-    tensors: dict[str, Tensor] = {}
-    for i in range(4):
-        tensors |= {
-            f"layers.{i}.norm.weight": random_tensor(700, seed=5 * i),
-            f"layers.{i}.up.weight": random_tensor(40, 128, seed=5 * i + 1),
-            f"layers.{i}.padded.weight": random_tensor(9, 300, dtype="F32", seed=5 * i + 2),
-            f"layers.{i}.mlp.experts.gate_up_proj": random_tensor(3, 8, 128, seed=5 * i + 3),
-            f"layers.{i}.scale": random_tensor(900, dtype="F16", seed=5 * i + 4),
-        }
-    return tensors
-
-
-def too_large(tensors: dict[str, Tensor], *layers: int) -> dict[str, Tensor]:
-    """The same with a value in these layers that doesn't fit float16."""
-    for i in layers:
-        name = f"layers.{i}.norm.weight"
-        tensors[name] = spoiled(tensors[name], (500,), 1e30)
-    return tensors
 
 
 def end_after(run: Run, n_events: int) -> list[Event]:

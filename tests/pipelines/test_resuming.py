@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from factories import Tensor, contents, random_tensor, spoiled, tiny_checkpoint, visible
+from factories import (
+    Tensor,
+    contents,
+    mixed_tensors,
+    random_tensor,
+    spoiled,
+    tiny_checkpoint,
+    too_large,
+    visible,
+)
 from interrupting import (
     BLOCK_BYTES,
     SHARD_BYTES,
     Stopped,
     counted_blocks,
     end_after,
-    mixed_tensors,
-    too_large,
     unfinished,
 )
 

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from factories import contents, file_bytes, random_tensor, tiny_checkpoint
+from factories import contents, file_bytes, mixed_tensors, random_tensor, tiny_checkpoint, too_large
 from interrupting import (
     BLOCK_BYTES,
     SHARD_BYTES,
     copy_of,
     counted_blocks,
     end_after,
-    mixed_tensors,
-    too_large,
 )
 
 import tq3

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from tq3.errors import UsageError
@@ -43,6 +44,8 @@ class DraftFolder:
         """Remove the folder, as far as possible: what stays is no checkpoint."""
         # While it is held: later it could be the next run's.
         if _is_at(self._descriptor, self.path):
+            with suppress(OSError):
+                self.clear()  # the journal goes last: with it the same command clears the rest
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property

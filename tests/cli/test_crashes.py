@@ -1,0 +1,62 @@
+"""Killed at any moment, a run is continued by the same command and writes the right bytes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from crash_child import STEPS
+from crashes import Case, crash
+from factories import contents, mixed_tensors, tiny_checkpoint, too_large
+
+import tq3
+
+SHARDS = ("--max-shard-size", "8000")
+
+
+def one_shard(path: Path) -> Path:
+    """Every kind of tensor, and files beside them."""
+    tiny_checkpoint(path, mixed_tensors())
+    for name in ("tokenizer.json", "notes"):
+        (path / name).write_text("{}")
+    return path
+
+
+def with_findings(path: Path) -> Path:
+    """Values that don't fit float16 in two of four shards."""
+    return tiny_checkpoint(path, too_large(mixed_tensors(), 0, 2), shards=3)
+
+
+def compressed(path: Path) -> Path:
+    """What is restored."""
+    one_shard(path.with_name("first"))
+    tq3.compress(path.with_name("first"), path)
+    return path
+
+
+def older(out: Path) -> None:
+    """A checkpoint of the same names, sizes and headers, and of other values."""
+    tq3.compress(out.with_name("in"), out, max_shard_size=8000)
+    for name, data in contents(out).items():
+        if name.endswith(".safetensors"):
+            (out / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+CASES = [
+    Case("one shard", one_shard),
+    Case("many shards", one_shard, SHARDS),
+    Case("findings", with_findings, (*SHARDS, "--workers", "1")),
+    Case("overwritten", one_shard, SHARDS, older=older),
+    Case("restored", compressed, ("--max-shard-size", "60000"), command="restore"),
+]
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_right_bytes(tmp_path):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    figures = crash(CASES, tmp_path, kills=24, seed=seed)
+    print(figures)
+    assert figures.kills >= 24
+    assert figures.completed >= len(CASES)
+    # Each is as likely as another: by chance some may be missed.
+    assert len(STEPS.keys() & figures.phases.keys()) >= 5
