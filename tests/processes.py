@@ -22,7 +22,11 @@ main()
 def start(*arguments: object, code: str = _IN_THE_FOREGROUND) -> subprocess.Popen:
     """`tq3` with these arguments, in the midst of other `code` where that is given."""
     command = (sys.executable, "-c", code, *map(str, arguments))
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Not here: Python looks for modules in its working folder first.
+    there = Path(__file__).parent
+    return subprocess.Popen(
+        command, cwd=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_until(moment: Callable[[], object], run: subprocess.Popen) -> None:
