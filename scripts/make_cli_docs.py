@@ -33,9 +33,7 @@ def exit_codes() -> str:
     """The table of exit codes, from the error classes."""
     rows = [(0, "Done.")]
     rows += [(kind.exit_code, kind.__doc__) for kind in errors.Tq3Error.__subclasses__()]
-    rows += [
-        (INTERRUPTED, "Interrupted by Ctrl-C, SIGTERM or a closed terminal; nothing was written.")
-    ]
+    rows += [(INTERRUPTED, "Ctrl-C, SIGTERM or a closed terminal; the same command then goes on.")]
     lines = "\n".join(f"| {code} | {meaning} |" for code, meaning in rows)
     note = "Data goes to stdout, words and progress to stderr. Codes and option names are stable."
     return f"## Exit codes\n\n| code | meaning |\n| --- | --- |\n{lines}\n\n{note}\n"

@@ -62,7 +62,7 @@ class BadInput(Tq3Error):
 
 
 class StorageError(Tq3Error):
-    """No room, or a read or write that failed."""
+    """No room, no memory, or a failed read or write; the same command then goes on."""
 
     exit_code = 4
 
