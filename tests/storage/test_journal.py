@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -250,3 +252,43 @@ def test_an_identity_is_json(out):
     with target(out) as folder:
         assert folder.journal.identity == IDENTITY.to_record()
         assert IDENTITY.differences(folder.journal.identity) == []
+
+
+def test_a_named_file_of_the_older_checkpoint_is_not_taken_for_ours(out, tmp_path):
+    """Its header is the same, its bytes are not; our draft was removed while publishing."""
+    publish(out, plan_of(2))
+    older = out / plan_of(2).shard_names[0]
+    older.write_bytes(older.read_bytes()[:-1] + b"?")
+    link = tmp_path / "older"
+    link.hardlink_to(older)
+    with target(out, overwrite=True) as folder:
+        write_drafts(folder, plan_of(2))
+        folder.journal.publishing(overwrite=True)
+    (out / ".tq3.part" / "model-00001.safetensors.part").unlink()
+    with target(out) as folder:
+        assert not folder.done(plan_of(2), 0)
+        assert folder.done(plan_of(2), 1)
+        write_drafts(folder, plan_of(2))
+        folder.publish(plan_of(2), texts={}, marker=MARKER, writer=None)
+    publish(tmp_path / "whole", plan_of(2))
+    assert contents(out) == contents(tmp_path / "whole")
+    assert link.read_bytes().endswith(b"?")
+
+
+def test_a_failed_flush_ends_the_run_at_the_next_write(out, monkeypatch):
+    failed = threading.Event()
+
+    def failing(_: int) -> None:
+        failed.set()
+        raise OSError(5, "Input/output error")
+
+    with (
+        target(out) as folder,
+        pytest.raises(StorageError, match="Input/output error"),
+        folder.shard(plan_of(1), 0) as file,
+    ):
+        monkeypatch.setattr(os, "fsync", failing)
+        failed.wait(timeout=5)
+        file._flusher.join(timeout=5)
+        file.write(file.offsets["t0"], memoryview(bytes(8)))
+        pytest.fail("written although an earlier flush failed")

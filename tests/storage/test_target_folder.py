@@ -170,7 +170,7 @@ def test_a_target_that_cannot_be_read_is_a_storage_error(out, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     out.mkdir()
-    monkeypatch.setattr(target_module.os, "listdir", denied)
+    monkeypatch.setattr("os.listdir", denied)
     with pytest.raises(StorageError, match="Permission denied"):
         target(out)
 

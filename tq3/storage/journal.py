@@ -13,6 +13,7 @@ from tq3.format.manifest import Piece
 from tq3.storage.failures import writing
 from tq3.storage.records import read_records, record_line
 
+_PATIENCE_SECONDS = 0.5
 # A task's name and the first of the units that were done in one go.
 Key = tuple[str, int]
 
@@ -48,9 +49,9 @@ class Journal:
         self.is_refused = False
         self._blocks: dict[int, dict[Key, DoneBlock]] = {}
         self._lock = Lock()
+        self._is_closed = False
         with writing(path):
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            # A Python file: a late flush meets a closed file, not another one of the same number.
             self._file = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
             records, length = read_records(self._file.read())
             self._file.truncate(length)
@@ -61,7 +62,11 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._is_closed = True
+        # A late flush may be writing its last records. It may do so: they are true.
+        if self._lock.acquire(timeout=_PATIENCE_SECONDS):
+            self._file.close()
+            self._lock.release()
 
     @property
     def is_publishing(self) -> bool:
@@ -104,6 +109,8 @@ class Journal:
 
     def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
         with self._lock:
+            if self._is_closed:
+                raise ValueError("the journal is closed")
             listed = list(records)
             with writing(self.path):
                 lines = b"".join(map(record_line, listed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Event, Lock, Thread
 
@@ -45,8 +45,10 @@ class ShardFile:
             raise
 
     def write(self, offset: int, data: memoryview) -> Piece:
-        """Write all of `data` at `offset`. Raises StorageError."""
+        """Write all of `data` at `offset`. Raises StorageError, for an earlier flush too."""
         with writing(self.path):
+            if self._error:
+                raise self._error
             _write_all(self._descriptor, offset, data)
         return Piece(offset, len(data), digest(data))
 
@@ -107,6 +109,16 @@ def is_draft(path: Path, shard: Shard) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(shard.header)) == shard.header
+
+
+def holds(path: Path, pieces: Iterable[Piece]) -> bool:
+    """Whether a file has these bytes, by their checksums."""
+    with path.open("rb") as file:
+        for piece in pieces:
+            file.seek(piece.offset)
+            if digest(file.read(piece.length)) != piece.digest:
+                return False
+    return True
 
 
 def _reopen(path: Path) -> int:

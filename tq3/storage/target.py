@@ -21,8 +21,9 @@ from tq3.plan.sources import INDEX
 from tq3.storage.drafts import WORK_FOLDER, DraftFolder
 from tq3.storage.failures import reading, writing
 from tq3.storage.journal import DoneBlock, Journal, Key
-from tq3.storage.shard_file import ShardFile, flush_folder, is_draft
+from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
 from tq3.storage.sidecars import is_weight_file
+from tq3.storage.target_checks import check_apart, check_free
 
 _COPIED_AT_ONCE = 2**20
 _TOLD = 3  # differences in one sentence
@@ -54,8 +55,8 @@ class TargetFolder:
         self._made: list[Path] = []  # folders, outer ones first
         self._named: list[Path] = []
         self._written: dict[str, Piece] = {}  # side files and texts, by name
-        self._check_apart(source)
-        self._check_free(ours=os.path.lexists(self.folder / WORK_FOLDER))
+        check_apart(self.folder, source)
+        check_free(self.folder, allowed=overwrite or os.path.lexists(self.folder / WORK_FOLDER))
         with ExitStack() as undo:
             undo.callback(self._remove_made)
             with writing(self.folder):
@@ -124,7 +125,10 @@ class TargetFolder:
 
     def done(self, plan: Plan, number: int) -> Mapping[Key, DoneBlock]:
         """What need not be done of a shard, because its file has it."""
-        if self.journal.blocks(number) and self._finished_draft(plan, number) is None:
+        blocks = self.journal.blocks(number)
+        path = self._finished_draft(plan, number)
+        # A file of the older checkpoint may look the same from its header.
+        if blocks and (path is None or (path.parent == self.folder and not _is_ours(path, blocks))):
             self.journal.restart(number, {})
         return self.journal.blocks(number)
 
@@ -183,33 +187,10 @@ class TargetFolder:
         differences = self._identity.differences(left) if left and resume else []
         continued = left and resume and not differences
         # Again: a run may have published before we had the lock.
-        self._check_free(ours=continued and self.journal.is_publishing)
+        ours = continued and self.journal.is_publishing
+        check_free(self.folder, allowed=self._overwrite or ours)
         if not continued:
             self.start_anew(differences)
-
-    def _check_apart(self, source: Path) -> None:
-        here, there = (Path(os.path.realpath(path)) for path in (self.folder, source))
-        if here.is_relative_to(there) or there.is_relative_to(here):
-            raise UsageError(
-                "source and target lie inside each other",
-                file=self.folder,
-                fix="give a target beside the source",
-            )
-
-    def _check_free(self, *, ours: bool) -> None:
-        """Raise UsageError if files that are not ours would be replaced unasked."""
-        if not os.path.exists(self.folder):
-            return
-        if not os.path.isdir(self.folder):
-            raise UsageError("the target is a file", file=self.folder, fix="give another path")
-        with writing(self.folder):
-            names = set(os.listdir(self.folder))
-        if names - {WORK_FOLDER} and not (self._overwrite or ours):
-            raise UsageError(
-                "the target folder is not empty",
-                file=self.folder,
-                fix="give another path, or --overwrite to replace what is there",
-            )
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it, and remember which were made."""
@@ -231,8 +212,10 @@ class TargetFolder:
 
     def _finished_draft(self, plan: Plan, number: int) -> Path | None:
         """The file of a shard whose bytes are all reserved, perhaps with its name already."""
-        draft, named = self._shard_draft(number), self.folder / plan.shard_names[number]
-        path = named if self.journal.is_publishing and not os.path.lexists(draft) else draft
+        path = self._shard_draft(number)
+        named = self.journal.is_publishing and self.journal.blocks(number)
+        if named and not os.path.lexists(path):
+            path = self.folder / plan.shard_names[number]
         with writing(path):
             return path if is_draft(path, plan.shards[number]) else None
 
@@ -289,6 +272,11 @@ class TargetFolder:
         for folder in (*(made.parent for made in self._made), self.folder, self._drafts.path):
             with writing(folder):
                 flush_folder(folder)
+
+
+def _is_ours(path: Path, blocks: Mapping[Key, DoneBlock]) -> bool:
+    with reading(path):
+        return holds(path, (piece for block in blocks.values() for piece in block.pieces))
 
 
 def _parts(source: Path) -> Iterator[bytes]:

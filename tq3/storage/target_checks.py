@@ -1,0 +1,37 @@
+"""What may be a target at all: no file, not the source, and nothing in it that is replaced unasked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tq3.errors import UsageError
+from tq3.storage.drafts import WORK_FOLDER
+from tq3.storage.failures import writing
+
+
+def check_apart(folder: Path, source: Path) -> None:
+    """Raise UsageError if one lies inside the other."""
+    here, there = (Path(os.path.realpath(path)) for path in (folder, source))
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise UsageError(
+            "source and target lie inside each other",
+            file=folder,
+            fix="give a target beside the source",
+        )
+
+
+def check_free(folder: Path, *, allowed: bool) -> None:
+    """Raise UsageError if it is a file, or holds files that it is not `allowed` to replace."""
+    if not os.path.exists(folder):
+        return
+    if not os.path.isdir(folder):
+        raise UsageError("the target is a file", file=folder, fix="give another path")
+    with writing(folder):
+        names = set(os.listdir(folder))
+    if names - {WORK_FOLDER} and not allowed:
+        raise UsageError(
+            "the target folder is not empty",
+            file=folder,
+            fix="give another path, or --overwrite to replace what is there",
+        )
