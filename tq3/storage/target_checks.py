@@ -1,4 +1,4 @@
-"""What may be a target at all: no file, not the source, and nothing in it that is replaced unasked."""
+"""What may be a target at all: no file, not the source, no folder with files in it unasked."""
 
 from __future__ import annotations
 
