@@ -54,7 +54,9 @@ CONFIG = {
     "tq-config/not-json": folder(TQ_CONFIG, "not JSON", tq=b"{"),
     "tq-config/list": folder(TQ_CONFIG, "not a JSON object", tq=b"[]"),
     "tq-config/bad-utf-8": folder(TQ_CONFIG, "not UTF-8", tq=b'{"\xff": 1}'),
-    "tq-config/nested-3000-levels": folder(TQ_CONFIG, "nested", tq=b'{"a": ' + b"[" * 3000),
+    "tq-config/nested-3000-levels": folder(
+        TQ_CONFIG, "nested", tq=b'{"a": ' + b"[" * 3000 + b"]" * 3000 + b"}"
+    ),
     "tq-config/key-twice": folder(TQ_CONFIG, "'bits' twice", tq=b'{"bits": 3, "bits": 4}'),
     "tq-config/another-format": folder(TQ_CONFIG, "unknown format", tq={"format": "tq4"}),
     "tq-config/newer-format": folder(TQ_CONFIG, "newer tq3", ours={"format_version": 2}),

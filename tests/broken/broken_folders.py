@@ -46,7 +46,9 @@ INDEXES = {
     "index/list": text(b"[]", "not a JSON object"),
     "index/bad-utf-8": text(b'{"weight_map": {"\xff": "1.safetensors"}}', "not UTF-8"),
     "index/byte-order-mark": text(b'\xef\xbb\xbf{"weight_map": {}}', "not JSON"),
-    "index/nested-3000-levels": text(b'{"weight_map": ' + b"[" * 3000, "nested"),
+    "index/nested-3000-levels": text(
+        b'{"weight_map": ' + b"[" * 3000 + b"]" * 3000 + b"}", "nested"
+    ),
     "index/tensor-twice": text(
         b'{"weight_map": {"a": "1.safetensors", "a": "2.safetensors"}}', "'a' twice"
     ),
@@ -94,7 +96,7 @@ CONFIGS = {
     "config/text": config(b'"text"', "not a JSON object"),
     "config/bad-utf-8": config(b'{"\xff": 1}', "not UTF-8"),
     "config/byte-order-mark": config(b"\xef\xbb\xbf{}", "not JSON"),
-    "config/nested-3000-levels": config(b'{"a": ' + b"[" * 3000, "nested"),
+    "config/nested-3000-levels": config(b'{"a": ' + b"[" * 3000 + b"]" * 3000 + b"}", "nested"),
     "config/nested-200-levels": config(b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "nested"),
     "config/number-of-5000-digits": config(b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
     "config/trailing-comma": config(b'{"a": 1,}', "not JSON"),

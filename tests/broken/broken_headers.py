@@ -74,7 +74,9 @@ JSON = {
     "json/bad-utf-8": case(file_bytes(b'{"\xff": 1}'), "not UTF-8"),
     "json/half-a-surrogate-pair": case(file_bytes(b'{"\\ud800": 1}'), "half a surrogate"),
     "json/line-break-in-a-name": case(file_bytes(b'{"a\nb": 1}'), "not JSON"),
-    "json/nested-3000-levels": case(file_bytes(b'{"a":' + b"[" * 3000), "nested"),
+    "json/nested-3000-levels": case(
+        file_bytes(b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}"), "nested"
+    ),
     "json/nested-200-levels": case(file_bytes(b'{"a":' + b"[" * 200 + b"]" * 200 + b"}"), "nested"),
     "json/number-of-5000-digits": case(file_bytes(b'{"a": ' + b"9" * 5000 + b"}"), "not JSON"),
     "json/list": case(file_bytes([1]), "not a JSON object"),
