@@ -17,7 +17,7 @@ TEXT = """{
   "algorithm": "xxh3_64",
   "writer": "tq3 0.1.0",
   "files": {
-    "a/é.json": {"size": 0, "pieces": []},
+    "a/\\u00e9.json": {"size": 0, "pieces": []},
     "model.safetensors": {"size": 12, "pieces": [[8, "000000000000abcd"], [4, "0123456789abcdef"]]}
   },
   "digest": "%s"

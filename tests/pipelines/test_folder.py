@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -226,3 +227,14 @@ def test_events_begin_with_the_plan_and_end_with_the_report(tmp_path):
     assert isinstance(events[0], Planned)
     assert events[-1] == Finished(report)
     assert sum(isinstance(event, (Planned, Finished)) for event in events) == 2
+
+
+def test_a_side_file_whose_name_is_not_utf8_travels_along_and_is_verified(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in")
+    name = os.fsdecode(b"caf\xe9.txt")
+    (source / name).write_text("x")
+    tq3.compress(source, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "x"
+    assert tq3.verify(tmp_path / "out").ok
+    (tmp_path / "out" / name).write_text("y")
+    assert [fault.check for fault in tq3.verify(tmp_path / "out").faults] == ["TQ404"]

@@ -92,7 +92,8 @@ def parse_manifest(text: str) -> Manifest:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    # ASCII only: a file's name need not be UTF-8, and what is left of it then is half a surrogate.
+    return json.dumps(value)
 
 
 def _sealed(lines: str) -> str:
