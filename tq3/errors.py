@@ -6,9 +6,13 @@ _LONGEST = 400
 
 
 class Tq3Error(Exception):
-    """One sentence for the user: where, what was found, what was expected, what to do next."""
+    """One sentence for the user: where, what was found, what was expected, what to do next.
+
+    repeatable: the same command may do better, once there is room again or the disk works
+    """
 
     exit_code = 1
+    repeatable = False
 
     def __init__(
         self,
@@ -19,6 +23,7 @@ class Tq3Error(Exception):
         found: object = None,
         expected: object = None,
         fix: str | None = None,
+        repeatable: bool | None = None,
     ) -> None:
         self.message = message
         self.file = None if file is None else str(file)
@@ -26,6 +31,8 @@ class Tq3Error(Exception):
         self.found = found
         self.expected = expected
         self.fix = fix
+        if repeatable is not None:
+            self.repeatable = repeatable
         super().__init__(self._sentence())
 
     def _sentence(self) -> str:
@@ -65,6 +72,7 @@ class StorageError(Tq3Error):
     """No room, no memory, or a failed read or write; the same command then goes on."""
 
     exit_code = 4
+    repeatable = True
 
 
 class VerificationFailed(Tq3Error):

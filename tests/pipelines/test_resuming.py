@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from interrupting import (
 
 import tq3
 from tq3.codec.backend import available_backends
-from tq3.errors import BadInput
+from tq3.errors import BadInput, UsageError
 from tq3.format.manifest import parse_manifest
 from tq3.pipelines.events import Finished, Notice, Progress, Run
+from tq3.pipelines.work import Worker
 
 RECIPE = tq3.Recipe(max_shard_bytes=SHARD_BYTES)
 
@@ -145,10 +147,10 @@ def test_what_was_found_before_the_end_is_known_to_the_next_run(tmp_path, layers
     assert kept == [f"layers.{i}.norm.weight" for i in layers]
     for n in range(1, len(events), 5):
         out = tmp_path / str(n)
-        first = end_after(start_compress(tmp_path, out, workers=2), n)
+        end_after(start_compress(tmp_path, out, workers=2), n)
         second = list(start_compress(tmp_path, out, workers=2))
         assert contents(out) == whole, f"after {n} events"
-        told = [e.text.split()[0] for e in first + second if isinstance(e, Notice)]
+        told = [e.text.split()[0] for e in second if isinstance(e, Notice)]
         assert [name for name in told if name != "continuing"] == kept
         steps = [event for event in second if isinstance(event, Progress)]
         assert all(step.bytes_done <= step.bytes_total for step in steps)
@@ -224,3 +226,32 @@ def test_overwrite_goes_on_too(start, tmp_path):
     assert last.report.share_before > 0
     assert 0 < len(carried) < 0.8 * len(all_of_them)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_nonfinite_keep_let_pass_is_refused_after_an_error_and_a_lenient_run_too(tmp_path):
+    """The journal tells of the last run that went on, not of the first."""
+    source, out = tiny_checkpoint(tmp_path / "in", nan_tensors()), tmp_path / "out"
+    options = {"max_shard_size": SHARD_BYTES}
+    with pytest.raises(BadInput):
+        tq3.compress(source, out, **options)
+    recipe = tq3.Recipe(nonfinite="keep", max_shard_bytes=SHARD_BYTES)
+    lenient = tq3.compress_checkpoint(source, out, recipe, workers=1)
+    for event in lenient:
+        if isinstance(event, Notice) and "nan" in event.text:
+            break
+    lenient.close()
+    with pytest.raises(UsageError, match="nonfinite keep became error"):
+        tq3.compress(source, out, **options)
+    assert not (out / "tq_config.json").exists()
+
+
+def test_workers_and_their_memory_end_with_their_shard(tmp_path):
+    """Without waiting for the collector of cycles: a large model has many shards."""
+    source = tiny_checkpoint(tmp_path / "in", mixed_tensors())
+    gc.collect()
+    gc.disable()
+    try:
+        tq3.compress(source, tmp_path / "out", max_shard_size=SHARD_BYTES, workers=2)
+        assert not [each for each in gc.get_objects() if type(each) is Worker]
+    finally:
+        gc.enable()

@@ -85,5 +85,5 @@ def test_other_blocks_are_another_plan(monkeypatch):
     assert identity().differences(old)
 
 
-def test_a_record_without_anything_differs_in_everything():
-    assert len(identity().differences({})) == 3
+def test_a_record_of_another_kind_differs_in_that_alone():
+    assert len(identity().differences({})) == 2

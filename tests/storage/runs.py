@@ -52,10 +52,17 @@ def write_draft(folder: TargetFolder, plan: Plan, number: int) -> None:
             file.finish(DoneBlock(name, 0, (piece,)))
 
 
+def done(folder: TargetFolder, plan: Plan, number: int) -> bool:
+    """Whether a shard, of one block, need not be written."""
+    folder.go_on()
+    folder.forget_damaged(plan)
+    return bool(folder.journal.blocks(number))
+
+
 def write_drafts(folder: TargetFolder, plan: Plan) -> None:
     """Every shard's draft that is not there."""
     for number in range(len(plan.shards)):
-        if not folder.done(plan, number):
+        if not done(folder, plan, number):
             write_draft(folder, plan, number)
 
 

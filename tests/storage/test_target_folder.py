@@ -12,7 +12,7 @@ from factories import contents
 from runs import target
 
 from tq3.errors import StorageError, UsageError
-from tq3.storage import drafts
+from tq3.storage import locking
 from tq3.storage import target as target_module
 
 
@@ -85,10 +85,10 @@ def test_a_folder_removed_between_opening_and_locking_is_not_taken(out, monkeypa
     out.mkdir()
 
     def late(descriptor: int, _: int) -> None:
-        (out / ".tq3.part").rmdir()
+        shutil.rmtree(out / ".tq3.part")
         (out / ".tq3.part").mkdir()
 
-    monkeypatch.setattr(drafts.fcntl, "flock", late)
+    monkeypatch.setattr(locking.fcntl, "flock", late)
     with pytest.raises(UsageError, match="another run"):
         target(out)
     assert [path.name for path in out.iterdir()] == [".tq3.part"]
@@ -108,7 +108,7 @@ def test_a_checkpoint_that_appears_before_the_lock_is_ours_is_not_replaced(out, 
     def late(descriptor: int, _: int) -> None:
         (out / "model.safetensors").write_bytes(b"published")
 
-    monkeypatch.setattr(drafts.fcntl, "flock", late)
+    monkeypatch.setattr(locking.fcntl, "flock", late)
     with pytest.raises(UsageError, match="not empty"):
         target(out)
     assert contents(out) == {"model.safetensors": b"published"}
@@ -119,7 +119,7 @@ def test_without_locks_having_made_the_working_folder_is_the_lock(out, monkeypat
     def unable(*_: object) -> None:
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(drafts.fcntl, "flock", unable)
+    monkeypatch.setattr(locking.fcntl, "flock", unable)
     with target(out), pytest.raises(UsageError, match="another run") as caught:
         target(out)
     assert ".tq3.part" in str(caught.value.fix)

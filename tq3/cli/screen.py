@@ -19,7 +19,7 @@ from rich.table import Column, Table
 
 from tq3.cli import tables
 from tq3.cli.units import counted, duration, printable, share, size
-from tq3.errors import BadInput, StorageError, Tq3Error, UsageError, VerificationFailed
+from tq3.errors import StorageError, Tq3Error, VerificationFailed
 from tq3.pipelines import events
 from tq3.pipelines.checks import Verification
 from tq3.storage.drafts import WORK_FOLDER
@@ -63,16 +63,17 @@ class Screen:
         if error is not None and _is_lack_of_memory(error):
             error = StorageError("not enough memory", fix="fewer --workers need less")
         if isinstance(error, Tq3Error):
-            self._end(f"tq3: error: {error}", error.exit_code)
+            self._end(f"tq3: error: {error}", error.exit_code, error.repeatable)
         if isinstance(error, KeyboardInterrupt):
-            self._end("tq3: interrupted", INTERRUPTED)
+            self._end("tq3: interrupted", INTERRUPTED, repeatable=True)
         self._stop_bar()
 
     def follow(self, run: events.Run, out: Path | None = None) -> None:
         """Show a pipeline's events to the last, its figures at the end; `out`: what it writes."""
-        self._work_folder = out / WORK_FOLDER if out else None
         with closing(run):
             for event in run:
+                if isinstance(event, events.Planned) and out:
+                    self._work_folder = out / WORK_FOLDER  # now it is this run's
                 if isinstance(event, events.Finished) and out:
                     self._finished(event.report, out)
                 elif isinstance(event, events.Verified):
@@ -173,24 +174,22 @@ class Screen:
     def _say(self, text: str, style: str | None = None) -> None:
         self._err.print(printable(text), style=style, soft_wrap=True)
 
-    def _end(self, sentence: str, exit_code: int) -> None:
+    def _end(self, sentence: str, exit_code: int, repeatable: bool) -> None:
         # A terminal that was closed takes no last words; the exit code is still right.
         with suppress(OSError):
             self._stop_bar()
             self._say(sentence, style="bold red")
-            self._say_what_is_left(exit_code)
+            self._say_what_is_left(repeatable)
         raise typer.Exit(exit_code)
 
-    def _say_what_is_left(self, exit_code: int) -> None:
+    def _say_what_is_left(self, repeatable: bool) -> None:
         folder = self._work_folder
-        if exit_code == UsageError.exit_code or folder is None or not folder.exists():
-            return
-        refused = exit_code == BadInput.exit_code
-        nexts = "a run with other options may go on" if refused else "the same command goes on"
-        self._say(
-            f"what is done so far is kept in {folder}, and {nexts} from there; remove that folder "
-            "to give it up"
-        )
+        if folder and folder.exists():
+            goes_on = ", and the same command goes on from there" if repeatable else ""
+            self._say(
+                f"what is done so far is kept in {folder}{goes_on}; "
+                "remove that folder to give it up"
+            )
 
     def _stop_bar(self) -> None:
         bar, self._bar = self._bar, None

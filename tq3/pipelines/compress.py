@@ -69,7 +69,9 @@ class _Compression(Job):
         return recipe_record(self._recipe)
 
     def adopt(self, exact: Mapping[str, str]) -> None:
-        """Plan with what an earlier run found."""
+        """Plan with what an earlier run found, or this one."""
+        new = exact.keys() - self._exact.keys()
+        self._notices += [Notice(f"{name} {exact[name]}") for name in sorted(new)]
         if exact != self._exact:
             self._exact = dict(exact)
             self.plan = plan_compression(self.checkpoint, self._recipe, self._exact)
@@ -91,12 +93,11 @@ class _Compression(Job):
         """Plan again: tensors with findings keep their source type."""
         new = sorted(self._findings.keys() - self._exact.keys())
         why = {name: f"kept as it is: {self._findings[name].text}" for name in new}
-        self._notices += [Notice(f"{name} {reason}") for name, reason in why.items()]
         self.adopt(self._exact | why)
         return self._exact
 
     def notices(self) -> list[Notice]:
-        """What `replan` learned since this was asked last."""
+        """What was found since this was asked last."""
         new, self._notices = self._notices, []
         return new
 

@@ -66,9 +66,14 @@ class Job(ABC):
         """By which a later run knows that it may continue this one."""
         return identify(self.command, self.checkpoint, self.plan, self.options())
 
+    def written_names(self) -> tuple[str, ...]:
+        """Files of the output that are neither weights nor copied."""
+        own = (manifest.FILE_NAME,) if self.writer else ()
+        return (*self.texts(), *own, self.marker()[0])
+
     def sidecars(self) -> Sidecars:
         """What is copied along: everything but weights, and files that are written anew."""
-        ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *self.texts(), self.marker()[0])
+        ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *self.written_names())
         return choose_sidecars(self.files.tree(), (*self.checkpoint.weight_files, *ours))
 
     def check_sources(self) -> None:
@@ -82,4 +87,5 @@ class Job(ABC):
                     found=now,
                     expected=stamp,
                     fix="let nothing write to the source, and start anew with --overwrite",
+                    repeatable=False,
                 )

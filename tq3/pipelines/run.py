@@ -30,11 +30,15 @@ def run_job(
         if changed := changed_tensor(job.files, job.plan, target):
             target.start_anew([f"tensor {changed!r} has other values"])
             job.adopt({})
-        tally = Tally(job.plan, target)
         sidecars = job.sidecars()
+        target.check_names((*job.plan.weight_files, *job.written_names(), *sidecars.copied))
         yield Planned(job.plan, codec.name, workers)
+        target.go_on()
+        target.forget_damaged(job.plan)
+        tally = Tally(job.plan, target)
         if tally.bytes_before:
             yield Notice(f"continuing an unfinished run, {tally.share_before:.0%} of it done")
+        yield from job.notices()
         target.check_room(job.plan.file_bytes + sum(map(job.files.size, sidecars.copied)))
         for name in sidecars.copied:
             target.copy(name, job.files.folder / name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing
 from threading import Event, Lock
 from typing import TypeVar
 
@@ -34,11 +35,14 @@ def write_shards(
     """
     number = 0
     while number < len(job.plan.shards):
-        done = target.done(job.plan, number)
-        blocks = (b for b in job.plan.shards[number].blocks() if b.key not in done)
+        done = target.journal.blocks(number)
+        blocks = [block for block in job.plan.shards[number].blocks() if block.key not in done]
         found = False
-        with target.shard(job.plan, number) as file:
-            for outcome in _carry_out(blocks, file, job.files, backend, workers):
+        with (
+            target.shard(job.plan, number) as file,
+            closing(_carry_out(blocks, file, job.files, backend, workers)) as outcomes,
+        ):
+            for outcome in outcomes:
                 if outcome.finding:
                     job.heed(outcome.finding)
                     found = True
@@ -55,7 +59,7 @@ def write_shards(
 
 def _carry_out(
     blocks: Iterable[Block], file: ShardFile, files: LocalFiles, backend: Backend, workers: int
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     def make_work() -> Callable[[Block], Done]:
         worker = Worker(files, backend)
         return lambda block: worker.carry_out(block, file)
@@ -65,7 +69,7 @@ def _carry_out(
 
 def in_parallel(
     items: Iterable[Item], make_work: Callable[[], Callable[[Item], Result]], workers: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of `work(item)` in any order; `make_work` is called once in each thread.
 
     The first exception of a worker ends all of them and is raised here. Leaving the iteration stops

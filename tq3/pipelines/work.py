@@ -44,17 +44,11 @@ class Worker:
         self._backend = backend
         self._room = np.empty(0, np.uint8)
         self._used = 0
-        self._actions: dict[Action, Callable[[Block, ShardFile], Done]] = {
-            Action.ENCODE: self._encode,
-            Action.DECODE: self._decode,
-            Action.CAST: self._cast,
-            Action.COPY: self._copy,
-        }
 
     def carry_out(self, block: Block, shard: ShardFile) -> Done:
         """Read the block's bytes, transform them, write them to the shard."""
         self._make_room(block)
-        done = self._actions[block.task.action](block, shard)
+        done = _ACTIONS[block.task.action](self, block, shard)
         if done.written:
             shard.finish(done.written)
         return done
@@ -166,6 +160,15 @@ class Worker:
         taken = self._room[self._used : self._used + length]
         self._used += _aligned(length)
         return taken
+
+
+# Not in the worker itself: its methods would keep it, and its memory, alive.
+_ACTIONS: dict[Action, Callable[[Worker, Block, ShardFile], Done]] = {
+    Action.ENCODE: Worker._encode,
+    Action.DECODE: Worker._decode,
+    Action.CAST: Worker._cast,
+    Action.COPY: Worker._copy,
+}
 
 
 def see(source: memoryview) -> str:

@@ -11,7 +11,8 @@ from tq3.format.config import FORMAT_VERSION
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.sources import Checkpoint
 
-_JOURNAL_VERSION = 1
+# Of what is written and of the journal: a run is continued by one that means the same by both.
+VERSIONS = f"format {FORMAT_VERSION}, journal 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Identity:
     sources: Mapping[str, str]
     options: Mapping[str, Any]
     plan: str
-    versions: str = f"format {FORMAT_VERSION}, journal {_JOURNAL_VERSION}"
+    versions: str = VERSIONS
 
     def to_record(self) -> dict[str, Any]:
         """The identity as JSON."""
@@ -39,6 +40,8 @@ class Identity:
             for key, value in (("command", self.command), ("versions", self.versions))
             if record.get(key) != value
         ]
+        if told:
+            return told  # the rest would only confuse
         told += _changes(record.get("sources") or {}, self.sources)
         if self._is_stricter(record.get("options") or {}):
             told.append("nonfinite keep became error")

@@ -10,7 +10,9 @@ from threading import Lock
 from typing import Any
 
 from tq3.format.manifest import Piece
+from tq3.plan.identity import VERSIONS
 from tq3.storage.failures import writing
+from tq3.storage.locking import is_at, open_locked
 from tq3.storage.records import read_records, record_line
 
 _PATIENCE_SECONDS = 0.5
@@ -35,14 +37,16 @@ class DoneBlock:
 
 
 class Journal:
-    """An append-only file of records, read when it is opened. A context manager.
+    """An append-only file of records, read when it is opened, and the lock of a run.
 
     A record is appended only when what it tells is on the disk, and is then flushed itself: after a
-    power loss it tells less than was done, never more.
+    power loss it tells less than was done, never more. What a journal of another version tells is
+    left alone. A context manager. Raises UsageError when another run has it open.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_foreign = False
         self.identity: Any = None
         self.exact: dict[str, str] = {}
         self.overwrite: bool | None = None
@@ -51,8 +55,7 @@ class Journal:
         self._lock = Lock()
         self._is_closed = False
         with writing(path):
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
+            self._file = open(open_locked(path), "r+b", buffering=0)  # noqa: SIM115
             records, length = read_records(self._file.read())
             self._file.truncate(length)
         for record in records:
@@ -63,10 +66,16 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._is_closed = True
-        # A late flush may be writing its last records. It may do so: they are true.
+        # A late flush may be writing its last records: then it closes the file, and no other run
+        # has the lock before that.
         if self._lock.acquire(timeout=_PATIENCE_SECONDS):
             self._file.close()
             self._lock.release()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the path still leads to this journal."""
+        return not self._file.closed and is_at(self._file.fileno(), self.path)
 
     @property
     def is_publishing(self) -> bool:
@@ -76,7 +85,7 @@ class Journal:
     @property
     def has_work(self) -> bool:
         """Whether there is anything that a later run need not do again."""
-        return self.is_publishing or any(self._blocks.values())
+        return self.is_foreign or self.is_publishing or any(self._blocks.values())
 
     def blocks(self, shard: int) -> Mapping[Key, DoneBlock]:
         """What is done of a shard."""
@@ -86,7 +95,11 @@ class Journal:
         """Forget everything and start the journal of the run with this identity (JSON)."""
         with writing(self.path):
             self._file.truncate(0)
-        self.exact, self.overwrite, self.is_refused, self._blocks = {}, None, False, {}
+        self.exact, self.overwrite, self._blocks = {}, None, {}
+        self._append([{"run": identity}])
+
+    def go_on(self, identity: Any) -> None:
+        """A run with this identity continues what is told so far."""
         self._append([{"run": identity}])
 
     def add_blocks(self, shard: int, blocks: Iterable[DoneBlock]) -> None:
@@ -119,10 +132,15 @@ class Journal:
                 os.fsync(self._file.fileno())
             for record in listed:
                 self._apply(record)
+            if self._is_closed:
+                self._file.close()
 
     def _apply(self, record: Mapping[str, Any]) -> None:
         if "run" in record:
-            self.identity = record["run"]
+            self.identity, self.is_refused = record["run"], False
+            self.is_foreign = self.identity.get("versions") != VERSIONS
+        elif self.is_foreign:
+            return
         elif "block" in record:
             task, first, pieces, seen, error = record["block"]
             sample = None if error is None else (error[0], error[1])

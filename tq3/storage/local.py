@@ -120,6 +120,8 @@ class LocalFiles:
                         file=self.folder / name,
                         found=f"{offset + done} bytes",
                         expected=f"{offset + len(buffer)}",
+                        fix="get the source again, and start anew with --overwrite",
+                        repeatable=False,
                     )
                 done += n
 

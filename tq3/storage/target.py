@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tq3.errors import BadInput, StorageError, UsageError
 from tq3.format import config as tq_config
@@ -23,7 +23,7 @@ from tq3.storage.failures import reading, writing
 from tq3.storage.journal import DoneBlock, Journal, Key
 from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
 from tq3.storage.sidecars import is_weight_file
-from tq3.storage.target_checks import check_apart, check_free
+from tq3.storage.target_checks import check_apart, check_free, check_places
 
 _COPIED_AT_ONCE = 2**20
 _TOLD = 3  # differences in one sentence
@@ -61,9 +61,9 @@ class TargetFolder:
             undo.callback(self._remove_made)
             with writing(self.folder):
                 self._make(self.folder)
-                self._drafts = undo.enter_context(DraftFolder(self.folder))
-            undo.callback(self._remove_useless)
+                self._drafts = DraftFolder(self.folder)
             self.journal = undo.enter_context(Journal(self._drafts.journal))
+            undo.callback(self._remove_useless)
             self._begin(resume)
             self._undo = undo.pop_all()
 
@@ -86,7 +86,7 @@ class TargetFolder:
                 "an unfinished run is in the target, and something changed since",
                 file=self.folder,
                 found="; ".join(differences[:_TOLD]),
-                fix="undo that and continue, or --overwrite to start anew",
+                fix="undo that and continue, or --overwrite or --no-resume to start anew",
             )
         # In this order: a journal never tells of drafts that are gone.
         self.journal.begin(self._identity.to_record())
@@ -110,27 +110,26 @@ class TargetFolder:
             )
 
     def copy(self, name: str, source: Path) -> None:
-        """Copy a file to the draft of `name`, safely on the disk.
-
-        Raises StorageError, and UsageError where the target has a link in place of a folder.
-        """
-        for above in PurePosixPath(name).parents[:-1]:
-            if os.path.islink(self.folder / above):
-                raise UsageError(
-                    "a link to a folder in the target, and nothing is written through links",
-                    file=self.folder / above,
-                    fix="remove that link, or give another target",
-                )
+        """Copy a file to the draft of `name`, safely on the disk. Raises StorageError."""
         self._write_draft(name, _parts(source))
 
-    def done(self, plan: Plan, number: int) -> Mapping[Key, DoneBlock]:
-        """What need not be done of a shard, because its file has it."""
-        blocks = self.journal.blocks(number)
-        path = self._finished_draft(plan, number)
-        # A file of the older checkpoint may look the same from its header.
-        if blocks and (path is None or (path.parent == self.folder and not _is_ours(path, blocks))):
-            self.journal.restart(number, {})
-        return self.journal.blocks(number)
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise UsageError where the folder has something that can't make way for such a file."""
+        check_places(self.folder, names)
+
+    def go_on(self) -> None:
+        """From here on the journal speaks of this run, whose options may be others."""
+        record = self._identity.to_record()
+        if self.journal.identity != record or self.journal.is_refused:
+            self.journal.go_on(record)
+
+    def forget_damaged(self, plan: Plan) -> None:
+        """Have every shard written anew whose file is not what the journal says, to the byte."""
+        for number in range(len(plan.shards)):
+            blocks = self.journal.blocks(number)
+            path = self._finished_draft(plan, number) if blocks else None
+            if blocks and (path is None or not _has(path, blocks)):
+                self.journal.restart(number, {})
 
     @contextmanager
     def shard(self, plan: Plan, number: int) -> Iterator[ShardFile]:
@@ -164,6 +163,7 @@ class TargetFolder:
         if writer:
             text = self._manifest(plan, writer).to_json()
             self._write_draft(manifest.FILE_NAME, [text.encode()])
+        self.check_names((*plan.weight_files, *self._written))  # before anything is removed
         self.journal.publishing(overwrite=self._may_overwrite)
         self._remove_older(plan, marker[0])
         for number, name in enumerate(plan.shard_names):
@@ -174,7 +174,7 @@ class TargetFolder:
         self._flush_folders()
         self._take_name(self._drafts.draft(marker[0]), marker[0])
         self._flush_folders()
-        self._drafts.remove()
+        self._remove_drafts()
 
     @property
     def _may_overwrite(self) -> bool:
@@ -203,7 +203,13 @@ class TargetFolder:
     def _remove_useless(self) -> None:
         """Leave nothing where there is nothing to continue."""
         if not self.journal.has_work:
-            self._drafts.remove()
+            self._remove_drafts()
+
+    def _remove_drafts(self) -> None:
+        # Only as long as the folder is ours. What can't be removed is no checkpoint.
+        if self.journal.is_there:
+            with suppress(OSError):
+                self._drafts.remove()
 
     def _remove_made(self) -> None:
         for folder in reversed(self._made):
@@ -274,7 +280,7 @@ class TargetFolder:
                 flush_folder(folder)
 
 
-def _is_ours(path: Path, blocks: Mapping[Key, DoneBlock]) -> bool:
+def _has(path: Path, blocks: Mapping[Key, DoneBlock]) -> bool:
     with reading(path):
         return holds(path, (piece for block in blocks.values() for piece in block.pieces))
 

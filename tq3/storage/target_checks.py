@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from tq3.errors import UsageError
 from tq3.storage.drafts import WORK_FOLDER
@@ -35,3 +36,19 @@ def check_free(folder: Path, *, allowed: bool) -> None:
             file=folder,
             fix="give another path, or --overwrite to replace what is there",
         )
+
+
+def check_places(folder: Path, names: Iterable[str]) -> None:
+    """Raise UsageError where a folder lies at a file's name, or no folder on the way to it."""
+    for name in names:
+        if os.path.isdir(folder / name) and not os.path.islink(folder / name):
+            raise _in_the_way(folder / name, "a folder is in the way of a file")
+        for above in PurePosixPath(name).parents[:-1]:
+            if os.path.islink(folder / above):
+                raise _in_the_way(folder / above, "a link, and nothing is written through links")
+            if os.path.lexists(folder / above) and not os.path.isdir(folder / above):
+                raise _in_the_way(folder / above, "a file is in the way of a folder")
+
+
+def _in_the_way(path: Path, message: str) -> UsageError:
+    return UsageError(message, file=path, fix="move it away, or give another target")
