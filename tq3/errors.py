@@ -69,7 +69,7 @@ class BadInput(Tq3Error):
 
 
 class StorageError(Tq3Error):
-    """No room, no memory, or a failed read or write; the same command then goes on."""
+    """No room, no memory, or a failed read or write; what is done is kept."""
 
     exit_code = 4
     repeatable = True
