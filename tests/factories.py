@@ -203,6 +203,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def of_another_writer(folder: Path) -> Path:
+    """A TQ3 folder as if tq3 had not written it: without checksums, which tell every change."""
+    (folder / "tq3_manifest.json").unlink()
+    config = json.loads((folder / "tq_config.json").read_text())
+    config["tq3"]["writer"] = "another 1.0"
+    (folder / "tq_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below the folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
@@ -231,6 +240,10 @@ class FakeFiles:
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
         return name in self._files
+
+    def has_unfinished_run(self) -> bool:
+        """Nobody writes here."""
+        return False
 
     def size(self, name: str) -> int:
         """Bytes of a file, or what was said they were."""

@@ -48,6 +48,30 @@ def quantised(path: Path) -> Arguments:
     return "compress", path / "in", path / "out"
 
 
+def unfinished_beside(folder: Path) -> Path:
+    """The folder with what an interrupted run leaves in it."""
+    (folder / ".tq3.part").mkdir(parents=True)
+    (folder / ".tq3.part" / "journal").write_text("{}\n")
+    return folder
+
+
+def unfinished(path: Path) -> Path:
+    """What an interrupted run leaves, and nothing else."""
+    return unfinished_beside(path / "in")
+
+
+def unfinished_at_its_end(path: Path) -> Path:
+    """What is left of one that was interrupted while the files got their names."""
+    library.compress(tiny_checkpoint(path / "first"), path / "in")
+    (path / "in" / "tq_config.json").unlink()
+    return unfinished(path)
+
+
+def file_of(path: Path) -> Path:
+    """A weights file of a sound checkpoint."""
+    return tiny_checkpoint(path / "in") / "model.safetensors"
+
+
 def broken_config(path: Path) -> Arguments:
     """A TQ3 checkpoint with a tq_config.json that is none."""
     library.compress(tiny_checkpoint(path / "first"), path / "in")
@@ -80,10 +104,22 @@ USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
     "dtype": (lambda path: ("restore", path, path / "out", "--dtype", "int8"), "--dtype"),
 }
 
+GOES_ON = "an unfinished run; the tq3 command that began it goes on from there"
 BAD_INPUT: dict[str, tuple[Callable[[Path], Arguments], str]] = {
     "no folder": (lambda path: ("compress", path / "none", path / "out"), "no such folder"),
     "no folder to inspect": (lambda path: ("inspect", path / "none"), "no such folder"),
     "no folder to restore": (lambda path: ("restore", path / "none", path / "o"), "no such folder"),
+    "a file": (
+        lambda p: ("compress", file_of(p), p / "out"),
+        "a file, not a folder; give the path",
+    ),
+    "a file to inspect": (lambda path: ("inspect", file_of(path)), "a file, not a folder"),
+    "a file to restore": (lambda p: ("restore", file_of(p), p / "out"), "a file, not a folder"),
+    "a file to verify": (lambda path: ("verify", file_of(path)), "a file, not a folder"),
+    "unfinished": (lambda path: ("compress", unfinished(path), path / "out"), GOES_ON),
+    "unfinished, to inspect": (lambda path: ("inspect", unfinished(path)), GOES_ON),
+    "unfinished, to restore": (lambda p: ("restore", unfinished(p), p / "out"), GOES_ON),
+    "nearly finished": (lambda p: ("restore", unfinished_at_its_end(p), p / "out"), GOES_ON),
     "no weights": (lambda path: ("inspect", path), "no safetensors weights"),
     "damaged": (damaged, "do not fill the file"),
     "not finite": (not_finite, "nan at row 2, column 77"),
@@ -114,6 +150,14 @@ def test_bad_input_ends_with_3_and_one_line(tq3, tmp_path, make, words):
     check_error(result, 3, words)
     assert result.stderr.splitlines()[-1].startswith("tq3: error: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_an_unfinished_run_shall_replace_can_still_be_read(tq3, tmp_path):
+    source = tiny_checkpoint(tmp_path / "in")
+    assert tq3("inspect", unfinished_beside(source)).exit_code == 0
+    library.compress(source, tmp_path / "tq3")
+    assert tq3("inspect", unfinished_beside(tmp_path / "tq3")).exit_code == 0
+    assert tq3("restore", tmp_path / "tq3", tmp_path / "out").exit_code == 0
 
 
 @pytest.mark.parametrize("option", ["--json", "--quiet"])

@@ -73,15 +73,21 @@ def test_leaving_closes_every_file(tmp_path):
     assert open_descriptors() == before
 
 
-@pytest.mark.parametrize("kind", ["missing", "file"])
-def test_what_is_no_folder_is_refused_with_the_next_step(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "words", "fix"),
+    [
+        ("missing", "no such folder", "hf download"),
+        ("file", "a file, not a folder", "that it lies in"),
+    ],
+)
+def test_what_is_no_folder_is_refused_with_the_next_step(tmp_path, kind, words, fix):
     path = tmp_path / "it"
     if kind == "file":
         path.write_bytes(b"")
-    with pytest.raises(BadInput, match="no such folder") as caught:
+    with pytest.raises(BadInput, match=words) as caught:
         LocalFiles(path)
     assert caught.value.file == str(path)
-    assert "hf download" in str(caught.value.fix)
+    assert fix in str(caught.value.fix)
 
 
 def test_a_path_that_is_too_long_is_no_folder_and_no_file(tmp_path):

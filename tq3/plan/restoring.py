@@ -12,7 +12,7 @@ from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.recipe import WIDTHS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
-from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text
+from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text, refuse_unfinished
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -37,6 +37,7 @@ def plan_restoration(
 def read_tq_config(files: Files) -> TqConfig:
     """tq_config.json of a folder. Raises BadInput where there is none."""
     if not files.has(FILE_NAME):
+        refuse_unfinished(files)
         raise BadInput(
             "not a TQ3 checkpoint",
             file=files.label,

@@ -15,6 +15,7 @@ from tq3.format.layout import NORMS, PACKED
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+CONTINUE = "the tq3 command that began it goes on from there; or delete the folder"
 _MAX_JSON_FILE = 128 * 2**20
 
 
@@ -28,6 +29,9 @@ class Files(Protocol):
 
     def has(self, name: str) -> bool:
         """Whether `name` is a file in the folder or below it: never one outside."""
+
+    def has_unfinished_run(self) -> bool:
+        """Whether tq3 began to write here and did not come to the end."""
 
     def size(self, name: str) -> int: ...
 
@@ -66,6 +70,8 @@ class Checkpoint:
 def read_checkpoint(files: Files) -> Checkpoint:
     """Read index and headers. Raises BadInput for anything that contradicts itself."""
     names = files.names()
+    if not _could_be_whole(names):
+        refuse_unfinished(files)
     weight_map = _weight_map(files, names)
     weight_files = tuple(sorted(set(weight_map.values()))) or (_single_file(files, names),)
     stamps = {file: files.stamp(file) for file in weight_files}
@@ -74,6 +80,18 @@ def read_checkpoint(files: Files) -> Checkpoint:
     _check_index(weight_map, tensors)
     config = read_object(files, CONFIG) if files.has(CONFIG) else {}
     return Checkpoint(tensors, stamps, config)
+
+
+def refuse_unfinished(files: Files) -> None:
+    """Raise BadInput where a run of tq3 was interrupted, and no TQ3 checkpoint is beside it."""
+    if files.has_unfinished_run() and not files.has(tq_config.FILE_NAME):
+        raise BadInput("an unfinished run", file=files.label, fix=CONTINUE)
+
+
+def _could_be_whole(names: list[str]) -> bool:
+    """A run that shall replace a checkpoint may be interrupted while that one is still there."""
+    weights = any(name.endswith(".safetensors") for name in names)
+    return tq_config.FILE_NAME in names or (weights and CONFIG in names)
 
 
 def read_object(files: Files, name: str) -> dict[str, Any]:

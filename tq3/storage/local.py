@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 
 from tq3.errors import BadInput, StorageError
+from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.failures import reading
 
 _AHEAD_BYTES = 8 * 2**20
@@ -38,6 +39,12 @@ class LocalFiles:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.label = str(folder)
+        if os.path.isfile(self.folder):
+            raise BadInput(
+                "a file, not a folder",
+                file=self.label,
+                fix="give the path of the checkpoint folder that it lies in",
+            )
         if not os.path.isdir(self.folder):
             raise BadInput(
                 "no such folder",
@@ -71,6 +78,10 @@ class LocalFiles:
         inside = not path.is_absolute() and ".." not in path.parts
         there = inside and os.path.lexists(self.folder / path)
         return there and not os.path.isdir(self.folder / path)
+
+    def has_unfinished_run(self) -> bool:
+        """Whether tq3 began to write here and did not come to the end."""
+        return os.path.isdir(self.folder / WORK_FOLDER)
 
     def tree(self) -> list[str]:
         """Every file below the folder, as sorted relative paths with forward slashes.
