@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tq3 import errors
-from tq3.cli.screen import INTERRUPTED
+from tq3.cli.stops import INTERRUPTED
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 

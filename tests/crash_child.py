@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tq3.cli.app import main
+from tq3.__main__ import main
 from tq3.pipelines import compress, restore
 from tq3.pipelines.work import Worker
 from tq3.plan.plan import Task

@@ -13,7 +13,7 @@ PROGRAM = (str(Path(sys.executable).with_name("tq3")),)
 # A test run in the background of a shell ignores SIGINT, and so would its children.
 _IN_THE_FOREGROUND = """
 import signal
-from tq3.cli.app import main
+from tq3.__main__ import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """

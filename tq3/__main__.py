@@ -1,6 +1,17 @@
-"""`python -m tq3` is the same as `tq3`."""
+"""`tq3` and `python -m tq3`: the commands, stopped without a traceback from the first moment on."""
 
-from tq3.cli.app import main
+from __future__ import annotations
+
+from tq3.cli.stops import leave_at_once
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    leave_at_once()
+    from tq3.cli.app import app  # noqa: PLC0415  takes long enough to be interrupted
+
+    app()
+
 
 if __name__ == "__main__":
     main()

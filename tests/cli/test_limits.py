@@ -20,7 +20,7 @@ needs_linux = pytest.mark.skipif(
 LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
-from tq3.cli.app import main
+from tq3.__main__ import main
 from tq3.cli.screen import Screen
 megabytes, follow = int(sys.argv.pop(1)), Screen.follow
 def follow_with_little(*arguments):
@@ -73,7 +73,7 @@ def test_too_little_memory_is_one_sentence_and_the_run_goes_on_with_more(source,
 
 SMALL_FILES = """
 import resource, signal, sys
-from tq3.cli.app import main
+from tq3.__main__ import main
 limit = int(sys.argv.pop(1))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -128,7 +128,7 @@ def test_a_run_on_a_disk_that_is_full_goes_on_when_there_is_room(tmp_path):
         # Somebody else fills the disk after that was seen to.
         unchecked = "from tq3.storage.target import TargetFolder\n"
         unchecked += "TargetFolder.check_room = lambda *_: None\n"
-        unchecked += "from tq3.cli.app import main\nmain()"
+        unchecked += "from tq3.__main__ import main\nmain()"
         with start("compress", source, out, *options, code=unchecked) as run:
             _, stderr = end_of(run)
         assert run.returncode == 4

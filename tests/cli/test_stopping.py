@@ -72,8 +72,59 @@ def test_a_run_that_is_stopped_twice_ends_like_one_that_is_stopped_once(source, 
     assert has_done_work(out)
 
 
+SIGNALLED_AT = """
+import builtins, signal, sys
+name, number, plain = sys.argv.pop(1), int(sys.argv.pop(1)), builtins.__import__
+def signalled(module, *arguments):
+    if module == name:
+        signal.raise_signal(number)
+    return plain(module, *arguments)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tq3.__main__ import main
+builtins.__import__ = signalled
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "module", ["tq3.cli.app", "typer", "rich.console", "tq3.pipelines.verify", "numpy"]
+)
+def test_a_stop_in_the_midst_of_any_import_is_one_sentence(tmp_path, module, number):
+    source = tiny_checkpoint(tmp_path / "in")
+    with start(module, int(number), "inspect", source, code=SIGNALLED_AT) as run:
+        stdout, stderr = end_of(run)
+    assert (run.returncode, stdout, stderr) == (130, "", "tq3: interrupted\n")
+
+
+TOLD_WHEN_READY = """
+import signal
+from tq3 import __main__ as program
+leave_at_once = program.leave_at_once
+def ready():
+    leave_at_once()
+    print("ready", flush=True)
+program.leave_at_once = ready
+signal.signal(signal.SIGINT, signal.default_int_handler)
+program.main()
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3])
+def test_a_stop_soon_after_the_start_is_one_sentence(source, tmp_path, seconds):
+    arguments = ("compress", source, tmp_path / "out", "--backend", "numpy")
+    with start(*arguments, code=TOLD_WHEN_READY) as run:
+        assert run.stdout and run.stdout.readline() == "ready\n"
+        time.sleep(seconds)
+        run.send_signal(signal.SIGINT)
+        stdout, stderr = end_of(run)
+    assert (run.returncode, stdout) == (130, "")
+    assert "tq3: interrupted\n" in stderr
+    assert "Traceback" not in stderr
+
+
 INTERRUPTED_AT = """
-from tq3.cli.app import main
+from tq3.__main__ import main
 from tq3.storage.shard_file import ShardFile
 opened = ShardFile.{method}
 def interrupted(*arguments, **options):

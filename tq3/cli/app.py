@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -13,8 +12,6 @@ from tq3.cli.screen import Screen
 from tq3.errors import UsageError
 from tq3.format.recipe import DEFAULT_SENSITIVE_PATTERNS, DEFAULT_SHARD_SIZE, Recipe, parse_size
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 app = typer.Typer(
     name="tq3",
     help="Turn a Hugging Face checkpoint into a 3-bit one, offline, on a CPU.",
@@ -23,22 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    for number in _STOPS:
-        # nohup has SIGHUP ignored, a shell SIGINT in the background, and both want it so.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
-    app()
-
-
-def _stop(*_: object) -> NoReturn:
-    """End the run, once: Ctrl-C is pressed twice, a closed terminal sends SIGHUP twice."""
-    for number in _STOPS:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)

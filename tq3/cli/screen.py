@@ -17,14 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from tq3.cli import tables
+from tq3.cli import stops, tables
 from tq3.cli.units import counted, duration, printable, share, size
 from tq3.errors import StorageError, Tq3Error, VerificationFailed
 from tq3.pipelines import events
 from tq3.pipelines.checks import Verification
 from tq3.storage.drafts import WORK_FOLDER
 
-INTERRUPTED = 130
 _PLAIN_LINE_SECONDS = 5.0
 _REDRAW_SECONDS = 0.1
 _PIPE_WIDTH = 1000
@@ -49,11 +48,13 @@ class Screen:
         self._work_folder: Path | None = None
 
     def __enter__(self) -> Screen:
+        stops.end_the_run()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        stops.stand_back(failed=error is not None)
         if isinstance(error, OSError) and _is_hangup(error):
             error = KeyboardInterrupt()
         elif isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -65,7 +66,7 @@ class Screen:
         if isinstance(error, Tq3Error):
             self._end(f"tq3: error: {error}", error.exit_code, error.repeatable)
         if isinstance(error, KeyboardInterrupt):
-            self._end("tq3: interrupted", INTERRUPTED, repeatable=True)
+            self._end(stops.SENTENCE, stops.INTERRUPTED, repeatable=True)
         self._stop_bar()
 
     def follow(self, run: events.Run, out: Path | None = None) -> None:
