@@ -5,7 +5,8 @@
 # scripts/fuzz.sh SECONDS    each target for this long; what was learned stays in build/fuzz
 #
 # Needs python3 with tq3, its extra "test" and atheris in PATH, and clang++ with its fuzzer runtime: Debian's clang and
-# libclang-rt-*-dev, which are installed if this runs as root. What is missing is said and left out.
+# libclang-rt-*-dev, which are installed if this runs as root. What is missing is said and left out; with FUZZ_REQUIRED=1
+# in the environment, as in CI, the script then ends with 1.
 set -eu
 cd "$(dirname "$0")/.."
 root=$(pwd)
@@ -29,6 +30,12 @@ fuzz() {
     fi
     echo "fuzz $name: $(grep -o 'DONE.*cov: [0-9]*' "$work/$name.log" | grep -o 'cov.*'), $(tail -n 1 "$work/$name.log")"
     [ "$seconds" ] || rm -rf "$corpus"
+}
+
+skipped=
+skip() {
+    echo "fuzz: $1 SKIPPED, $2" >&2
+    skipped="$skipped $1"
 }
 
 has_fuzzer_runtime() {
@@ -75,12 +82,16 @@ if python3 -c "import atheris" 2>/dev/null; then
     fuzz headers 100000 4096 python3 tests/fuzz/fuzz.py headers
     fuzz folders 50000 4096 python3 tests/fuzz/fuzz.py folders
 else
-    echo "fuzz: readers SKIPPED, there is no atheris for this Python" >&2
+    skip readers "there is no atheris for this Python"
 fi
 has_fuzzer_runtime || install_fuzzer_runtime
 if has_fuzzer_runtime; then
     build_kernels
     fuzz kernels 3000 512 "$work/fuzz_kernels"
 else
-    echo "fuzz: kernels SKIPPED, needs clang++ with its fuzzer runtime" >&2
+    skip kernels "needs clang++ with its fuzzer runtime"
+fi
+if [ "$skipped" ] && [ "${FUZZ_REQUIRED:-}" = 1 ]; then
+    echo "fuzz: FUZZ_REQUIRED=1, and not fuzzed:$skipped" >&2
+    exit 1
 fi
