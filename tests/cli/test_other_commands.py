@@ -103,3 +103,8 @@ def test_without_a_command_there_is_help(tq3):
     result = tq3()
     assert "compress" in result.output
     assert "restore" in result.output
+
+
+def test_restore_says_what_it_does_not_check(tq3):
+    words = " ".join(tq3("restore", "--help").stdout.split())
+    assert "Headers and norms are checked, codes are not: run `tq3 verify PATH` first." in words

@@ -129,7 +129,10 @@ def restore(
     json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
 ) -> None:
-    """Decode PATH into an ordinary checkpoint OUT."""
+    """Decode PATH into an ordinary checkpoint OUT.
+
+    Headers and norms are checked, codes are not: run `tq3 verify PATH` first.
+    """
     with Screen(json=json, quiet=quiet) as screen:
         events = tq3.restore_checkpoint(
             path,
