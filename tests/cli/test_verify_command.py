@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from factories import llama_tensors, tiny_checkpoint
+from factories import llama_tensors, of_another_writer, random_tensor, tiny_checkpoint
 
 import tq3 as library
 
@@ -26,7 +26,7 @@ def compressed(source: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def damaged(compressed: Path) -> Path:
     """Without its shard's last byte and checksums, and with a stray file."""
-    (compressed / "tq3_manifest.json").unlink(missing_ok=True)
+    of_another_writer(compressed)
     file = compressed / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     (compressed / "old.bin").write_text("")
@@ -51,6 +51,7 @@ def test_a_damaged_one_ends_with_5_and_a_line_for_each_fault(tq3, damaged):
     assert any(fault[:2] == ("TQ201", "model.safetensors") for fault in faults)
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"tq3: error: {damaged}: 2 faults, the first TQ108 in old.bin: weights")
+    assert last.endswith("; take the file away: a host may load it")
     assert "Traceback" not in result.stderr
 
 
@@ -74,6 +75,20 @@ def test_json_is_the_librarys_answer(tq3, compressed, source):
     assert found == expected
     assert found["ok"] is True
     assert {line["tensor"] for line in found["comparisons"]} == set(llama_tensors())
+
+
+def test_of_many_faults_of_one_kind_people_see_ten(tq3, compressed, source, tmp_path):
+    other = tiny_checkpoint(tmp_path / "wrong", {f"{i:04}": random_tensor(2) for i in range(1088)})
+    result = tq3("verify", compressed, "--source", other)
+    assert result.exit_code == 5
+    shown = [line.split()[0] for line in result.stdout.splitlines() if line.startswith("TQ")]
+    assert shown == ["TQ501"] * 11 + ["TQ502"] * 11
+    assert "... and 1078 more of TQ501 (--json has all)" in result.stdout
+    assert "... and 1 more of TQ502 (--json has all)" in result.stdout
+    assert "not sound: 1099 faults" in result.stdout
+    assert result.stderr.endswith("; name the right source, or fetch the checkpoint again\n")
+    found = json.loads(tq3("verify", compressed, "--source", other, "--json").stdout)
+    assert len(found["faults"]) == 1099
 
 
 def test_json_of_a_damaged_one_is_complete_and_ends_with_5(tq3, damaged):
@@ -118,5 +133,6 @@ def test_an_unfinished_run_says_how_to_go_on(tq3, tmp_path):
     (tmp_path / "out" / ".tq3.part").mkdir(parents=True)
     result = tq3("verify", tmp_path / "out")
     assert result.exit_code == 5
-    assert "an unfinished run; the same tq3 compress command continues it" in result.stderr
-    assert "goes on from there" not in result.stderr  # what compress says of a run of its own
+    assert "an unfinished run (found .tq3.part and no tq_config.json)" in result.stderr
+    assert "; the tq3 command that began it goes on from there; or delete" in result.stderr
+    assert "what is done so far" not in result.stderr  # what compress says of a run of its own

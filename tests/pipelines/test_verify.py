@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_verify_source
-from factories import Tensor, safetensors_bytes, tiny_checkpoint
+from factories import Tensor, of_another_writer, safetensors_bytes, tiny_checkpoint
 from kinds import EVERY_KIND
 from spoiling import (
     FIRST,
@@ -30,7 +31,7 @@ from spoiling import (
 import tq3
 from tq3.errors import BadInput, StorageError
 from tq3.format.manifest import Manifest, Piece
-from tq3.pipelines.checks import CHECKS
+from tq3.pipelines.checks import CHECKS, Fault
 from tq3.storage.local import LocalFiles
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -51,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = tiny_checkpoint(path / "kinds-source", EVERY_KIND, config={"num_experts": 3})
     tq3.compress(kinds, path / "kinds")
     for folder in ("one", "two", "kinds"):
-        (path / folder / "tq3_manifest.json").unlink(missing_ok=True)
+        of_another_writer(path / folder)
     return path
 
 
@@ -119,6 +120,10 @@ def twice(folder: Path) -> None:
     shutil.copy(folder / SECOND, folder / FIRST)
 
 
+def by_tq3(folder: Path) -> None:
+    set_key("tq_config.json", "tq3.writer", "tq3 0.1.0")(folder)
+
+
 def unfinished(folder: Path) -> None:
     (folder / ".tq3.part").mkdir()
     (folder / "tq_config.json").unlink()
@@ -132,6 +137,20 @@ def longer(name: str) -> Callable[[Path], None]:
     return spoil
 
 
+def cut(n_bytes: int, name: str = SECOND) -> Callable[[Path], None]:
+    """Keep this many bytes; a negative number counts from the end."""
+
+    def spoil(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:n_bytes])
+
+    return spoil
+
+
+def pipe(folder: Path) -> None:
+    (folder / SECOND).unlink()
+    os.mkfifo(folder / SECOND)
+
+
 def broken_link(folder: Path) -> None:
     (folder / SECOND).unlink()
     (folder / SECOND).symlink_to(folder / "nowhere")
@@ -143,14 +162,15 @@ def index_without(name: str) -> Callable[[Path], None]:
     )
 
 
+ONLY_BITS = "(found {'bits': 4}, expected {'bits': 3})"
 # identifier, folder, whether it has a manifest of before, spoiler, part of the message.
 PROVOKED = {
-    "TQ101": ("one", False, unfinished, "the same tq3 compress command continues it"),
+    "TQ101": ("one", False, unfinished, "found .tq3.part and no tq_config.json"),
     "TQ102": ("one", False, unlink("tq_config.json"), "not a TQ3 checkpoint"),
     "TQ103": ("one", False, write("tq_config.json", "{"), "not JSON"),
     "TQ103 format": ("one", False, set_key("tq_config.json", "format", "tq9"), "found tq9"),
     "TQ104": ("one", False, write(CONFIG, "[]"), "not a JSON object"),
-    "TQ105": ("one", False, set_key(CONFIG, "quantization_config.bits", 4), "{'bits': 4}"),
+    "TQ105": ("one", False, set_key(CONFIG, "quantization_config.bits", 4), ONLY_BITS),
     "TQ106": ("two", False, write(INDEX, '{"weight_map": []}'), "not an object with entries"),
     "TQ106 name": ("two", False, set_key(INDEX, "weight_map.x", 5), "not the name of a file"),
     "TQ106 none": ("two", False, unlink(INDEX), "no index says which belong together"),
@@ -188,6 +208,7 @@ PROVOKED = {
     "TQ302": ("one", False, bad_norm(-0.5), "row 7, group 0 (found -0.5, expected at least 0)"),
     "TQ401": ("one", True, longer("tq3_manifest.json"), "its last line does not fit"),
     "TQ402": ("one", True, unlink("tokenizer.json"), "missing"),
+    "TQ402 manifest": ("one", False, by_tq3, "tq3 always writes it"),
     "TQ403": ("one", True, longer("tokenizer.json"), "found 3 bytes, expected 2"),
     "TQ404": ("one", True, lambda folder: flip(folder / SHARD, 8 * 50_000), "bytes 0 to"),
     "TQ405": ("one", True, write("model.safetensors.index.json", "{}"), "nothing is known"),
@@ -222,8 +243,46 @@ def test_every_check_is_provoked_here_or_beside_the_source():
 
 def test_every_check_is_documented_and_nothing_else_is():
     text = (Path(__file__).parents[2] / "docs" / "verify.md").read_text()
-    documented = dict(re.findall(r"^\| (TQ\d{3}) \| (.*?) \|", text, re.MULTILINE))
-    assert documented == CHECKS
+    lines = re.findall(r"^\| (TQ\d{3}) \| (.*?) \| (.*) \|$", text, re.MULTILINE)
+    assert {check: what for check, what, _ in lines} == CHECKS
+    for check, _, what_to_do in lines:
+        assert what_to_do.split(". ")[0] == Fault(check, "").fix, check
+
+
+TOLD_ONCE = {
+    "no tq_config.json": (unlink("tq_config.json"), "TQ102", "not a TQ3 checkpoint"),
+    "no shard": (unlink(FIRST), "TQ107", "the index names it"),
+    "no index": (unlink(INDEX), "TQ106", "no index says"),
+    "a broken link": (broken_link, "TQ109", "a link whose file is missing"),
+    "a pipe": (pipe, "TQ109", "not a regular file (found a pipe)"),
+    "cut short": (cut(-1), "TQ403", "(found {0} bytes, expected {1})"),
+    "cut in its header": (cut(9), "TQ403", "(found {0} bytes, expected {1})"),
+    "longer": (longer(SECOND), "TQ403", "(found {0} bytes, expected {1})"),
+}
+
+
+@pytest.mark.parametrize("case", TOLD_ONCE)
+def test_a_fault_that_two_checks_see_is_told_once(copy, case):
+    spoil, check, words = TOLD_ONCE[case]
+    folder = seal(copy("two"))
+    n_bytes = (folder / SECOND).stat().st_size
+    spoil(folder)
+    (fault,) = tq3.verify(folder).faults
+    assert (fault.check, fault.count) == (check, 1)
+    if "{0}" in words:
+        words = words.format((folder / SECOND).stat().st_size, n_bytes)
+    assert words in fault.text
+
+
+def test_sizes_are_those_of_whole_files(copy):
+    folder = copy("one")
+    n_bytes = (folder / SHARD).stat().st_size
+    cut(-3, SHARD)(folder)
+    (fault,) = tq3.verify(folder).faults
+    assert (fault.check, fault.found, fault.expected) == (
+        *("TQ201", f"{n_bytes - 3} bytes"),
+        str(n_bytes),
+    )
 
 
 def test_all_faults_are_told_at_once(copy):

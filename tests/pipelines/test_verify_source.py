@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import Tensor, random_tensor, spoiled, tensor, tiny_checkpoint
+from factories import Tensor, of_another_writer, random_tensor, spoiled, tensor, tiny_checkpoint
 from kinds import COMPRESSED, EVERY_KIND, FLOATS, OTHERS, decoded
 from spoiling import SHARD, change_tensors, flip_in_tensor
 
 import tq3
 from tq3.codec.backend import available_backends
-from tq3.format.manifest import FILE_NAME as MANIFEST
 
 GROUP = 128
 CONFIG = {"num_experts": 3}
@@ -23,8 +22,7 @@ def compressed(path: Path, tensors: dict[str, Tensor], **options: object) -> tup
     """A source and what compress makes of it; without checksums, which would tell every change."""
     source = tiny_checkpoint(path / "source", tensors, config=CONFIG)
     tq3.compress(source, path / "tq3", **options)
-    (path / "tq3" / MANIFEST).unlink(missing_ok=True)
-    return source, path / "tq3"
+    return source, of_another_writer(path / "tq3")
 
 
 def compare(path: Path, source: Path, **options: object) -> tq3.Verification:

@@ -170,6 +170,7 @@ class Screen:
             raise VerificationFailed(
                 f"{number}, the first {first.check} in {place}: {first.text}",
                 file=verification.path,
+                fix=first.fix,
             )
 
     def _say(self, text: str, style: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ from tq3.pipelines.describe import Description
 from tq3.pipelines.events import Report
 
 _WORST = 10
+# Faults of one check that people read.
+_ALIKE = 10
 _NUMERIC = (
     *("compressed", "kept", "weights", "size", "bits a weight", "tensors", "bits", "error"),
     *("expected", "limit", "cosine", "worst group"),
@@ -66,7 +69,7 @@ def of_description(description: Description, *, tensors: bool) -> Iterator[Table
 
 
 def of_verification(v: Verification) -> Iterator[Table]:
-    """What was checked and the verdict, the largest errors, and every fault."""
+    """What was checked and the verdict, the largest errors, and what is wrong."""
     yield _verdict(v)
     if v.comparisons:
         yield _largest_errors(v.worst(_WORST))
@@ -107,8 +110,12 @@ def _figure(value: float | None) -> str:
 
 def _faults(v: Verification) -> Table:
     table = _columns("fault", "file", "tensor", "what")
-    for fault in v.faults:
-        _add(table, fault.check, fault.file or "-", fault.tensor or "-", fault.text)
+    for check, faults in groupby(v.faults, key=lambda fault: fault.check):
+        shown = [*faults]
+        for fault in shown[:_ALIKE]:
+            _add(table, check, fault.file or "-", fault.tensor or "-", fault.text)
+        if more := len(shown[_ALIKE:]):
+            _add(table, check, "-", "-", f"... and {more} more of {check} (--json has all)")
     return table
 
 

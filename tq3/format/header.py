@@ -94,7 +94,7 @@ def read_header(read: Read, file_size: int, file: str) -> Header:
     metadata = _metadata(entries.pop("__metadata__", None), file)
     data_start = _LENGTH_BYTES + n_json
     placed = {name: _tensor(name, entry, file) for name, entry in entries.items()}
-    _check_no_gap_or_overlap(placed, file_size - data_start, file)
+    _check_no_gap_or_overlap(placed, data_start, file_size, file)
     return Header(
         tensors={name: info for name, (info, _, _) in placed.items()},
         offsets={name: data_start + start for name, (_, start, _) in placed.items()},
@@ -204,16 +204,20 @@ def _is_naturals(value: Any) -> bool:
 
 
 def _check_no_gap_or_overlap(
-    placed: dict[str, tuple[TensorInfo, int, int]], n_data: int, file: str
+    placed: dict[str, tuple[TensorInfo, int, int]], data_start: int, file_size: int, file: str
 ) -> None:
     spans = sorted((start, end, name) for name, (_, start, end) in placed.items())
+    n_data = file_size - data_start
     edges = [(0, 0, None), *spans, (n_data, n_data, None)]
     for (_, end, before), (start, _, name) in pairwise(edges):
         if start == end:
             continue
         if name is None:
             raise _bad(
-                file, "the tensors do not fill the file", found=f"{n_data} bytes", expected=end
+                file,
+                "the tensors do not fill the file",
+                found=f"{file_size} bytes",
+                expected=data_start + end,
             )
         between = f"behind {before!r}" if before else "at the start"
         fault = "a gap" if start > end else "an overlap"

@@ -9,42 +9,83 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tq3.errors import BadInput, StorageError, Tq3Error
+from tq3.plan.sources import CONTINUE
 
-# Identifiers are stable: scripts look for them. docs/verify.md says more of each.
-CHECKS = {
-    "TQ101": "an unfinished run",
-    "TQ102": "no tq_config.json",
-    "TQ103": "tq_config.json is damaged, or of an unknown format",
-    "TQ104": "config.json is damaged",
-    "TQ105": "config.json tells hosts something else than tq_config.json",
-    "TQ106": "the index is damaged",
-    "TQ107": "a weights file is missing",
-    "TQ108": "a weights file that the index does not know",
-    "TQ109": "a file can't be read",
-    "TQ201": "a shard's header is damaged, or does not fit the file",
-    "TQ202": "a tensor lies in two files",
-    "TQ203": "the index names a tensor that its file does not have",
-    "TQ204": "a tensor that the index does not know",
-    "TQ205": "codes without norms, or norms without codes",
-    "TQ206": "a tensor is stored as it is and as codes",
-    "TQ207": "codes, norms and tq_config.json contradict each other",
-    "TQ208": "another number of compressed tensors than recorded",
-    "TQ209": "tq_config.json names a tensor that is not there",
-    "TQ210": "a tensor has another width than recorded",
-    "TQ301": "a norm is not finite",
-    "TQ302": "a norm is negative",
-    "TQ401": "the manifest is damaged",
-    "TQ402": "a file of the manifest is missing",
-    "TQ403": "a file has another size than the manifest says",
-    "TQ404": "bytes have another checksum than the manifest says",
-    "TQ405": "a file of the checkpoint is not in the manifest",
-    "TQ501": "a tensor of the source is missing",
-    "TQ502": "a tensor that the source does not have",
-    "TQ503": "a tensor's shape or type does not follow from the source's",
-    "TQ504": "a kept tensor is not exact",
-    "TQ505": "a tensor's error is larger than the format's",
-    "TQ506": "a group's error is larger than the format's",
+# Identifiers are stable: scripts look for them. docs/verify.md says more of some.
+_FETCH_FILE = "fetch the file again, or compress again"
+_FETCH_ALL = "fetch all of it again, from one revision, or compress again"
+# Identifier -> what is wrong, and what to do.
+_KNOWN = {
+    "TQ101": ("an unfinished run", CONTINUE),
+    "TQ102": ("no tq_config.json", "fetch tq_config.json, or compress again"),
+    "TQ103": (
+        "tq_config.json is damaged, or of an unknown format",
+        "fetch tq_config.json again; a newer format needs a newer tq3",
+    ),
+    "TQ104": ("config.json is damaged", "fetch config.json again"),
+    "TQ105": (
+        "config.json tells hosts something else than tq_config.json",
+        "undo the edit of one of them",
+    ),
+    "TQ106": ("the index is damaged", "fetch the index again"),
+    "TQ107": ("a weights file is missing", "fetch the file"),
+    "TQ108": (
+        "a weights file that the index does not know",
+        "take the file away: a host may load it",
+    ),
+    "TQ109": ("a file can't be read", "look at permissions, links, pipes and the disk"),
+    "TQ201": (
+        "a shard's header is damaged, or does not fit the file",
+        "fetch the shard again, or compress again",
+    ),
+    "TQ202": (
+        "a tensor lies in two files",
+        "take away the shard that belongs to another checkpoint",
+    ),
+    "TQ203": (
+        "the index names a tensor that its file does not have",
+        "fetch index and shards again, from one revision",
+    ),
+    "TQ204": (
+        "a tensor that the index does not know",
+        "fetch index and shards again, from one revision",
+    ),
+    "TQ205": ("codes without norms, or norms without codes", _FETCH_ALL),
+    "TQ206": ("a tensor is stored as it is and as codes", _FETCH_ALL),
+    "TQ207": ("codes, norms and tq_config.json contradict each other", _FETCH_ALL),
+    "TQ208": ("another number of compressed tensors than recorded", _FETCH_ALL),
+    "TQ209": ("tq_config.json names a tensor that is not there", _FETCH_ALL),
+    "TQ210": ("a tensor has another width than recorded", _FETCH_ALL),
+    "TQ301": ("a norm is not finite", "fetch the shard again, or compress again"),
+    "TQ302": ("a norm is negative", "fetch the shard again, or compress again"),
+    "TQ401": ("the manifest is damaged", "fetch the manifest again"),
+    "TQ402": ("a file of the manifest is missing", "fetch the file"),
+    "TQ403": ("a file has another size than the manifest says", _FETCH_FILE),
+    "TQ404": ("bytes have another checksum than the manifest says", _FETCH_FILE),
+    "TQ405": (
+        "a file of the checkpoint is not in the manifest",
+        "take the file away, or fetch the manifest again",
+    ),
+    "TQ501": (
+        "a tensor of the source is missing",
+        "name the right source, or fetch the checkpoint again",
+    ),
+    "TQ502": ("a tensor that the source does not have", "name the right source"),
+    "TQ503": (
+        "a tensor's shape or type does not follow from the source's",
+        "name the right source",
+    ),
+    "TQ504": ("a kept tensor is not exact", "name the right source, or compress again"),
+    "TQ505": (
+        "a tensor's error is larger than the format's",
+        "name the right source, or compress again",
+    ),
+    "TQ506": (
+        "a group's error is larger than the format's",
+        "name the right source, or compress again",
+    ),
 }
+CHECKS = {check: what for check, (what, _) in _KNOWN.items()}
 # A damaged file may hold megabytes of anything.
 _LONGEST = 400
 
@@ -75,6 +116,11 @@ class Fault:
         more = f", and {self.count - 1} more" if self.count > 1 else ""
         return self.message + (f" ({', '.join(details)})" if details else "") + more
 
+    @property
+    def fix(self) -> str:
+        """What to do about it."""
+        return _KNOWN[self.check][1]
+
 
 class Faults:
     """All faults so far; of several of one kind in one tensor of one file the first, counted."""
@@ -100,6 +146,10 @@ class Faults:
             self.add(unreadable(error, file))
         except BadInput as error:
             self.add(_from_error(check, error, file, tensor))
+
+    def tell_of(self, file: str) -> bool:
+        """Whether something is wrong with the file as a whole."""
+        return any(key[1:] == (file, None) for key in self._found)
 
     def __iter__(self) -> Iterator[Fault]:
         """In the order of identifier, file and place."""

@@ -83,11 +83,13 @@ def _own_files(files: LocalFiles, structure: Structure) -> Iterator[str]:
 
 
 def _has_its_size(files: LocalFiles, name: str, expected: int, faults: Faults) -> bool:
+    told = faults.tell_of(name)  # then it is told already why it is missing or can't be read
     if not files.has(name):
-        faults.add(Fault("TQ402", "missing", name))
+        if not told:
+            faults.add(Fault("TQ402", "missing", name))
         return False
     size = None
-    with faults.catching("TQ109", name):
+    with (Faults() if told else faults).catching("TQ109", name):
         size = files.size(name)
     if size is not None and size != expected:
         sizes = f"{size} bytes", f"{expected}"

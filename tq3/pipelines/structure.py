@@ -15,7 +15,7 @@ from typing import Any
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
 from tq3.format.config import TqConfig, quantization_config
-from tq3.format.header import read_header
+from tq3.format.header import Header, read_header
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
@@ -35,7 +35,7 @@ class Structure:
 
     weight_map: the index's tensor -> file, None where there is no index
     unread: weight files without a sound header
-    has_manifest: whether there is one, sound or not
+    needs_manifest: whether its writer writes one, or there is one, sound or not
     config: None where tq_config.json is missing or damaged; then there are no layouts
     """
 
@@ -48,7 +48,7 @@ class Structure:
     model_config: Mapping[str, Any] = field(default_factory=dict)
     layouts: dict[str, GroupLayout] = field(default_factory=dict)
     manifest: Manifest | None = None
-    has_manifest: bool = False
+    needs_manifest: bool = True
 
     @property
     def kept(self) -> dict[str, Located]:
@@ -61,7 +61,7 @@ def examine(files: LocalFiles) -> Structure:
     """Everything but tensor data. Raises StorageError for a folder that can't be listed."""
     names, faults = files.names(), Faults()
     found = Structure(faults)
-    if not files.has(tq_config.FILE_NAME) and (files.folder / WORK_FOLDER).is_dir():
+    if not files.has(tq_config.FILE_NAME) and files.has_unfinished_run():
         faults.add(_unfinished(files))
         return found
     _read_json_files(files, found)
@@ -78,7 +78,7 @@ def examine(files: LocalFiles) -> Structure:
 def _unfinished(files: LocalFiles) -> Fault:
     return Fault(
         "TQ101",
-        "an unfinished run; the same tq3 compress command continues it",
+        "an unfinished run",
         files.label,
         found=f"{WORK_FOLDER} and no {tq_config.FILE_NAME}",
     )
@@ -96,31 +96,26 @@ def _read_json_files(files: LocalFiles, found: Structure) -> None:
             found.model_config = read_object(files, CONFIG)
     if found.config:
         _check_recognition(found.model_config, found.config, faults)
-    found.has_manifest = files.has(tq_manifest.FILE_NAME)
-    if found.has_manifest:
+    if files.has(tq_manifest.FILE_NAME):
         with faults.catching("TQ401", tq_manifest.FILE_NAME):
             found.manifest = parse_manifest(read_text(files, tq_manifest.FILE_NAME))
+    elif found.config and (found.config.writer or "").startswith("tq3 "):
+        missing = "missing, and tq3 always writes it: there are no checksums to compare with"
+        faults.add(Fault("TQ402", missing, tq_manifest.FILE_NAME))
+    else:
+        found.needs_manifest = False
 
 
 def _check_recognition(model_config: Mapping[str, Any], config: TqConfig, faults: Faults) -> None:
     """Existing writers leave the key out, or some of its members; what is there must be true."""
     told = model_config.get("quantization_config")
     true = quantization_config(Recipe(bits=config.bits, group_size=config.group_size))
-    differing = (
-        {key: told[key] for key in true if key in told and told[key] != true[key]}
-        if isinstance(told, dict)
-        else told
-    )
-    if differing:
-        faults.add(
-            Fault(
-                "TQ105",
-                f"quantization_config contradicts {tq_config.FILE_NAME}",
-                CONFIG,
-                found=str(differing),
-                expected=str(true),
-            )
-        )
+    if isinstance(told, dict):
+        differing = [key for key in true if key in told and told[key] != true[key]]
+        told, true = ({key: each[key] for key in differing} for each in (told, true))
+    if told:
+        message = f"quantization_config contradicts {tq_config.FILE_NAME}"
+        faults.add(Fault("TQ105", message, CONFIG, found=str(told), expected=str(true)))
 
 
 def _find_weight_files(files: LocalFiles, names: list[str], found: Structure) -> None:
@@ -168,15 +163,25 @@ def _check_strays(names: list[str], found: Structure) -> None:
 
 def _read_headers(files: LocalFiles, found: Structure) -> Iterator[Located]:
     for file in found.weight_files:
-        header = None
-        if files.has(file):
-            with found.faults.catching("TQ201", file):
-                header = read_header(_reader(files, file), files.size(file), file)
+        header = _read_header(files, file, found) if files.has(file) else None
         if header is None:
             found.unread.add(file)
             continue
         for name, offset in sorted(header.offsets.items(), key=lambda item: (item[1], item[0])):
             yield Located(header.tensors[name], file, offset)
+
+
+def _read_header(files: LocalFiles, file: str, found: Structure) -> Header | None:
+    header = size = None
+    with found.faults.catching("TQ109", file):
+        size = files.size(file)
+    if size is not None:
+        # Not of the size that was written: TQ403 will say so, and a broken header comes of that.
+        pieces = found.manifest.files.get(file) if found.manifest else None
+        cut = pieces is not None and size != sum(piece.length for piece in pieces)
+        with (Faults() if cut else found.faults).catching("TQ201", file):
+            header = read_header(_reader(files, file), size, file)
+    return header
 
 
 def _reader(files: LocalFiles, file: str) -> Any:

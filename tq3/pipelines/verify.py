@@ -170,7 +170,7 @@ class _Job:
 
 
 def _notices(structure: Structure) -> Iterator[str]:
-    if structure.weight_files and not structure.has_manifest:
+    if structure.weight_files and not structure.needs_manifest:
         yield (
             f"no {tq_manifest.FILE_NAME}, so no checksums: "
             "headers, shapes and norms were checked, codes and other files were not"
