@@ -102,6 +102,16 @@ def test_a_failure_between_two_renames_is_made_good_by_the_next_run(
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_a_draft_that_vanishes_before_publishing_is_an_error_and_nothing_is_complete(out):
+    with pytest.raises(StorageError, match="No such file"), target(out) as folder:
+        write_drafts(folder, plan_of(2))
+        (out / ".tq3.part" / "model-00002.safetensors.part").unlink()
+        folder.publish(plan_of(2), texts={}, marker=MARKER, writer=None)
+    assert MARKER[0] not in contents(out)
+    publish(out, plan_of(2))
+    assert MARKER[0] in contents(out)
+
+
 def test_a_run_that_was_killed_when_all_was_done_is_done_again(out, monkeypatch):
     """After the last rename and before the working folder was removed."""
     monkeypatch.setattr("tq3.storage.drafts.DraftFolder.remove", lambda _: None)

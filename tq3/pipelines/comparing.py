@@ -90,16 +90,6 @@ class Compared:
     kept: Kept | None = None
     fault: Fault | None = None
 
-    @property
-    def n_bytes(self) -> int:
-        task = self.block.task
-        return task.bytes_in // max(task.units, 1) * self.block.count
-
-    @property
-    def n_weights(self) -> int:
-        layout = self.block.task.layout
-        return self.block.count * layout.unit_cols if layout else 0
-
 
 class Comparer:
     """One thread's buffers. With `recode_all` every group is encoded again, not just odd ones."""
@@ -241,9 +231,9 @@ class Comparer:
 
     def _read(self, files: LocalFiles, block: Block, index: int) -> Bytes:
         source = block.task.sources[index]
-        unit = source.info.n_bytes // block.task.units
-        buffer = self._bytes(f"source {index}", block.count * unit)
-        files.read_into(source.file, source.offset + block.first * unit, buffer.data)
+        start, length = block.span(source.info.n_bytes)
+        buffer = self._bytes(f"source {index}", length)
+        files.read_into(source.file, source.offset + start, buffer.data)
         return buffer
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Floats:

@@ -154,8 +154,8 @@ class _Job:
             if compared.fault:
                 self._faults.add(compared.fault)
             hear(compared)
-            self._n_bytes += compared.n_bytes
-            self._n_weights += compared.n_weights
+            self._n_bytes += compared.block.bytes_in
+            self._n_weights += compared.block.weights
             yield self._progress(compared.block.task.name)
 
     def _progress(self, at: str) -> Progress:

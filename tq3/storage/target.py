@@ -164,11 +164,14 @@ class TargetFolder:
             text = self._manifest(plan, writer).to_json()
             self._write_draft(manifest.FILE_NAME, [text.encode()])
         self.check_names((*plan.weight_files, *self._written))  # before anything is removed
+        continued = self.journal.is_publishing
         self.journal.publishing(overwrite=self._may_overwrite)
         self._remove_older(plan, marker[0])
         for number, name in enumerate(plan.shard_names):
-            if os.path.lexists(self._shard_draft(number)):  # else it has its name already
-                self._take_name(self._shard_draft(number), name)
+            draft = self._shard_draft(number)
+            # Only an earlier run can have given a name: a draft that is gone now must be an error.
+            if not continued or os.path.lexists(draft):
+                self._take_name(draft, name)
         for name in [name for name in self._written if name != marker[0]]:
             self._take_name(self._drafts.draft(name), name)
         self._flush_folders()
