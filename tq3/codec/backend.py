@@ -26,6 +26,12 @@ Packed = NDArray[np.uint8]
 WORD_TYPE: dict[str, type] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
 
 
+def as_words(raw: NDArray[np.uint8], dtype: str) -> Words:
+    """The elements of BF16, F16 or F32 in these bytes, as raw words."""
+    words: Words = raw.view(WORD_TYPE[dtype])
+    return words
+
+
 class Backend(Protocol):
     """Encode, decode and cast without allocating the result. All arrays are C-contiguous.
 

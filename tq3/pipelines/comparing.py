@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tq3.codec.backend import WORD_TYPE, Backend
+from tq3.codec.backend import Backend, as_words
 from tq3.codec.expected import group_error_limit
 from tq3.codec.reference import Floats, Words
 from tq3.errors import BadInput, StorageError
@@ -124,7 +124,7 @@ class Comparer:
         self, block: Block, layout: GroupLayout, packed: Bytes, norms: Floats, raw: Bytes
     ) -> Coded:
         dtype = block.task.sources[-1].info.dtype
-        words = _words(raw, dtype).reshape(block.count, layout.unit_cols)
+        words = as_words(raw, dtype).reshape(block.count, layout.unit_cols)
         per_unit = len(norms) // block.count
         packed = packed.reshape(-1, layout.group_bytes)
         step = max(1, _CHUNK_WEIGHTS // layout.unit_cols)
@@ -219,9 +219,9 @@ class Comparer:
         element = len(stored) // block.count
         n_infinite = 0
         if block.task.action is Action.CAST:
-            words = _words(original, source.dtype).reshape(1, -1)
+            words = as_words(original, source.dtype).reshape(1, -1)
             original = self._bytes("cast", len(stored))
-            out = _words(original, tensor.dtype).reshape(1, -1)
+            out = as_words(original, tensor.dtype).reshape(1, -1)
             n_infinite = self._backend.cast(words, source.dtype, out, tensor.dtype)
         if np.array_equal(stored, original):
             return Kept(n_infinite=n_infinite)
@@ -246,11 +246,6 @@ class Comparer:
             self._rooms.pop(name, None)  # let go of the old one first
             self._rooms[name] = np.empty(length, np.uint8)
         return self._rooms[name][:length]
-
-
-def _words(raw: Bytes, dtype: str) -> Words:
-    words: Words = raw.view(WORD_TYPE[dtype])
-    return words
 
 
 def _badness(coded: Coded) -> tuple[float, int]:

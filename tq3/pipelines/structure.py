@@ -15,13 +15,21 @@ from typing import Any
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
 from tq3.format.config import TqConfig, quantization_config
-from tq3.format.header import Header, read_header
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
 from tq3.pipelines.checks import Fault, Faults
 from tq3.plan.restoring import packed_layouts, read_tq_config
-from tq3.plan.sources import CONFIG, INDEX, SINGLE, Checkpoint, Located, read_object, read_text
+from tq3.plan.sources import (
+    CONFIG,
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    Located,
+    read_object,
+    read_tensors,
+    read_text,
+)
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import is_weight_file
@@ -163,16 +171,15 @@ def _check_strays(names: list[str], found: Structure) -> None:
 
 def _read_headers(files: LocalFiles, found: Structure) -> Iterator[Located]:
     for file in found.weight_files:
-        header = _read_header(files, file, found) if files.has(file) else None
-        if header is None:
+        tensors = _read_header(files, file, found) if files.has(file) else None
+        if tensors is None:
             found.unread.add(file)
-            continue
-        for name, offset in sorted(header.offsets.items(), key=lambda item: (item[1], item[0])):
-            yield Located(header.tensors[name], file, offset)
+        else:
+            yield from tensors
 
 
-def _read_header(files: LocalFiles, file: str, found: Structure) -> Header | None:
-    header = size = None
+def _read_header(files: LocalFiles, file: str, found: Structure) -> list[Located] | None:
+    tensors = size = None
     with found.faults.catching("TQ109", file):
         size = files.size(file)
     if size is not None:
@@ -180,12 +187,8 @@ def _read_header(files: LocalFiles, file: str, found: Structure) -> Header | Non
         pieces = found.manifest.files.get(file) if found.manifest else None
         cut = pieces is not None and size != sum(piece.length for piece in pieces)
         with (Faults() if cut else found.faults).catching("TQ201", file):
-            header = read_header(_reader(files, file), size, file)
-    return header
-
-
-def _reader(files: LocalFiles, file: str) -> Any:
-    return lambda offset, length: files.read(file, offset, length)
+            tensors = read_tensors(files, file)
+    return tensors
 
 
 def _check_index(found: Structure) -> None:

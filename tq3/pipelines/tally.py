@@ -22,10 +22,8 @@ class Tally:
     def __init__(self, plan: Plan, target: TargetFolder) -> None:
         self.bytes_total = plan.bytes_in
         self._started = time.perf_counter()
-        self.bytes_before = self.bytes_total
-        self._weights_before = 0
-        self.recount(plan, target)
-        self._weights_before = self._weights_done
+        self._count(plan, target)
+        self.bytes_before, self._weights_before = self.bytes_done, self._weights_done
 
     @property
     def seconds(self) -> float:
@@ -37,7 +35,13 @@ class Tally:
         return self.bytes_before / max(self.bytes_total, 1)
 
     def recount(self, plan: Plan, target: TargetFolder) -> None:
-        """Count what the journal knows of, and nothing else: a shard may be written anew."""
+        """A shard is written anew: what was done of it, by an earlier run too, does not count."""
+        self._count(plan, target)
+        self.bytes_before = min(self.bytes_before, self.bytes_done)
+        self._weights_before = min(self._weights_before, self._weights_done)
+
+    def _count(self, plan: Plan, target: TargetFolder) -> None:
+        """What the journal knows of, and nothing else."""
         self.bytes_done = 0
         self._weights_done = 0
         self.errors: dict[str, float] = {}
@@ -46,8 +50,6 @@ class Tally:
             for block in shard.blocks() if done else ():
                 if block.key in done:
                     self.add(block, done[block.key])
-        self.bytes_before = min(self.bytes_before, self.bytes_done)
-        self._weights_before = min(self._weights_before, self._weights_done)
 
     def add(self, block: Block, done: DoneBlock) -> None:
         """Count one block."""

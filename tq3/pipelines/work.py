@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tq3.codec import reference
-from tq3.codec.backend import WORD_TYPE, Backend
+from tq3.codec.backend import WORD_TYPE, Backend, as_words
 from tq3.codec.reference import Floats, Words
 from tq3.format.layout import GroupLayout
 from tq3.format.manifest import digest
@@ -56,7 +56,7 @@ class Worker:
     def _encode(self, block: Block, shard: ShardFile) -> Done:
         layout = _layout(block.task)
         dtype = block.task.sources[0].info.dtype
-        words = _words(self._read(block, 0), dtype).reshape(block.count, layout.unit_cols)
+        words = as_words(self._read(block, 0), dtype).reshape(block.count, layout.unit_cols)
         packed = self._target(block, 0).reshape(-1, layout.group_bytes)
         norms = self._target(block, 1).view(np.float32).reshape(block.count, -1)
         self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms)
@@ -72,7 +72,7 @@ class Worker:
         norms = self._read(block, 1).view(np.float32).reshape(block.count, -1)
         if not is_norm(norms).all():
             return Done(block, bad_norm(block, norms))
-        words = _words(self._target(block, 0), dtype).reshape(block.count, layout.unit_cols)
+        words = as_words(self._target(block, 0), dtype).reshape(block.count, layout.unit_cols)
         self._backend.decode(packed, norms, layout.bits, layout.group, words, dtype)
         if not all_finite(words, dtype):
             exact = np.empty(words.shape, np.uint32)
@@ -82,10 +82,10 @@ class Worker:
 
     def _cast(self, block: Block, shard: ShardFile) -> Done:
         dtype, target = block.task.sources[0].info.dtype, block.task.targets[0].dtype
-        words = _words(self._read(block, 0), dtype)
+        words = as_words(self._read(block, 0), dtype)
         if block.task.must_be_finite and not all_finite(words, dtype):
             return Done(block, nonfinite(block, words, dtype))
-        out = _words(self._target(block, 0), target)
+        out = as_words(self._target(block, 0), target)
         if self._backend.cast(words, dtype, out, target):
             return Done(block, overflow(block, words, dtype, target))
         return self._write(block, shard, words, out)
@@ -94,7 +94,7 @@ class Worker:
         raw = self._read(block, 0)
         dtype = block.task.sources[0].info.dtype
         if block.task.must_be_finite and dtype in WORD_TYPE:
-            words = _words(raw, dtype)
+            words = as_words(raw, dtype)
             if not all_finite(words, dtype):
                 return Done(block, nonfinite(block, words, dtype))
         return self._write(block, shard, raw, raw)
@@ -184,8 +184,3 @@ def _aligned(length: int) -> int:
 def _layout(task: Task) -> GroupLayout:
     assert task.layout is not None, "only compressed tensors are encoded or decoded"
     return task.layout
-
-
-def _words(raw: Bytes, dtype: str) -> Words:
-    words: Words = raw.view(WORD_TYPE[dtype])
-    return words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
@@ -75,7 +75,7 @@ def read_checkpoint(files: Files) -> Checkpoint:
     weight_map = _weight_map(files, names)
     weight_files = tuple(sorted(set(weight_map.values()))) or (_single_file(files, names),)
     stamps = {file: files.stamp(file) for file in weight_files}
-    tensors = tuple(_in_disk_order(files, weight_files))
+    tensors = tuple(tensor for file in weight_files for tensor in read_tensors(files, file))
     _check_unique(tensors)
     _check_index(weight_map, tensors)
     config = read_object(files, CONFIG) if files.has(CONFIG) else {}
@@ -174,15 +174,13 @@ def _single_file(files: Files, names: list[str]) -> str:
     )
 
 
-def _in_disk_order(files: Files, weight_files: Iterable[str]) -> Iterator[Located]:
-    for file in weight_files:
-        header = read_header(_reader(files, file), files.size(file), file)
-        for name, offset in sorted(header.offsets.items(), key=lambda item: (item[1], item[0])):
-            yield Located(header.tensors[name], file, offset)
-
-
-def _reader(files: Files, file: str) -> Any:
-    return lambda offset, length: files.read(file, offset, length)
+def read_tensors(files: Files, file: str) -> list[Located]:
+    """The tensors of one weight file, in the order of the disk. Raises BadInput."""
+    header = read_header(
+        lambda offset, length: files.read(file, offset, length), files.size(file), file
+    )
+    ordered = sorted(header.offsets.items(), key=lambda item: (item[1], item[0]))
+    return [Located(header.tensors[name], file, offset) for name, offset in ordered]
 
 
 def _check_unique(tensors: tuple[Located, ...]) -> None:

@@ -124,16 +124,20 @@ class Journal:
         with self._lock:
             if self._is_closed:
                 raise ValueError("the journal is closed")
-            listed = list(records)
-            with writing(self.path):
-                lines = b"".join(map(record_line, listed))
-                while lines:
-                    lines = lines[self._file.write(lines) :]
-                os.fsync(self._file.fileno())
-            for record in listed:
-                self._apply(record)
-            if self._is_closed:
-                self._file.close()
+            try:
+                self._write(list(records))
+            finally:
+                if self._is_closed:
+                    self._file.close()
+
+    def _write(self, records: list[Mapping[str, Any]]) -> None:
+        with writing(self.path):
+            lines = b"".join(map(record_line, records))
+            while lines:
+                lines = lines[self._file.write(lines) :]
+            os.fsync(self._file.fileno())
+        for record in records:
+            self._apply(record)
 
     def _apply(self, record: Mapping[str, Any]) -> None:
         if "run" in record:
