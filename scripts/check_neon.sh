@@ -21,8 +21,16 @@ fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-native=tq3/codec/native
-aarch64-linux-gnu-g++ -std=c++20 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror \
-    -static -I$native tests/codec/neon_driver.cpp $native/dispatch.cpp $native/neon.cpp $native/portable.cpp \
-    -o "$work/driver"
-PYTHONDONTWRITEBYTECODE=1 python3 tests/codec/neon_check.py qemu-aarch64 "$work/driver"
+codec=tq3/codec/native runtime=tq3/runtime/native
+export PYTHONDONTWRITEBYTECODE=1
+compile() {
+    aarch64-linux-gnu-g++ -std=c++20 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror \
+        -static -I$codec "$@"
+}
+compile tests/codec/neon_driver.cpp $codec/dispatch.cpp $codec/neon.cpp $codec/portable.cpp -o "$work/driver"
+python3 tests/codec/neon_check.py qemu-aarch64 "$work/driver"
+
+compile -march=armv8.2-a+dotprod -c $runtime/neon.cpp -o "$work/neon.o"
+compile -I$runtime tests/runtime/linear_driver.cpp $runtime/linear_dispatch.cpp $runtime/layer.cpp \
+    $runtime/portable.cpp "$work/neon.o" -o "$work/linear_driver"
+python3 tests/runtime/driver_check.py qemu-aarch64 "$work/linear_driver"

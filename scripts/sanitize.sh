@@ -1,7 +1,7 @@
 #!/bin/sh
-# Run tests/codec with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, Linux).
+# Run tests/codec and the linear kernels under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, Linux).
 #
-# Needs python with tq3's extra "test" in PATH. Everything is built and written in a temporary folder.
+# Needs python with tq3's extras "test" and "runtime" in PATH. Everything is built and written in a temporary folder.
 set -eu
 cd "$(dirname "$0")/.."
 source=$(pwd)
@@ -11,6 +11,35 @@ trap 'rm -rf "$work"' EXIT
 python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --target "$work/site" \
     --config-settings=cmake.define.TQ3_SANITIZE=ON --config-settings=cmake.define.TQ3_WERROR=ON \
     --config-settings=build-dir="$work/build" --config-settings=install.strip=false .
+
+# The linear kernels in a program of their own: torch does not live with the sanitizers.
+codec=$source/tq3/codec/native runtime=$source/tq3/runtime/native
+compile() {
+    "${CXX:-g++}" -std=c++20 -O1 -g -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror \
+        -fsanitize=address,undefined -fno-sanitize-recover -I"$codec" -I"$runtime" "$@"
+}
+objects=
+amx=
+kernel() {
+    name=$1
+    shift
+    compile "$@" -c "$runtime/$name.cpp" -o "$work/$name.o"
+    objects="$objects $work/$name.o"
+}
+kernel portable
+case $(uname -m) in
+x86_64)
+    kernel avx2 -mavx2 -mf16c
+    kernel avx512vnni -DTQ3_AMX -mamx-tile -mamx-int8 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi \
+        -mavx512vnni -Wno-maybe-uninitialized
+    amx=-DTQ3_AMX
+    ;;
+aarch64) kernel neon -march=armv8.2-a+dotprod ;;
+esac
+# shellcheck disable=SC2086
+compile $amx tests/runtime/linear_driver.cpp "$runtime/linear_dispatch.cpp" "$runtime/layer.cpp" $objects -pthread \
+    -o "$work/linear_driver"
+PYTHONDONTWRITEBYTECODE=1 python tests/runtime/driver_check.py "$work/linear_driver"
 
 # The sanitizers' libraries must come first in the process; Python itself was built without them. libstdc++ comes with
 # them so that they find the real `throw`.

@@ -1,42 +1,5 @@
 // The kernels for x86-64 with AVX-512 F, BW, DQ and VL: sixteen groups side by side.
-#include <immintrin.h>
-
-namespace {
-
-constexpr int kLanes = 16;
-
-// Comparisons give mask registers here; going through a vector of -1 and 0 would cost an
-// instruction each.
-#define TQ3_HAVE_COUNT
-using Lanes = int __attribute__((vector_size(64)));
-inline Lanes count_where_greater(Lanes total, Lanes a, Lanes b) {
-    const auto counts = reinterpret_cast<__m512i>(total);
-    const __mmask16 greater =
-        _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
-    return reinterpret_cast<Lanes>(
-        _mm512_mask_add_epi32(counts, greater, counts, _mm512_set1_epi32(1)));
-}
-
-#define TQ3_HAVE_F16
-inline __m512 f16_to_float(unsigned short __attribute__((vector_size(32))) words) {
-    return _mm512_cvtph_ps(reinterpret_cast<__m256i>(words));
-}
-inline auto float_to_f16(__m512 values) {
-    return reinterpret_cast<unsigned short __attribute__((vector_size(32)))>(
-        _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-
-#define TQ3_HAVE_LOOKUP
-using Levels = __m512;
-inline Levels repeated_levels(const float (&level)[16]) {
-    return _mm512_loadu_ps(level);
-}
-template <int bits>
-inline __m512 lookup(const Levels& levels, Lanes code) {
-    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(code), levels);
-}
-
-}  // namespace
+#include "avx512_lanes.inl"
 
 #include "kernels.inl"
 

@@ -5,22 +5,6 @@
 template <Dtype D>
 constexpr int kWeightsOut = D == Dtype::kBF16 ? 2 : 1;
 
-#ifndef TQ3_HAVE_LOOKUP
-struct Levels {
-    float level[16];
-};
-inline Levels repeated_levels(const float (&level)[16]) {
-    return __builtin_bit_cast(Levels, level);
-}
-
-template <int bits>
-inline F lookup(const Levels& levels, I code) {
-    F value;
-    for (int lane = 0; lane < kLanes; ++lane) value[lane] = levels.level[code[lane] & 15];
-    return value;
-}
-#endif
-
 struct DecodeConstants {
     Levels levels;
     std::int32_t flip[kMaxGroup * kMaxBits /

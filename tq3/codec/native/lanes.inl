@@ -46,6 +46,23 @@ inline I count_where_greater(I total, I a, I b) {
 }
 #endif
 
+// A float for each code; the levels of fewer bits than four are repeated.
+#ifndef TQ3_HAVE_LOOKUP
+struct Levels {
+    float level[16];
+};
+inline Levels repeated_levels(const float (&level)[16]) {
+    return __builtin_bit_cast(Levels, level);
+}
+
+template <int bits>
+inline F lookup(const Levels& levels, I code) {
+    F value;
+    for (int lane = 0; lane < kLanes; ++lane) value[lane] = levels.level[code[lane] & 15];
+    return value;
+}
+#endif
+
 // --- Four rows become four columns
 // ----------------------------------------------------------------------------
 //

@@ -1,0 +1,114 @@
+"""Packed layers as modules: keys, dtypes, values, what a compiler sees."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tq3.codec import reference
+from tq3.format.layout import GroupLayout
+from tq3.runtime.modules import PackedExperts, PackedLinear, PackedWeight, hold_decoded
+
+# Integer kernels round their 3-bit levels: 0.1 % of a product; the generic path is exact.
+BOUND = 3e-3
+
+
+def packed_weight(shape, bits=3, group=128, kind=PackedWeight, **options) -> PackedWeight:
+    """A random matrix, or stack of them, as codes and norms."""
+    rng = np.random.default_rng(0)
+    layout = GroupLayout(shape, bits, group)
+    weights = rng.standard_normal((layout.rows, layout.cols), np.float32)
+    packed, norms = reference.encode(weights.view(np.uint32), "F32", bits, group)
+    module = kind(layout, **options)
+    state = {"tq_packed": torch.from_numpy(packed), "tq_norms": torch.from_numpy(norms)}
+    module.load_state_dict({k: v.reshape(getattr(module, k).shape) for k, v in state.items()})
+    return module
+
+
+def restored(weight: PackedWeight) -> torch.Tensor:
+    """By the reference codec."""
+    layout = weight.layout
+    packed, norms = weight.tq_packed.flatten(0, -2), weight.tq_norms.flatten(0, -2)
+    values = reference.decode(packed.numpy(), norms.numpy(), layout.bits, layout.group, layout.cols)
+    return torch.from_numpy(values).reshape(layout.shape)
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor, bound: float = BOUND) -> None:
+    assert found.shape == wanted.shape
+    assert (found - wanted).norm() <= bound * wanted.norm()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("columns, group", [(256, 128), (200, 128), (60, 64)])
+def test_a_packed_linear_computes_what_the_restored_one_does(bits, columns, group):
+    weight = packed_weight((24, columns), bits, group)
+    layer = PackedLinear(weight, nn.Parameter(torch.randn(24)))
+    x = torch.randn(2, 5, columns)
+    wanted = nn.functional.linear(x, restored(weight), layer.bias)
+    assert_close(layer(x).detach(), wanted.detach())
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_packed_experts_compute_what_the_restored_ones_do(stacked):
+    weight = packed_weight((4, 24, 200), kind=PackedExperts, stacked=stacked)
+    x, experts = torch.randn(6, 200), torch.tensor([3, 0, 0, 2, 3, 3])
+    wanted = torch.einsum("prc,pc->pr", restored(weight)[experts], x)
+    assert_close(weight(x, experts), wanted)
+
+
+def test_keys_of_a_state_dict_are_the_names_of_the_checkpoint():
+    model = nn.Sequential(PackedLinear(packed_weight((24, 200)), nn.Parameter(torch.zeros(24))))
+    assert set(model.state_dict()) == {"0.bias", "0.weight.tq_packed", "0.weight.tq_norms"}
+    assert model.state_dict()["0.weight.tq_packed"].shape == (48, 48)
+
+
+def test_norms_stay_float32_to_the_bit_where_a_model_is_cast():
+    layer = PackedLinear(packed_weight((24, 200)), nn.Parameter(torch.zeros(24)))
+    before = copy.deepcopy(layer.state_dict())
+    layer.to(torch.bfloat16).half()
+    assert layer.bias.dtype == layer.weight.dtype == torch.float16
+    assert layer.float().weight.dtype == layer.bias.dtype == torch.float32
+    assert torch.equal(layer.weight.tq_norms, before["weight.tq_norms"])
+    assert torch.equal(layer.weight.tq_packed, before["weight.tq_packed"])
+    assert layer.to("meta").weight.tq_norms.is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_result_has_the_dtype_of_the_activations(dtype):
+    layer = PackedLinear(packed_weight((24, 200)), nn.Parameter(torch.zeros(24))).to(dtype)
+    assert layer(torch.randn(3, 200, dtype=dtype)).dtype == dtype
+    assert layer.to("meta")(torch.randn(3, 200, dtype=dtype, device="meta")).shape == (3, 24)
+
+
+def test_a_compiler_sees_one_graph():
+    layer = PackedLinear(packed_weight((24, 200)), nn.Parameter(torch.randn(24)))
+    experts = packed_weight((4, 24, 200), kind=PackedExperts)
+    x, chosen = torch.randn(5, 200), torch.tensor([1, 0, 3, 3, 1])
+
+    def run(x):
+        return layer(x) + experts(x, chosen)
+
+    with torch.no_grad():
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), run(x))
+
+
+def test_a_decoded_weight_is_that_of_the_codec_and_is_saved_as_codes():
+    owner = nn.Module()
+    owner.weight = packed_weight((24, 200), dtype=torch.bfloat16)
+    stored = copy.deepcopy(owner.state_dict())
+    wanted = restored(owner.weight).to(torch.bfloat16)
+    hold_decoded(owner, "weight")
+    assert torch.equal(owner.weight, wanted)
+    assert set(owner.state_dict()) == set(stored)
+    assert all(torch.equal(owner.state_dict()[key], stored[key]) for key in stored)
+
+
+def test_printing_tells_shape_and_width():
+    text = str(PackedLinear(packed_weight((24, 200))))
+    assert "in_features=200, out_features=24, bias=False" in text
+    assert "(24, 200), bits=3, group=128" in text

@@ -1,0 +1,82 @@
+"""What the operators take: checked here, in the words of every error of theirs."""
+
+from __future__ import annotations
+
+import torch
+
+from tq3.codec import tables
+from tq3.format.recipe import GROUP_SIZES
+
+# Of activations.
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def check_linear(
+    x: torch.Tensor, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, rotation: int
+) -> None:
+    """Refuse what is no packed layer of that width for that x."""
+    _check_width(bits, group, rotation)
+    if norms.dim() != 2:
+        refuse("norms.shape", tuple(norms.shape), "(rows, groups of a row)")
+    _check_tensors(x, packed, norms, bits, group)
+    if x.dim() == 0:
+        refuse("x.shape", (), "at least one dimension")
+
+
+def check_experts(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    experts: torch.Tensor,
+    bits: int,
+    group: int,
+    rotation: int,
+) -> None:
+    """Refuse what are no packed experts of that width for that x."""
+    _check_width(bits, group, rotation)
+    if norms.dim() != 3:
+        refuse("norms.shape", tuple(norms.shape), "(experts, rows, groups of a row)")
+    if x.dim() != 2:
+        refuse("x.shape", tuple(x.shape), "(pairs, columns)")
+    _check_tensors(x, packed, norms, bits, group)
+    if experts.dtype != torch.int64 or experts.shape != x.shape[:1]:
+        found = f"{tuple(experts.shape)} of {experts.dtype}"
+        refuse("experts", found, f"{tuple(x.shape[:1])} of torch.int64")
+
+
+def refuse(what: str, found: object, expected: object) -> None:
+    """An error in the words of the codec's."""
+    raise ValueError(f"{what}: found {found}, expected {expected}")
+
+
+def _check_width(bits: int, group: int, rotation: int) -> None:
+    if bits not in tables.LEVELS:
+        refuse("bits", bits, "2, 3 or 4")
+    if group not in GROUP_SIZES:
+        refuse("group", group, "32, 64, 128 or 256")
+    if rotation not in GROUP_SIZES or rotation > group:
+        refuse("rotation", rotation, f"32, 64, 128 or 256, and at most the group of {group}")
+
+
+def _check_tensors(
+    x: torch.Tensor, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int
+) -> None:
+    if x.dtype not in DTYPES:
+        refuse("x.dtype", x.dtype, "torch.bfloat16, torch.float16 or torch.float32")
+    if packed.dtype != torch.uint8:
+        refuse("packed.dtype", packed.dtype, torch.uint8)
+    if norms.dtype != torch.float32:
+        refuse("norms.dtype", norms.dtype, torch.float32)
+    if not (x.device == packed.device == norms.device):
+        refuse("devices", f"{x.device}, {packed.device} and {norms.device}", "one and the same")
+    n = norms.shape[-1]
+    if x.dim() and not max(0, n - 1) * group < x.shape[-1] <= n * group:
+        expected = f"{(n - 1) * group + 1} to {n * group} columns, for {n} groups of {group}"
+        refuse("x.shape", tuple(x.shape), expected)
+    n_bytes = norms.numel() * group * bits // 8
+    if packed.numel() != n_bytes:
+        expected = f"{n_bytes} bytes, for norms of the shape {tuple(norms.shape)}"
+        refuse("packed.shape", tuple(packed.shape), expected)
+    # A copy at each call would be slower than the layer itself.
+    if not packed.is_contiguous() or not norms.is_contiguous():
+        refuse("packed and norms", "strided memory", "contiguous tensors")

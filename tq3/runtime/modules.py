@@ -1,0 +1,157 @@
+"""Packed layers as torch modules. They hold codes and norms, and know no host.
+
+The child that stands in a weight's place owns `tq_packed` and `tq_norms`, so that the keys of a
+state dict are the names of the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tq3.codec.backend import get_backend
+from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.runtime import ops
+
+__all__ = ["PackedExperts", "PackedLinear", "PackedWeight", "hold_decoded", "ops"]
+
+
+class PackedWeight(nn.Module):
+    """A compressed matrix, or stack of matrices, in the place of its parameter.
+
+    stacked: codes and norms have a dimension for the matrices, where the checkpoint has flat rows
+    dtype: that of the parameter, for models that ask a weight what activations it wants
+    """
+
+    tq_packed: nn.Parameter
+    tq_norms: nn.Parameter
+
+    def __init__(
+        self,
+        layout: GroupLayout,
+        *,
+        stacked: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.layout, self.dtype = layout, dtype
+        infos = layout.tensors("")
+        for info, name, kind in zip(
+            infos, (PACKED, NORMS), (torch.uint8, torch.float32), strict=True
+        ):
+            rows, width = info.shape
+            shape = (layout.shape[0], rows // layout.shape[0], width) if stacked else (rows, width)
+            empty = torch.empty(shape, dtype=kind, device=device)
+            self.register_parameter(name[1:], nn.Parameter(empty, requires_grad=False))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the decoded weight."""
+        return self.layout.shape
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of codes and norms."""
+        return self.tq_packed.nbytes + self.tq_norms.nbytes
+
+    def decoded(self) -> torch.Tensor:
+        """The weight as the codec restores it, float32, on the same device."""
+        layout = self.layout
+        words = np.empty((layout.rows, layout.cols), np.uint32)
+        packed, norms = layout.tensors("")
+        get_backend().decode(
+            self.tq_packed.reshape(packed.shape).cpu().numpy(),
+            self.tq_norms.detach().reshape(norms.shape).cpu().numpy(),
+            layout.bits,
+            layout.group,
+            words,
+            "F32",
+        )
+        weight = torch.from_numpy(words.view(np.float32)).reshape(layout.shape)
+        return weight.to(self.tq_packed.device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., columns) -> (..., rows)
+
+        Called as a module, so that a host which moves weights about sees when they are used.
+        """
+        layout = self.layout
+        y: torch.Tensor = torch.ops.tq3.linear(
+            x, self.tq_packed, self.tq_norms, layout.bits, layout.group
+        )
+        return y
+
+    def extra_repr(self) -> str:
+        """The shape and the width, for `print(model)`."""
+        return f"{self.layout.shape}, bits={self.layout.bits}, group={self.layout.group}"
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Norms stay float32 where a model is cast; codes are not floating point."""
+        norms = self.tq_norms.detach()
+        self.dtype = fn(norms.new_empty(0, dtype=self.dtype)).dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.tq_norms.dtype != torch.float32:
+            norms = norms.to(self.tq_norms.device)
+            self.tq_norms = nn.Parameter(norms, requires_grad=False)
+        return self
+
+
+class PackedLinear(nn.Module):
+    """What nn.Linear computes, from a packed weight."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: PackedWeight, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.layout.shape
+        self.weight = weight
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., in_features) -> (..., out_features), in x's dtype"""
+        y: torch.Tensor = self.weight(x)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """As nn.Linear says it."""
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}"
+
+
+class PackedExperts(PackedWeight):
+    """The same matrix of all experts, (experts, rows, columns)."""
+
+    def forward(self, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Row i of x goes through expert experts[i].  (pairs, columns) -> (pairs, rows)"""
+        layout = self.layout
+        norms = self.tq_norms.view(layout.shape[0], layout.shape[1], layout.groups_per_row)
+        y: torch.Tensor = torch.ops.tq3.experts(
+            x, self.tq_packed, norms, experts, layout.bits, layout.group
+        )
+        return y
+
+
+def hold_decoded(owner: nn.Module, name: str) -> None:
+    """Put the decoded weight in the place of the PackedWeight `owner.name`.
+
+    For modules that read their weights themselves. State dicts still have the codes and norms.
+    """
+    weight = getattr(owner, name)
+    dense = weight.decoded().to(weight.dtype)
+    delattr(owner, name)
+    setattr(owner, name, nn.Parameter(dense, requires_grad=False))
+    owner.register_state_dict_post_hook(partial(_as_stored, name, weight))
+
+
+def _as_stored(
+    name: str, weight: PackedWeight, _: nn.Module, state: dict[str, Any], prefix: str, __: Any
+) -> None:
+    del state[prefix + name]
+    state[prefix + name + PACKED] = weight.tq_packed.detach()
+    state[prefix + name + NORMS] = weight.tq_norms.detach()

@@ -1,0 +1,149 @@
+"""torch.ops.tq3: packed layers as operators that torch can trace and compile.
+
+tq3::linear(Tensor x, Tensor packed, Tensor norms, int bits, int group, int? rotation=None)
+    x (..., columns) times the transposed weight: (..., rows), in x's dtype.
+    packed: (rows * n, group * bits / 8) uint8, or the same bytes in any shape
+    norms: (rows, n) float32, n = ceil(columns / group)
+    rotation: size of the Walsh-Hadamard blocks, where smaller than the group
+
+tq3::experts(Tensor x, Tensor packed, Tensor norms, Tensor experts, int bits, int group,
+             int? rotation=None)
+    Row i of x (pairs, columns) through the packed layer experts[i]: (pairs, rows).
+    packed: the bytes of all experts; norms: (number of experts, rows, n) float32
+    experts: (pairs,) int64; only those that occur are read
+
+A bias is added by the caller. Weights are constants: neither operator has a gradient.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Protocol
+
+import torch
+
+from tq3.runtime import generic
+from tq3.runtime.arguments import check_experts, check_linear, refuse
+
+_library = torch.library.Library("tq3", "DEF")
+_library.define(
+    "linear(Tensor x, Tensor packed, Tensor norms, int bits, int group, int? rotation=None)"
+    " -> Tensor",
+    tags=(torch.Tag.needs_contiguous_strides,),
+)
+_library.define(
+    "experts(Tensor x, Tensor packed, Tensor norms, Tensor experts, int bits, int group,"
+    " int? rotation=None) -> Tensor",
+    tags=(torch.Tag.needs_contiguous_strides,),
+)
+
+
+def linear(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    rotation: int | None = None,
+) -> torch.Tensor:
+    """What tq3::linear does with real tensors."""
+    rotation = group if rotation is None else rotation
+    check_linear(x, packed, norms, bits, group, rotation)
+    path = _processor() if x.is_cpu else generic
+    if x.dim() == 2:
+        return path.linear(x, packed, norms, bits, group, rotation)
+    out = path.linear(x.reshape(-1, x.shape[-1]), packed, norms, bits, group, rotation)
+    return out.view(*x.shape[:-1], norms.shape[0])
+
+
+def experts(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    experts: torch.Tensor,
+    bits: int,
+    group: int,
+    rotation: int | None = None,
+) -> torch.Tensor:
+    """What tq3::experts does with real tensors."""
+    rotation = group if rotation is None else rotation
+    check_experts(x, packed, norms, experts, bits, group, rotation)
+    count, rows, n = norms.shape
+    layers = packed.view(count, rows * n, group * bits // 8)
+    out = x.new_empty(len(x), rows)
+    chosen = experts.unique().tolist()
+    if chosen and not 0 <= chosen[0] <= chosen[-1] < count:
+        refuse("experts", f"{chosen[0]} to {chosen[-1]}", f"0 to {count - 1}")
+    for expert in chosen:
+        pairs = (experts == expert).nonzero()[:, 0]
+        out[pairs] = linear(x[pairs], layers[expert], norms[expert], bits, group, rotation)
+    return out
+
+
+class _Path(Protocol):
+    """A module that multiplies; x is (tokens, columns)."""
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        packed: torch.Tensor,
+        norms: torch.Tensor,
+        bits: int,
+        group: int,
+        rotation: int,
+    ) -> torch.Tensor: ...
+
+
+@cache
+def _processor() -> _Path:
+    try:
+        from tq3.runtime import cpu  # noqa: PLC0415  absent where no C++ compiler was
+    except ModuleNotFoundError:
+        warnings.warn(
+            "tq3 was installed without its compiled kernels: packed layers are decoded at each "
+            "use, which is slow; install a C++ compiler and then tq3 anew",
+            stacklevel=2,
+        )
+        return generic
+    return cpu
+
+
+def _fake_linear(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    rotation: int | None = None,
+) -> torch.Tensor:
+    check_linear(x, packed, norms, bits, group, group if rotation is None else rotation)
+    return x.new_empty((*x.shape[:-1], norms.shape[0]))
+
+
+def _fake_experts(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    experts: torch.Tensor,
+    bits: int,
+    group: int,
+    rotation: int | None = None,
+) -> torch.Tensor:
+    check_experts(x, packed, norms, experts, bits, group, group if rotation is None else rotation)
+    return x.new_empty((x.shape[0], norms.shape[1]))
+
+
+def _no_gradient(ctx: object, *gradients: torch.Tensor) -> None:
+    raise NotImplementedError(
+        "tq3 layers have no gradient, neither of x nor of the weights: run the model under "
+        "torch.no_grad(), or restore the checkpoint with `tq3 restore` to train it"
+    )
+
+
+_library.impl("linear", linear, "CompositeExplicitAutograd")
+_library.impl("experts", experts, "CompositeExplicitAutograd")
+torch.library.register_fake("tq3::linear", _fake_linear, lib=_library)
+torch.library.register_fake("tq3::experts", _fake_experts, lib=_library)
+torch.library.register_autograd("tq3::linear", _no_gradient, lib=_library)
+torch.library.register_autograd("tq3::experts", _no_gradient, lib=_library)
