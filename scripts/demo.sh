@@ -1,5 +1,5 @@
 #!/bin/sh
-# A real model compressed, inspected, restored and compared: each command is shown before it runs.
+# A real model compressed, inspected, verified, restored, served packed and compared: each command is shown before it runs.
 # Needs tq3 and its extra "demo" in PATH (`make demo` takes care of that). Everything is written
 # below build/; the model is made once, the rest anew each time.
 set -eu

@@ -1,18 +1,21 @@
-"""Let the original and the restored model finish the same sentence, greedily, and compare sizes.
+"""Let the original, the restored and the packed model finish the same sentence, and compare them.
 
-python scripts/demo_compare.py ORIGINAL COMPRESSED RESTORED
+    python scripts/demo_compare.py ORIGINAL COMPRESSED RESTORED
+
+Each generates in a process of its own, greedily, with activations in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 from pathlib import Path
-
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from typing import Any
 
 PROMPT = "The capital of France is"
-NEW_TOKENS = 24
+MEASURE = Path(__file__).parent / "measure_generation.py"
 
 
 def main() -> None:
@@ -20,36 +23,50 @@ def main() -> None:
     for name in ("original", "compressed", "restored"):
         parser.add_argument(name, type=Path, metavar=name.upper())
     folders = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-    show_sizes(folders.original, folders.compressed)
-    print(f"\nPrompt    {PROMPT!r}")
-    print(f"Original  {greedy_continuation(folders.original)!r}")
-    print(f"Restored  {greedy_continuation(folders.restored)!r}")
+    kinds = {
+        "original": folders.original,
+        "restored": folders.restored,
+        "packed": folders.compressed,
+    }
+    print("Each model finishes the same sentence, by itself (up to a minute) ...", flush=True)
+    found = {kind: generation(folder) for kind, folder in kinds.items()}
+    show_figures(kinds, found)
+    print(f"\n{PROMPT} ...")
+    for kind, figures in found.items():
+        print(f"  {kind:10}{figures['text']!r}")
     print(
         "\nGreedy text. A model of 135 million weights suffers at 3 bits: expect other words, and"
-        "\nworse ones. Its embedding, kept in FP16, is more than half of the compressed bytes."
+        "\nworse ones. Its embedding, kept in 16 bits, is more than half of the packed bytes."
     )
 
 
-def show_sizes(original: Path, compressed: Path) -> None:
-    before, after = weight_bytes(original), weight_bytes(compressed)
-    print(f"Original    {before:>13,} bytes of weights in {original}")
-    print(f"Compressed  {after:>13,} bytes of weights in {compressed} ({after / before:.0%})")
+def generation(folder: Path) -> dict[str, Any]:
+    """Text and figures, measured in a process of its own."""
+    command = (sys.executable, MEASURE, folder, "--prompt", PROMPT)
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(run.stdout)
+    return figures
 
 
-def weight_bytes(folder: Path) -> int:
+def show_figures(kinds: dict[str, Path], found: dict[str, dict[str, Any]]) -> None:
+    """A line for each model."""
+    columns = ("on disk", "weights", "resident", "tokens/s")
+    print(f"{'':10}" + "".join(f"{column:>12}" for column in columns))
+    for kind, folder in kinds.items():
+        figures = found[kind]
+        sizes = (weight_file_bytes(folder), figures["weight_bytes"], figures["resident_bytes"])
+        cells = [f"{size / 1e6:.1f} MB" for size in sizes]
+        cells.append(f"{figures['tokens_per_second']:.1f}")
+        print(f"{kind:10}" + "".join(f"{cell:>12}" for cell in cells))
+    libraries = found["packed"]["library_bytes"] / 1e6
+    print(
+        "weights: bytes of all parameters in memory; resident: what loading and generating added"
+        f"\nto the process, beside the {libraries:.0f} MB of Python and its libraries."
+    )
+
+
+def weight_file_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def greedy_continuation(folder: Path) -> str:
-    """What the model in `folder` adds to the prompt, as text without special tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    prompt = tokenizer(PROMPT, return_tensors="pt")
-    tokens = model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
-    return tokenizer.decode(tokens[prompt.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 if __name__ == "__main__":

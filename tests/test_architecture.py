@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "storage": {"format", "plan"},
     "pipelines": {"format", "codec", "plan", "storage"},
     "runtime": {"format", "codec"},
+    # A wing: it reads headers and tq_config.json, and puts modules of the runtime into a host.
+    "integrations": {"format", "runtime"},
 }
 FREE = {"errors", "version"}
 TOP = {"cli", "api", "__init__", "__main__"}
@@ -35,6 +37,7 @@ THIRD_PARTY = {
     "pipelines": {"numpy"},
     "cli": {"typer", "rich"},
     "runtime": {"numpy", "torch"},
+    "integrations": {"torch", "transformers", "vllm"},
 }
 # What the compressor never imports, whatever else its layers may.
 HEAVY = {"torch", "transformers", "vllm", "safetensors", "scipy", "huggingface_hub", "click"}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tq3.api import compress, inspect, preview, restore, save_tq3_checkpoint, verify
     from tq3.errors import BadInput, StorageError, Tq3Error, UsageError, VerificationFailed
     from tq3.format.recipe import Recipe
+    from tq3.integrations.loading import load
     from tq3.pipelines.compress import compress_checkpoint
     from tq3.pipelines.restore import restore_checkpoint
     from tq3.pipelines.verify import verify_checkpoint
@@ -21,6 +22,7 @@ _HOMES = {
     "__version__": "tq3.version",
     "compress": "tq3.api",
     "inspect": "tq3.api",
+    "load": "tq3.integrations.loading",
     "preview": "tq3.api",
     "restore": "tq3.api",
     "save_tq3_checkpoint": "tq3.api",
@@ -46,6 +48,7 @@ __all__ = [
     "compress",
     "compress_checkpoint",
     "inspect",
+    "load",
     "preview",
     "restore",
     "restore_checkpoint",

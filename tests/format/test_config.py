@@ -152,8 +152,10 @@ def test_the_name_of_a_folder_that_is_not_utf_8_does_not_end_the_run():
     assert parse_tq_config(config.to_json()).original_model == "caf?"
 
 
-def test_hosts_recognise_the_folder_by_these_keys():
-    assert quantization_config(Recipe(bits=4, group_size=64)) == {
+def test_hosts_recognise_the_folder_by_these_keys_and_people_are_told_how_to_load_it():
+    found = quantization_config(Recipe(bits=4, group_size=64))
+    assert "import tq3.integrations.transformers" in found.pop("how_to_load")
+    assert found == {
         "quant_method": "turboquant",
         "format": "tq3_native",
         "bits": 4,

@@ -86,7 +86,7 @@ def _check_same(header: Header, content: bytes) -> None:
 
 def _check_restoration(folder: FakeFiles, checkpoint: Checkpoint) -> None:
     with suppress(Tq3Error):
-        config = read_tq_config(folder)
+        config = read_tq_config(folder, checkpoint.config)
         assert config.to_json()
         _check_plan(plan_restoration(checkpoint, config, "BF16", 1000))
 

@@ -13,6 +13,8 @@ from factories import contents, hub_snapshot, random_tensor, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, StorageError, UsageError
+from tq3.format.config import quantization_config
+from tq3.format.recipe import Recipe
 from tq3.pipelines.events import Event, Finished, Planned
 
 
@@ -105,7 +107,7 @@ def test_config_json_gains_one_key_and_keeps_every_other_byte(tmp_path):
     source = tiny_checkpoint(tmp_path / "in", config=text)
     tq3.compress(source, tmp_path / "out", bits=4, group_size=64)
     written = (tmp_path / "out" / "config.json").read_text()
-    gained = {"quant_method": "turboquant", "format": "tq3_native", "bits": 4, "group_size": 64}
+    gained = quantization_config(Recipe(bits=4, group_size=64))
     assert json.loads(written) == {"b": 1.0, "a": "ü", "quantization_config": gained}
     assert written.startswith('{\n    "b":  1.0,\n    "a": "ü",\n    "quantization_config"')
     assert written.endswith("}\n}\n")

@@ -15,6 +15,11 @@ FILE_NAME = "tq_config.json"
 FORMAT = "tq3_native"
 FORMAT_VERSION = 1
 QUANTIZER_SEED = 42
+HOW_TO_LOAD = (
+    "pip install 'tq3[transformers]', then tq3.load(folder), or import "
+    "tq3.integrations.transformers before from_pretrained; without it Transformers leaves the "
+    "compressed layers random"
+)
 _NAMES = {int: "a whole number below 2**63", str: "a text", list: "a list", dict: "an object"}
 
 
@@ -74,7 +79,31 @@ class TqConfig:
 
 def parse_tq_config(text: str) -> TqConfig:
     """Read tq_config.json of ours or of an existing writer. Raises BadInput."""
-    raw = parse_object(text, FILE_NAME)
+    return _from_object(parse_object(text, FILE_NAME))
+
+
+def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
+    """What config.json says in place of a missing tq_config.json, if it does. Raises BadInput.
+
+    Without `tq3`, which has the shapes, a padded tensor could not be told from a wider one.
+    """
+    declared = model_config.get("quantization_config")
+    if not isinstance(declared, dict) or "tq3" not in declared:
+        return None
+    try:
+        return _from_object(declared)
+    except BadInput as error:
+        raise BadInput(
+            f"quantization_config, in place of {FILE_NAME}: {error.message}",
+            file="config.json",
+            tensor=error.tensor,
+            found=error.found,
+            expected=error.expected,
+            fix=error.fix,
+        ) from None
+
+
+def _from_object(raw: Mapping[str, Any]) -> TqConfig:
     if raw.get("format") != FORMAT:
         raise BadInput("unknown format", file=FILE_NAME, found=raw.get("format"), expected=FORMAT)
     ours = _typed(raw, "tq3", dict, {})
@@ -106,13 +135,28 @@ def parse_tq_config(text: str) -> TqConfig:
     )
 
 
-def quantization_config(recipe: Recipe) -> dict[str, Any]:
-    """The value that config.json gains, for hosts to recognise the checkpoint."""
+def stand_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """`tq3` of a quantization_config that `find_in_model_config` reads.
+
+    shapes: name -> source shape, where it can't be derived from the stored tensors
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+    }
+
+
+def quantization_config(recipe: Recipe | TqConfig) -> dict[str, Any]:
+    """The value that config.json gains, for hosts to recognise the checkpoint.
+
+    how_to_load is for people: Transformers only warns of a method that it doesn't know.
+    """
     return {
         "quant_method": "turboquant",
         "format": FORMAT,
         "bits": recipe.bits,
         "group_size": recipe.group_size,
+        "how_to_load": HOW_TO_LOAD,
     }
 
 

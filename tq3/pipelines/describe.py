@@ -16,7 +16,7 @@ from tq3.plan.classes import LABELS, class_of
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide
-from tq3.plan.restoring import all_layouts, read_tq_config
+from tq3.plan.restoring import all_layouts, find_tq_config
 from tq3.plan.sources import Checkpoint, Files, read_checkpoint
 
 # Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
@@ -128,14 +128,22 @@ class Description:
 
 def describe(files: Files, recipe: Recipe, workers: int) -> Description:
     """A TQ3 checkpoint as it is; any other one as `recipe` would compress it. Raises BadInput."""
-    if files.has(tq_config.FILE_NAME):
-        return _describe_tq3(files)
-    return describe_plan(files, recipe, workers)
+    checkpoint = read_checkpoint(files)
+    config = find_tq_config(files, checkpoint.config)
+    if config:
+        return _describe_tq3(files, checkpoint, config)
+    return _describe_plan(files, checkpoint, recipe, workers)
 
 
 def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
     """What compress would write. Raises BadInput, also for a source that is quantised already."""
-    plan = plan_compression(read_checkpoint(files), recipe)
+    return _describe_plan(files, read_checkpoint(files), recipe, workers)
+
+
+def _describe_plan(
+    files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
+) -> Description:
+    plan = plan_compression(checkpoint, recipe)
     lines = (
         _line(
             task.name,
@@ -166,8 +174,7 @@ def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
     )
 
 
-def _describe_tq3(files: Files) -> Description:
-    checkpoint, config = read_checkpoint(files), read_tq_config(files)
+def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Description:
     return Description(
         path=files.label,
         planned=False,

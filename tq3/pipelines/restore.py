@@ -48,7 +48,7 @@ class _Restoration(Job):
 
     def __init__(self, files: LocalFiles, dtype: str, max_shard_bytes: int) -> None:
         super().__init__(files, read_checkpoint(files))
-        config = read_tq_config(files)
+        config = read_tq_config(files, self.checkpoint.config)
         self.plan = plan_restoration(self.checkpoint, config, DTYPES[dtype], max_shard_bytes)
         self._options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
 

@@ -19,7 +19,7 @@ from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
 from tq3.pipelines.checks import Fault, Faults
-from tq3.plan.restoring import packed_layouts, read_tq_config
+from tq3.plan.restoring import find_tq_config, packed_layouts
 from tq3.plan.sources import (
     CONFIG,
     INDEX,
@@ -94,14 +94,14 @@ def _unfinished(files: LocalFiles) -> Fault:
 
 def _read_json_files(files: LocalFiles, found: Structure) -> None:
     faults = found.faults
-    if not files.has(tq_config.FILE_NAME):
-        faults.add(Fault("TQ102", "missing: not a TQ3 checkpoint", tq_config.FILE_NAME))
-    else:
-        with faults.catching("TQ103", tq_config.FILE_NAME):
-            found.config = read_tq_config(files)
     if files.has(CONFIG):
         with faults.catching("TQ104", CONFIG):
             found.model_config = read_object(files, CONFIG)
+    says_it = tq_config.FILE_NAME if files.has(tq_config.FILE_NAME) else CONFIG
+    with faults.catching("TQ103", says_it):
+        found.config = find_tq_config(files, found.model_config)
+        if not found.config:
+            faults.add(Fault("TQ102", "missing: not a TQ3 checkpoint", tq_config.FILE_NAME))
     if found.config:
         _check_recognition(found.model_config, found.config, faults)
     if files.has(tq_manifest.FILE_NAME):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tq3.errors import BadInput
-from tq3.format.config import FILE_NAME, TqConfig, parse_tq_config
+from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_tq_config
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.recipe import WIDTHS
@@ -34,9 +34,20 @@ def plan_restoration(
     return arrange(tasks, max_shard_bytes)
 
 
-def read_tq_config(files: Files) -> TqConfig:
-    """tq_config.json of a folder. Raises BadInput where there is none."""
-    if not files.has(FILE_NAME):
+def find_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig | None:
+    """tq_config.json of a folder, or what stands for it in config.json. Raises BadInput."""
+    if files.has(FILE_NAME):
+        return parse_tq_config(read_text(files, FILE_NAME))
+    found = find_in_model_config(model_config)
+    if found:
+        refuse_unfinished(files)
+    return found
+
+
+def read_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig:
+    """The same; raises BadInput where there is none, too."""
+    found = find_tq_config(files, model_config)
+    if not found:
         refuse_unfinished(files)
         raise BadInput(
             "not a TQ3 checkpoint",
@@ -44,7 +55,7 @@ def read_tq_config(files: Files) -> TqConfig:
             expected=FILE_NAME,
             fix="give a folder that `tq3 compress` wrote",
         )
-    return parse_tq_config(read_text(files, FILE_NAME))
+    return found
 
 
 def all_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:

@@ -1,0 +1,81 @@
+"""Where a packed model's layers may lie: one device, several by a map, the disk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from packed_models import assert_close, assert_greedy, generated, load, logits, make_case
+from tiny_models import ARCHITECTURES
+from tq3_folder import read_tensors
+
+import tq3
+from tq3.errors import UsageError
+
+LLAMA = ARCHITECTURES[0]
+QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")
+FIRST_ON_DISK = {
+    "model.embed_tokens": "cpu",
+    "model.rotary_emb": "cpu",
+    "model.layers.0": "disk",
+    "model.layers.1": "cpu",
+    "model.norm": "cpu",
+    "lm_head": "cpu",
+}
+
+
+def offloaded(case, folder):
+    """The first layer on the disk, the rest in memory."""
+    model = load(LLAMA, case.compressed, device_map=FIRST_ON_DISK, offload_folder=folder)
+    assert model.model.layers[0].mlp.up_proj.weight.tq_packed.is_meta
+    return model
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
+def test_device_maps(case, device_map):
+    model = load(case.architecture, case.compressed, device_map=device_map)
+    assert torch.equal(logits(model), logits(load(case.architecture, case.compressed)))
+
+
+def on_its_own(case, folder, room):
+    """Placed by `device_map="auto"` with `room` bytes of memory."""
+    options = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": folder}
+    return load(LLAMA, case.compressed, **options)
+
+
+def test_auto_counts_packed_bytes_and_sends_to_the_disk_what_finds_no_room(llama, tmp_path):
+    whole = load(LLAMA, llama.compressed)
+    n_bytes = sum(parameter.nbytes for parameter in whole.parameters())
+    assert not any(p.is_meta for p in on_its_own(llama, tmp_path, n_bytes * 3 // 2).parameters())
+    spread = on_its_own(llama, tmp_path, n_bytes * 9 // 10)
+    assert set(spread.hf_device_map.values()) == {"cpu", "disk"}
+    assert torch.equal(logits(spread), logits(whole))
+
+
+def test_layers_on_the_disk_compute_and_generate_the_same(llama, tmp_path):
+    model, whole = offloaded(llama, tmp_path), load(LLAMA, llama.compressed)
+    assert torch.equal(logits(model), logits(whole))
+    assert torch.equal(generated(model, 2), generated(whole, 2))
+
+
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
+def test_layers_on_the_disk_are_saved_as_they_were(llama, tmp_path):
+    offloaded(llama, tmp_path / "offload").save_pretrained(tmp_path / "saved")
+    stored, saved = read_tensors(llama.compressed), read_tensors(tmp_path / "saved")
+    assert saved.keys() == stored.keys()
+    assert all(torch.equal(saved[name].to(t.dtype), t) for name, t in stored.items())
+    assert tq3.verify(tmp_path / "saved").ok
+
+
+def test_what_must_be_held_decoded_is_not_offloaded(tmp_path):
+    case = make_case(QWEN3_MOE, tmp_path)
+    with pytest.raises(UsageError, match=r"TopKRouter.weight must be decoded, but is offloaded"):
+        load(QWEN3_MOE, case.compressed, device_map=FIRST_ON_DISK, offload_folder=tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_computes_and_generates_what_the_processor_does(case):
+    model = load(case.architecture, case.compressed, device_map="cuda")
+    restored = load(case.architecture, case.restored)
+    assert_close(logits(model).cpu(), logits(restored))
+    assert_greedy(generated(model, 4).cpu(), restored)

@@ -1,0 +1,162 @@
+"""tq3.load, and what happens without this package."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from packed_models import changed, generated, load, logits
+from transformers.quantizers import auto
+
+import tq3
+import tq3.integrations.transformers as integration
+from tq3.errors import BadInput, UsageError
+
+
+@pytest.fixture(scope="module")
+def published(llama, tmp_path_factory):
+    """As other writers leave a folder: config.json says nothing, tq_config.json little."""
+    out = tmp_path_factory.mktemp("published") / "tq3"
+    tq3.compress(llama.source, out, verbatim_config=True)
+    known = {"bits": 3, "group_size": 128, "format": "tq3_native"}
+    (out / "tq_config.json").write_text(json.dumps(known))
+    return out
+
+
+def test_load_is_from_pretrained_of_the_class_that_config_json_names(case):
+    model = tq3.load(case.compressed, dtype=torch.float32)
+    assert type(model) is case.architecture.model_class
+    assert torch.equal(logits(model), logits(load(case.architecture, case.compressed)))
+
+
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"device_map": "auto"}, {"dtype": "auto"}])
+def test_load_takes_devices_dtypes_and_the_options_of_from_pretrained(llama, options):
+    model = tq3.load(str(llama.compressed), attn_implementation="eager", **options)
+    assert (model.device.type, model.dtype) == ("cpu", torch.bfloat16)
+    assert model.config._attn_implementation == "eager"
+    assert generated(model, 2).shape == (2, 22)
+
+
+def test_a_published_folder_is_recognised_by_load_or_by_a_config_passed_along(llama, published):
+    wanted = logits(load(llama.architecture, llama.compressed))
+    assert torch.equal(logits(tq3.load(published, dtype=torch.float32)), wanted)
+    config = integration.Tq3Config.from_folder(published)
+    model = load(llama.architecture, published, quantization_config=config)
+    assert torch.equal(logits(model), wanted)
+
+
+@pytest.mark.parametrize("which", ["ours", "published"])
+def test_an_id_is_found_in_the_cache_of_the_hub(llama, published, tmp_path, which):
+    repo = tmp_path / "models--org--model"
+    shutil.copytree(llama.compressed if which == "ours" else published, repo / "snapshots" / "0123")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0123")
+    where = {"cache_dir": tmp_path, "local_files_only": True}
+    model = tq3.load("org/model", dtype=torch.float32, **where)
+    assert torch.equal(logits(model), logits(load(llama.architecture, llama.compressed)))
+    with pytest.raises(UsageError, match="org/other: neither a folder nor"):
+        tq3.load("org/other", **where)
+
+
+@pytest.mark.parametrize("which", ["ours", "published"])
+def test_a_saved_folder_loads_without_tq_config(llama, published, tmp_path, which):
+    model = tq3.load(published if which == "published" else llama.compressed, dtype=torch.float16)
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "tq_config.json").exists()
+    declared = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert declared.pop("tq3")["format_version"] == 1
+    original = json.loads((llama.compressed / "config.json").read_text())["quantization_config"]
+    assert declared == original
+    assert torch.equal(logits(tq3.load(tmp_path, dtype=torch.float16)), logits(model))
+
+
+def test_what_is_no_tq3_checkpoint_is_said_in_a_sentence(llama, tmp_path):
+    with pytest.raises(UsageError, match="no-such: neither a folder"):
+        tq3.load(tmp_path / "no-such", local_files_only=True)
+    with pytest.raises(UsageError, match="not a checkpoint .*expected config.json"):
+        tq3.load(tmp_path)
+    with pytest.raises(UsageError, match="source: not a TQ3 checkpoint .*tq_config.json"):
+        tq3.load(llama.source)
+    with pytest.raises(UsageError, match="device or device_map"):
+        tq3.load(llama.compressed, device="cpu", device_map="auto")
+    config = json.loads((llama.source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="found quant_method 'awq', expected 'turboquant'"):
+        tq3.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BadInput, match="config.json: can't be read .*not a valid JSON"):
+        tq3.load(tmp_path)
+
+
+def test_a_missing_pair_is_an_error_and_not_a_random_layer(llama, tmp_path):
+    def remove(tensors):
+        for suffix in (".tq_packed", ".tq_norms"):
+            del tensors[f"model.layers.0.mlp.up_proj.weight{suffix}"]
+
+    with pytest.raises(BadInput, match=r"are missing.*layers.0.mlp.up_proj.weight"):
+        tq3.load(changed(llama.compressed, tmp_path / "out", remove))
+
+
+def test_what_cannot_be_served_is_refused_while_it_loads(llama, tmp_path):
+    with pytest.raises(UsageError, match="found torch.float64, expected torch.bfloat16"):
+        tq3.load(llama.compressed, dtype=torch.float64)
+    tq3.compress(llama.source, tmp_path / "all", only=["*"])
+    with pytest.raises(BadInput, match="embed_tokens.*shared.*--keep"):
+        tq3.load(tmp_path / "all")
+    (tmp_path / "tq_config.json").write_bytes(b"\xff")
+    with pytest.raises(BadInput, match="not UTF-8"):
+        integration.Tq3Config.from_folder(tmp_path)
+
+
+def test_another_package_that_came_first_stays_in_charge(llama, monkeypatch):
+    class Other(transformers.quantizers.HfQuantizer):
+        pass
+
+    warnings = []
+    monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "turboquant", Other)
+    monkeypatch.setattr(integration._log, "warning", warnings.append)
+    integration.register()
+    assert auto.AUTO_QUANTIZER_MAPPING["turboquant"] is Other
+    assert ["'turboquant'" in text for text in warnings] == [True]
+    with pytest.raises(UsageError, match="another package has registered 'turboquant'"):
+        tq3.load(llama.compressed)
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_a_missing_package_is_named_with_what_to_install(llama, package):
+    code = f"import sys, tq3; sys.modules[{package!r}] = None; tq3.load(sys.argv[1])"
+    command = (sys.executable, "-c", code, llama.compressed)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert f"needs the package {package}; pip install 'tq3[transformers]'" in run.stderr
+
+
+WITHOUT_US = """
+import sys, torch, transformers
+found = []
+for seed in (1, 2):
+    torch.manual_seed(seed)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        sys.argv[1], output_loading_info=True
+    )
+    found.append(model.model.layers[0].mlp.up_proj.weight)
+print("missing", len(info["missing_keys"]), "random", not torch.equal(*found))
+"""
+
+
+def test_the_trap_without_our_import_transformers_warns_and_leaves_layers_random(llama):
+    """No release fails here: config.json tells people what to do, and docs/serving.md shows it."""
+    command = (sys.executable, "-c", WITHOUT_US, llama.compressed)
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout == "missing 14 random True\n"
+    assert "Unknown quantization type, got turboquant" in run.stderr
+    assert re.search(r"mlp.up_proj.weight +\| MISSING", run.stderr)
+    declared = json.loads((llama.compressed / "config.json").read_text())["quantization_config"]
+    assert "tq3.load(folder)" in declared["how_to_load"]

@@ -1,0 +1,50 @@
+"""What save_pretrained leaves is a TQ3 checkpoint for the commands, too."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from packed_models import load, served
+from tq3_folder import read_tensors
+
+import tq3
+from tq3.errors import BadInput
+
+
+def test_a_saved_folder_is_verified_inspected_and_restored(case, tmp_path):
+    saved, restored = tmp_path / "saved", tmp_path / "restored"
+    load(case.architecture, case.compressed, torch.float16).save_pretrained(saved)
+    assert tq3.verify(saved).ok
+    beside = tq3.verify(saved, source=case.restored).faults
+    assert all(fault.check == "TQ501" and fault.tensor.startswith("mtp.") for fault in beside)
+    stored = {line.name: (line.bits, line.shape) for line in tq3.inspect(case.compressed).tensors}
+    assert {line.name: (line.bits, line.shape) for line in tq3.inspect(saved).tensors} == served(
+        stored
+    )
+    tq3.restore(saved, restored, dtype="float32")
+    found, wanted = read_tensors(restored), served(read_tensors(case.restored))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert "quantization_config" not in json.loads((restored / "config.json").read_text())
+    load(case.architecture, restored)
+
+
+def test_what_a_model_without_its_head_saves_is_recorded_by_its_own_names(llama, tmp_path):
+    transformers.LlamaModel.from_pretrained(llama.compressed).save_pretrained(tmp_path)
+    shapes = {line.name: line.shape for line in tq3.inspect(tmp_path).tensors}
+    assert shapes["layers.0.mlp.down_proj.weight"] == (192, 344)
+    assert tq3.verify(tmp_path).ok
+
+
+def test_a_saved_folder_whose_shapes_are_lost_is_refused(llama, tmp_path):
+    """A padded row could not be told from a wider one."""
+    load(llama.architecture, llama.compressed).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"].pop("tq3")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert [fault.check for fault in tq3.verify(tmp_path).faults] == ["TQ102"]
+    with pytest.raises(BadInput, match="not a TQ3 checkpoint"):
+        tq3.restore(tmp_path, tmp_path / "restored")

@@ -1,0 +1,140 @@
+"""tq3.load: a TQ3 checkpoint as a Transformers model, packed, in one call."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tq3.errors import BadInput, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_PACKAGES = ("torch", "transformers", "safetensors")
+# What Transformers takes to find a file, of all that from_pretrained takes.
+_FINDING = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+
+def load(
+    path: str | PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """The model of a TQ3 checkpoint, its compressed weights packed, ready to generate.
+
+    path: a folder, or an id that Transformers finds on the Hub or in its cache
+    device: where the whole model goes, by default the processor; `device_map` spreads it
+    dtype: of activations and kept weights, by default the one that config.json names
+    options: as for from_pretrained of the class that config.json names
+    Raises UsageError or BadInput for what is no TQ3 checkpoint, or where a package is missing.
+    """
+    transformers, integration = _hosts()
+    if device is not None and "device_map" in options:
+        raise UsageError("give device or device_map, not both")
+    name = fspath(path)
+    finding = {key: options[key] for key in _FINDING if key in options}
+    config = _config(transformers, name, finding)
+    method = _method(config)
+    if method is None:
+        finding.pop("trust_remote_code", None)
+        options["quantization_config"] = integration.Tq3Config.from_folder(name, **finding)
+    else:
+        _check_method(integration, method, name)
+    if device is not None:
+        options["device_map"] = {"": device}
+    if dtype is not None:
+        options["dtype"] = dtype
+    model: PreTrainedModel
+    options["output_loading_info"] = True
+    model, info = _class(transformers, config).from_pretrained(name, **options)
+    if info["missing_keys"]:
+        raise BadInput(
+            "tensors are missing: Transformers would leave them random",
+            file=name,
+            found=", ".join(sorted(info["missing_keys"])[:3]),
+            fix="fetch the checkpoint again; `tq3 verify` tells what is wrong with it",
+        )
+    return model
+
+
+def _hosts() -> tuple[Any, Any]:
+    """transformers and our part of it: imported here, so that a missing package has a sentence."""
+    try:
+        transformers = import_module("transformers")
+        integration = import_module("tq3.integrations.transformers")
+    except ModuleNotFoundError as error:
+        if error.name not in _PACKAGES:
+            raise
+        raise UsageError(
+            f"tq3.load needs the package {error.name}", fix="pip install 'tq3[transformers]'"
+        ) from error
+    return transformers, integration
+
+
+def _config(transformers: Any, name: str, finding: dict[str, Any]) -> PreTrainedConfig:
+    folder = Path(name, finding.get("subfolder") or "")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UsageError(
+            "not a checkpoint",
+            file=folder,
+            expected="config.json and tq_config.json",
+            fix="give a folder that `tq3 compress` wrote",
+        )
+    try:
+        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(name, **finding)
+    except OSError as error:
+        if folder.is_dir():
+            raise BadInput(
+                "can't be read", file="config.json", found=error, fix="fetch the file again"
+            ) from error
+        raise UsageError(
+            "neither a folder nor what Transformers finds on the Hub or in its cache",
+            file=name,
+            fix="give a folder that `tq3 compress` wrote; what Transformers says is above",
+        ) from error
+    return config
+
+
+def _method(config: PreTrainedConfig) -> str | None:
+    """By what the checkpoint says it is quantised; nothing in published TQ3 checkpoints."""
+    for part in (config, config.get_text_config()):
+        declared = getattr(part, "quantization_config", None)
+        if isinstance(declared, dict):
+            return str(declared.get("quant_method"))
+    return None
+
+
+def _check_method(integration: Any, method: str, name: str) -> None:
+    if method not in (integration.METHOD, integration.ALIAS):
+        raise BadInput(
+            "not a TQ3 checkpoint",
+            file=name,
+            found=f"quant_method {method!r}",
+            expected=repr(integration.METHOD),
+            fix="load it with from_pretrained and the package that wrote it",
+        )
+    if not integration.is_ours(method):
+        raise UsageError(
+            f"another package has registered {method!r} with Transformers",
+            fix="import tq3.integrations.transformers before that package, or without it",
+        )
+
+
+def _class(transformers: Any, config: PreTrainedConfig) -> Any:
+    """The class that config.json names, or the one for language models."""
+    names = config.architectures or []
+    known = (getattr(transformers, name, None) for name in names)
+    return next((found for found in known if found), transformers.AutoModelForCausalLM)

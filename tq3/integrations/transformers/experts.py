@@ -1,0 +1,55 @@
+"""Mixtures of experts from packed weights, by Transformers' interface for such implementations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from tq3.runtime.modules import PackedExperts
+
+IMPLEMENTATION = "tq3"
+_WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
+
+
+def register() -> None:
+    """Make the implementation known, once."""
+    if IMPLEMENTATION not in ALL_EXPERTS_FUNCTIONS.valid_keys():
+        ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, forward)
+
+
+def are_experts(owner: nn.Module, name: str) -> bool:
+    """Whether `owner.name` can be PackedExperts: the class lets its arithmetic be chosen, and its
+    weights are (experts, rows, columns).
+    """
+    return name in _WEIGHTS and getattr(owner, "is_transposed", None) is False
+
+
+def forward(
+    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """(tokens, columns) through top_k experts for each token, weighted and added up."""
+    experts = top_k_index.reshape(-1)  # (pairs,): the choices of the first token, of the second...
+    x = hidden_states.repeat_interleave(top_k_index.shape[-1], dim=0)
+    if self.has_gate:
+        x = self._apply_gate(_project(self, "gate_up_proj", x, experts))
+    else:
+        x = self.act_fn(_project(self, "up_proj", x, experts))
+    x = _project(self, "down_proj", x, experts)
+    if getattr(self, "has_post_expert_norm", False):
+        x = self.post_expert_norm(x)
+    weighted = x * top_k_weights.reshape(-1, 1)
+    out: torch.Tensor = weighted.view(*top_k_index.shape, -1).sum(dim=1)
+    return out.to(hidden_states.dtype)
+
+
+def _project(self: Any, name: str, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    weight = getattr(self, name)
+    y: torch.Tensor
+    if isinstance(weight, PackedExperts):
+        y = weight(x, experts)
+    else:  # kept as it was while others were compressed
+        y = torch.bmm(weight[experts], x[:, :, None])[:, :, 0]
+    return y + getattr(self, f"{name}_bias")[experts] if self.has_bias else y

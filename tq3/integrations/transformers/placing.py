@@ -1,0 +1,195 @@
+"""Which parameter each compressed tensor fills: from headers, by the host's own renaming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from tq3.errors import BadInput
+from tq3.format.header import Header, TensorInfo, read_header
+from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.recipe import WIDTHS
+
+# Rows of codes can be stacked, joined and cut as rows of weights can; nothing else can be done to
+# them. By name: the classes have come and gone between releases.
+_ROW_OPERATIONS = {"MergeModulelist", "SplitModulelist", "Concatenate", "Chunk", "Split"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The codes and norms of one tensor, as their file's header describes them."""
+
+    name: str
+    file: str
+    packed: TensorInfo
+    norms: TensorInfo
+
+    def bits(self, group: int) -> int:
+        """The width that the sizes imply. Raises BadInput where they imply none."""
+        weights = self.norms.n_elements * group
+        bits = self.packed.n_bytes * 8 // max(weights, 1)
+        if bits not in WIDTHS or bits * weights != self.packed.n_bytes * 8:
+            raise self.bad(f"codes and norms of groups of {group}", found=_shapes(self))
+        return bits
+
+    def bad(self, expected: object, found: object) -> BadInput:
+        """An error of this tensor."""
+        return BadInput(
+            "its codes and norms do not fit",
+            file=self.file,
+            tensor=self.name,
+            found=found,
+            expected=expected,
+            fix="fetch checkpoint and config.json again, from one revision",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A parameter of the model, and how the checkpoint holds it.
+
+    converted: the host joins or cuts the stored tensors while loading
+    """
+
+    parameter: str
+    layout: GroupLayout
+    converted: bool
+
+
+def read_pairs(files: Iterable[str]) -> dict[str, Pair]:
+    """All compressed tensors of these safetensors files. Raises BadInput for half of a pair."""
+    found: dict[str, tuple[TensorInfo, str]] = {}
+    for path in map(Path, files):
+        found |= {name: (info, path.name) for name, info in _header(path).tensors.items()}
+    pairs = {}
+    for name, (info, home) in found.items():
+        for suffix, partner in ((PACKED, NORMS), (NORMS, PACKED)):
+            stem = name.removesuffix(suffix)
+            if stem != name and stem + partner not in found:
+                raise BadInput(f"its {partner} is missing", file=home, tensor=name)
+        stem = name.removesuffix(PACKED)
+        if stem != name:
+            pairs[stem] = Pair(stem, home, info, found[stem + NORMS][0])
+    return pairs
+
+
+class _Renaming:
+    """The names that the host will look for, for the names in the checkpoint."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
+        self._prefix = model.base_model_prefix
+
+    def __call__(
+        self, name: str, state: dict[str, torch.Tensor]
+    ) -> tuple[list[str], WeightConverter | None]:
+        """The parameters that tensor `name` ends up in, and what else is done to it."""
+        renamed, pattern = rename_source_key(
+            name, self._renamings, self._converters, self._prefix, state
+        )
+        if renamed not in state and name in state:  # as the host does it
+            renamed, pattern = rename_source_key(name, [], [], self._prefix, state)
+        if pattern is None:
+            return [renamed], None
+        converter = next(c for c in self._converters if pattern in c.source_patterns)
+        first, *others = converter.target_patterns
+        return [renamed, *(renamed.replace(first, other) for other in others)], converter
+
+
+def find_places(model: PreTrainedModel, pairs: dict[str, Pair], group: int) -> list[Place]:
+    """The parameters of `model`, still on meta, that compressed tensors fill.
+
+    A tensor that the model has no parameter for is left to the host, which ignores or reports it.
+    """
+    rename, state = _Renaming(model), model.state_dict()
+    tied = set(model.all_tied_weights_keys.values())
+    places: dict[str, Place] = {}
+    for pair in pairs.values():
+        names, converter = rename(pair.name, state)
+        for name in names:
+            if name in state:
+                if name in tied:
+                    raise _tied(pair)
+                place = _place(pair, name, state[name], converter, group)
+                if places.setdefault(name, place) != place:
+                    raise pair.bad("the width of the tensors beside it", found=_shapes(pair))
+    return list(places.values())
+
+
+def check_names(model: PreTrainedModel, pairs: dict[str, Pair]) -> None:
+    """Raise BadInput where the host would look for other names than the packed modules have.
+
+    It would only warn, and leave those modules as they were allocated.
+    """
+    rename, state = _Renaming(model), model.state_dict()
+    filled = {
+        name
+        for pair in pairs.values()
+        for suffix in (PACKED, NORMS)
+        for name in rename(pair.name + suffix, state)[0]
+    }
+    empty = sorted(name for name in state if name.endswith((PACKED, NORMS)) and name not in filled)
+    if empty:
+        raise BadInput(
+            "this release of Transformers would not load it",
+            tensor=empty[0],
+            fix="use a tested release (5.16 to 5.23), or `tq3 restore` the checkpoint",
+        )
+
+
+def _header(path: Path) -> Header:
+    with path.open("rb") as file:
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        return read_header(read, path.stat().st_size, path.name)
+
+
+def _place(
+    pair: Pair,
+    name: str,
+    parameter: torch.Tensor,
+    converter: WeightConverter | None,
+    group: int,
+) -> Place:
+    layout = GroupLayout(tuple(parameter.shape), pair.bits(group), group)
+    if converter is None:
+        fits = layout.tensors(pair.name) == (pair.packed, pair.norms)
+    else:
+        fits = layout.groups_per_row == pair.norms.shape[-1]
+        impossible = {type(step).__name__ for step in converter.operations} - _ROW_OPERATIONS
+        if impossible:
+            raise BadInput(
+                "Transformers rearranges this tensor while loading, which codes do not allow",
+                file=pair.file,
+                tensor=pair.name,
+                found=", ".join(sorted(impossible)),
+                fix="`tq3 restore` the checkpoint, or compress it with --keep for such tensors",
+            )
+    if not fits:
+        raise pair.bad(f"those of {name} {list(layout.shape)}", found=_shapes(pair))
+    return Place(name, layout, converter is not None)
+
+
+def _tied(pair: Pair) -> BadInput:
+    return BadInput(
+        "packed, but shared by embedding and output head, which Transformers does not allow",
+        file=pair.file,
+        tensor=pair.name,
+        fix="compress again with --keep for this tensor, or `tq3 restore` the checkpoint",
+    )
+
+
+def _shapes(pair: Pair) -> str:
+    codes, norms = pair.packed, pair.norms
+    return f"codes {codes.dtype} {list(codes.shape)}, norms {norms.dtype} {list(norms.shape)}"
