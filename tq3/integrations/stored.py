@@ -1,0 +1,155 @@
+"""Which matrices of a checkpoint are packed, and how wide: from names and shapes in its headers.
+
+Hosts build their layers by this, never by patterns: what is stored is what must be loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+
+from tq3.errors import BadInput, UsageError
+from tq3.format.layout import NORMS, PACKED
+from tq3.format.recipe import WIDTHS
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One stored matrix, or stack of matrices of experts.
+
+    rows: all of them, leading dimensions flattened
+    bits: 0 where it is not packed
+    groups: of a row, where it is packed
+    """
+
+    rows: int
+    bits: int = 0
+    groups: int = 0
+
+    @property
+    def is_packed(self) -> bool:
+        return self.bits > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Source name (`model.layers.0.mlp.up_proj.weight`) -> matrix, packed or not."""
+
+    matrices: Mapping[str, Matrix]
+    group: int
+
+    @property
+    def n_packed(self) -> int:
+        return sum(matrix.is_packed for matrix in self.matrices.values())
+
+    def renamed(self, rename: Callable[[str], str | None]) -> Stored:
+        """The same under the names that a host has for its modules."""
+        pairs = ((rename(name), matrix) for name, matrix in self.matrices.items())
+        return Stored({name: matrix for name, matrix in pairs if name}, self.group)
+
+    def find(self, name: str) -> Matrix | None:
+        """The matrix of this name; hosts may put other components before it.
+
+        Without an exact match the longest tail of `name` that is stored decides, where all matrices
+        with that tail are packed alike.
+        """
+        if name in self.matrices:
+            return self.matrices[name]
+        components = name.split(".")
+        for first in range(1, len(components) - 2):
+            tail = "." + ".".join(components[first:])
+            found = {m for stored, m in self.matrices.items() if ("." + stored).endswith(tail)}
+            if found:
+                return found.pop() if len(found) == 1 else None
+        return None
+
+    def below(self, prefix: str) -> dict[str, Matrix]:
+        """All matrices below a component path, by what follows it."""
+        start = prefix + "."
+        found = {name: m for name, m in self.matrices.items() if name.startswith(start)}
+        return {name.removeprefix(start): matrix for name, matrix in found.items()}
+
+
+def read_shapes(shapes: Mapping[str, Sequence[int]], group: int) -> Stored:
+    """From tensor names and shapes, as the headers have them. Raises BadInput for a broken pair."""
+    matrices = {}
+    for name, shape in shapes.items():
+        stem = name.removesuffix(PACKED)
+        if stem != name:
+            matrices[stem] = _packed(stem, shape, shapes.get(stem + NORMS, ()), group)
+        elif not name.endswith(NORMS) and len(shape) >= 2:
+            matrices[name] = Matrix(rows=prod(shape[:-1]))
+    return Stored(matrices, group)
+
+
+def _packed(name: str, packed: Sequence[int], norms: Sequence[int], group: int) -> Matrix:
+    bits = packed[1] * 8 // group if len(packed) == 2 else 0
+    fits = bits in WIDTHS and len(norms) == 2 and packed[0] == prod(norms)
+    if not fits or packed[1] * 8 != bits * group:
+        raise BadInput(
+            "codes and norms contradict each other",
+            tensor=name,
+            found=f"codes {list(packed)}, norms {list(norms)}",
+            expected=f"[rows*n, {group}*bits/8] and [rows, n]",
+            fix="fetch the checkpoint again; `tq3 verify` finds what is damaged",
+        )
+    return Matrix(rows=norms[0], bits=bits, groups=norms[1])
+
+
+def spread(parts: Sequence[Matrix], sizes: Sequence[int], layer: str) -> list[Matrix]:
+    """The part that each partition of a fused layer is loaded from.
+
+    A part may fill several partitions that follow each other: Gated DeltaNet's in_proj_qkv is
+    three of the four of in_proj_qkvz. sizes: rows of the partitions, before tensor parallelism.
+    """
+    if len(parts) == len(sizes):
+        return list(parts)
+    if len(parts) == 1:
+        return list(parts) * len(sizes)
+    ends = list(accumulate(part.rows for part in parts))
+    found = [
+        next((part for part, end in zip(parts, ends, strict=True) if filled <= end), None)
+        for filled in accumulate(sizes)
+    ]
+    if None in found or ends[-1] != sum(sizes):
+        raise BadInput(
+            "the checkpoint's matrices do not fill the layer",
+            tensor=layer,
+            found=f"rows {[part.rows for part in parts]}",
+            expected=f"rows {list(sizes)}",
+        )
+    return [part for part in found if part]
+
+
+def groups_of_a_rank(columns: int, of_a_rank: int, group: int, layer: str) -> int:
+    """Groups of a row that one rank holds, when `columns` are split. Raises UsageError."""
+    if of_a_rank != columns and of_a_rank % group:
+        ranks = columns // of_a_rank
+        raise UsageError(
+            f"tensor parallelism over {ranks} ranks would split a group of {group} weights",
+            tensor=layer,
+            found=f"{columns} columns, {of_a_rank} a rank",
+            expected=f"a multiple of {group} a rank",
+            fix=f"the largest tensor parallel size up to {ranks} for this layer is "
+            f"{largest_parallelism(columns, ranks, group)}; in vLLM, a vision tower is not split "
+            "with --mm-encoder-tp-mode data",
+        )
+    return -(-of_a_rank // group)
+
+
+def largest_parallelism(columns: int, at_most: int, group: int) -> int:
+    """The most ranks, up to `at_most`, among which whole groups can be shared out."""
+    return max(n for n in range(1, at_most + 1) if n == 1 or columns % (n * group) == 0)
+
+
+def runs(widths: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(bits, rows) of neighbours of the same width, added up."""
+    found: list[tuple[int, int]] = []
+    for bits, rows in widths:
+        if found and found[-1][0] == bits:
+            found[-1] = (bits, found[-1][1] + rows)
+        else:
+            found.append((bits, rows))
+    return found

@@ -1,0 +1,171 @@
+"""What vLLM asks of a quantisation: how a checkpoint is recognised and how each layer is held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe import RoutedExperts
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import (
+    QUANTIZATION_METHODS,
+    get_quantization_config,
+)
+from vllm.model_executor.layers.quantization.base_config import (
+    QuantizationConfig,
+    QuantizeMethodBase,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.models.utils import WeightsMapper
+from vllm.transformers_utils.config import get_safetensors_params_metadata
+
+from tq3.errors import BadInput
+from tq3.format.config import FILE_NAME, FORMAT
+from tq3.format.layout import NORMS, PACKED
+from tq3.format.recipe import GROUP_SIZES
+from tq3.integrations.stored import Matrix, Stored, read_shapes
+from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits
+from tq3.integrations.vllm.linear import Tq3LinearMethod
+
+# The first is the method of published checkpoints, the second only ours.
+NAMES = ("turboquant", "tq3")
+# vLLM does not say which of them it read.
+_SOURCES = f"config.json or {FILE_NAME}"
+# Below vLLM's own logger, so that its settings hold for it.
+logger = init_logger("vllm.plugins.tq3")
+
+
+class Tq3Config(QuantizationConfig):
+    """What the headers of one checkpoint say of each layer."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.stored = Stored({}, group)
+
+    def get_name(self) -> str:
+        return NAMES[0]
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 80  # Ampere, whose bfloat16 the models need
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return [FILE_NAME]
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Tq3Config:
+        """From config.json's `quantization_config` or, where that is missing, tq_config.json."""
+        if config.get("format") != FORMAT:
+            raise BadInput(
+                "unknown format",
+                file=_SOURCES,
+                found=config.get("format"),
+                expected=FORMAT,
+                fix="another package may have written it",
+            )
+        group = config.get("group_size")
+        if group not in GROUP_SIZES:
+            allowed = " or ".join(map(str, GROUP_SIZES))
+            raise BadInput("bad group_size", file=_SOURCES, found=repr(group), expected=allowed)
+        return cls(group)
+
+    @classmethod
+    def override_quantization_method(
+        cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
+    ) -> Any:
+        """Our name for a checkpoint whose config.json is in our format, or None."""
+        method, written = hf_quant_cfg.get("quant_method"), hf_quant_cfg.get("format")
+        if method not in NAMES or written != FORMAT:
+            return None
+        ours = [name for name in NAMES if is_ours(name)]
+        if user_quant is not None:
+            return user_quant if user_quant in ours else None
+        return ours[0] if ours else None
+
+    def maybe_update_config(
+        self, model_name: str, hf_config: Any = None, revision: str | None = None
+    ) -> None:
+        """Read the headers of the weight files, from the folder or the Hub."""
+        headers = get_safetensors_params_metadata(model_name, revision=revision)
+        shapes = {name: info["shape"] for name, info in headers.items() if "shape" in info}
+        self.stored = read_shapes(shapes, self.stored.group)
+        if not self.stored.n_packed:
+            raise BadInput(
+                "no packed weights in this checkpoint",
+                file=model_name,
+                expected=f"tensors named *{PACKED}",
+                fix="give a folder that `tq3 compress` wrote",
+            )
+        logger.info(
+            "tq3: %d of %d matrices are packed", self.stored.n_packed, len(self.stored.matrices)
+        )
+
+    @staticmethod
+    def get_checkpoint_weight_mapper() -> WeightsMapper:
+        """`up_proj.weight.tq_packed` is loaded into the parameter `weight_packed` of `up_proj`."""
+        return WeightsMapper(orig_to_new_suffix={PACKED: "_packed", NORMS: "_norms"})
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
+        """The checkpoint's names become those of vLLM's modules."""
+        self.stored = self.stored.renamed(hf_to_vllm_mapper.map_name)
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        """How vLLM holds and computes `layer`; None means as ever."""
+        if isinstance(layer, LinearBase):
+            parts = self._linear_parts(prefix)
+            if any(part.is_packed for part in parts):
+                return Tq3LinearMethod(parts, self.stored.group)
+            return UnquantizedLinearMethod()
+        if isinstance(layer, RoutedExperts):
+            bits = expert_bits(self.stored, prefix, layer)
+            return bits and Tq3ExpertsMethod(layer.moe_config, bits, self.stored.group)
+        if isinstance(layer, VocabParallelEmbedding):
+            return self._vocabulary_method(layer, prefix)
+        return None
+
+    def packs(self, prefix: str) -> bool:
+        """Whether this one unfused layer is packed."""
+        matrix = self.stored.find(f"{prefix}.weight")
+        return matrix is not None and matrix.is_packed
+
+    def _linear_parts(self, prefix: str) -> list[Matrix]:
+        """What a layer is loaded from: itself, or the matrices that vLLM fuses in it."""
+        parent, _, last = prefix.rpartition(".")
+        names = [f"{parent}.{part}" for part in self.packed_modules_mapping.get(last, ())]
+        for sources in (names, [prefix]):
+            parts = [self.stored.find(f"{source}.weight".lstrip(".")) for source in sources]
+            found = [part for part in parts if part]
+            if found and len(found) == len(parts):
+                return found
+        raise BadInput(
+            "the checkpoint has no weights for this layer of vLLM's",
+            tensor=prefix,
+            expected=" and ".join(f"{name}.weight" for name in names or [prefix]),
+        )
+
+    def _vocabulary_method(
+        self, layer: VocabParallelEmbedding, prefix: str
+    ) -> QuantizeMethodBase | None:
+        matrix = self.stored.find(f"{prefix}.weight")
+        if matrix is None or not matrix.is_packed:
+            return None
+        if not isinstance(layer, ParallelLMHead):
+            raise BadInput(
+                "packed embeddings can't be looked up",
+                tensor=prefix,
+                fix="compress again with --keep for this tensor",
+            )
+        return Tq3LinearMethod([matrix], self.stored.group)
+
+
+def is_ours(name: str) -> bool:
+    """Whether vLLM would take our class for this quantisation."""
+    return name in QUANTIZATION_METHODS and get_quantization_config(name) is Tq3Config

@@ -1,0 +1,211 @@
+"""Mixtures of experts whose weights stay packed, loaded from fused or from single experts."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, RoutedExperts
+from vllm.model_executor.layers.fused_moe.activation import (
+    ApplyMoEActivationConfig,
+    apply_moe_activation,
+)
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
+from vllm.model_executor.utils import replace_parameter, set_weight_attrs
+
+from tq3.errors import BadInput, UsageError
+from tq3.integrations.stored import Stored, groups_of_a_rank
+from tq3.integrations.vllm.linear import check_loaded
+from tq3.runtime import ops  # noqa: F401  it defines torch.ops.tq3
+
+# What vLLM calls a stack of matrices of all experts: gate and up on each other, and down.
+GATE_UP, DOWN = "w13", "w2"
+_FUSED = ("gate_up_proj", "w13")
+
+
+class ExpertBits(NamedTuple):
+    """Widths of the experts' two stacks."""
+
+    gate_up: int
+    down: int
+
+
+class Tq3ExpertsMethod(FusedMoEMethodBase):
+    """Two stacks of packed matrices, of which only the experts that tokens are sent to are read."""
+
+    def __init__(self, moe: FusedMoEConfig, bits: ExpertBits, group: int) -> None:
+        super().__init__(moe)
+        self.bits = bits
+        self.group = group
+
+    def create_weights(
+        self,
+        layer: RoutedExperts,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Make the parameters of this rank's experts."""
+        if self.moe.has_bias:
+            raise UsageError("packed experts with biases are not served", tensor=layer.layer_name)
+        inner = intermediate_size_per_partition
+        ranks = self.moe.moe_parallel_config.tp_size
+        n_inner = groups_of_a_rank(inner * ranks, inner, self.group, layer.layer_name)
+        n_hidden = -(-hidden_size // self.group)
+        shards = 2 if self.moe.is_act_and_mul else 1
+        gate_up = _Loader(layer, rows=inner * ranks, shards=shards, splits="rows")
+        down = _Loader(layer, rows=hidden_size, shards=1, splits="columns")
+        for stack, rows, n, bits, loader in (
+            (GATE_UP, shards * inner, n_hidden, self.bits.gate_up, gate_up),
+            (DOWN, hidden_size, n_inner, self.bits.down, down),
+        ):
+            codes = torch.empty(num_experts, rows, n * self.group * bits // 8, dtype=torch.uint8)
+            norms = torch.full((num_experts, rows, n), torch.nan, dtype=torch.float32)
+            for part, data in (("packed", codes), ("norms", norms)):
+                parameter = torch.nn.Parameter(data, requires_grad=False)
+                set_weight_attrs(parameter, {"weight_loader": loader})
+                layer.register_parameter(f"{stack}_weight_{part}", parameter)
+
+    def process_weights_after_loading(self, layer: RoutedExperts) -> None:
+        """Nothing is converted or copied: what was loaded is what is served."""
+        for stack in (GATE_UP, DOWN):
+            norms = getattr(layer, f"{stack}_weight_norms")
+            check_loaded(norms, layer.layer_name)
+            packed = getattr(layer, f"{stack}_weight_packed")
+            replace_parameter(layer, f"{stack}_weight_packed", packed.data)
+            replace_parameter(layer, f"{stack}_weight_norms", norms.data)
+
+    def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig:
+        """For vLLM's activation: its parameters, and no quantisation of the inputs."""
+        return FusedMoEQuantConfig.make(
+            gemm1_alpha=layer.swiglu_alpha,
+            gemm1_beta=layer.swiglu_beta,
+            gemm1_clamp_limit=layer.swiglu_limit,
+        )
+
+    def apply(
+        self,
+        layer: RoutedExperts,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        shared_experts: Any,
+        shared_experts_input: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """x (tokens, hidden) through each token's experts: the weighted sum, (tokens, hidden)."""
+        experts = topk_ids.long()
+        if layer.expert_map is not None:
+            experts = layer.expert_map[experts].long()
+        of_others = experts < 0  # on other ranks, if there are any; here they add nothing
+        pairs = x[:, None].expand(-1, experts.shape[1], -1)  # (tokens, k, hidden)
+        if layer.apply_router_weight_on_input:
+            pairs = pairs * topk_weights[..., None].to(x.dtype)
+            topk_weights = torch.ones_like(topk_weights)
+        out = self._each_pair(layer, pairs.flatten(0, 1), experts.clamp(min=0).flatten())
+        weighted = out.view(pairs.shape).float() * topk_weights[..., None]
+        return weighted.masked_fill(of_others[..., None], 0).sum(1).to(x.dtype)
+
+    def _each_pair(
+        self, layer: RoutedExperts, x: torch.Tensor, experts: torch.Tensor
+    ) -> torch.Tensor:
+        """(pairs, hidden) -> (pairs, hidden)"""
+        gate_up = torch.ops.tq3.experts(
+            x,
+            layer.w13_weight_packed,
+            layer.w13_weight_norms,
+            experts,
+            self.bits.gate_up,
+            self.group,
+        )
+        inner = x.new_empty(len(x), self.moe.intermediate_size_per_partition)
+        config = self.get_fused_moe_quant_config(layer)
+        apply_moe_activation(
+            layer.activation,
+            inner,
+            gate_up,
+            activation_config=ApplyMoEActivationConfig.from_configs(self.moe, config),
+        )
+        return torch.ops.tq3.experts(
+            inner,
+            layer.w2_weight_packed,
+            layer.w2_weight_norms,
+            experts,
+            self.bits.down,
+            self.group,
+        )
+
+
+def expert_bits(stored: Stored, prefix: str, layer: RoutedExperts) -> ExpertBits | None:
+    """How the experts below `prefix` are packed; None where they are not. Raises for a mixture."""
+    down_names = {layer.ckpt_down_proj_name}
+    gate_up_names = {layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, *_FUSED}
+    widths: dict[str, set[int]] = {GATE_UP: set(), DOWN: set()}
+    for name, matrix in stored.below(prefix).items():
+        components = set(name.split("."))
+        if components & down_names:
+            widths[DOWN].add(matrix.bits)
+        elif components & gate_up_names:
+            widths[GATE_UP].add(matrix.bits)
+    gate_up, down = widths[GATE_UP], widths[DOWN]
+    if gate_up == down == {0}:
+        return None
+    if len(gate_up) != 1 or len(down) != 1 or 0 in gate_up | down:
+        raise BadInput(
+            "experts of one layer must all be packed, with one width for gate and up, and one for "
+            "down",
+            tensor=prefix,
+            found=f"bits {sorted(gate_up)} and {sorted(down)}, 0 for not packed",
+            fix="compress again with the same --keep and widths for all experts",
+        )
+    return ExpertBits(gate_up.pop(), down.pop())
+
+
+class _Loader:
+    """Puts what vLLM finds in the checkpoint into one stack: this rank's rows or groups of it.
+
+    rows: of one matrix in the checkpoint, which has `shards` of them for an expert
+    splits: what tensor parallelism divides
+    """
+
+    # vLLM asks loaders of experts for this.
+    supports_moe_loading = True
+
+    def __init__(self, layer: RoutedExperts, rows: int, shards: int, splits: str) -> None:
+        parallel = layer.moe_config.moe_parallel_config
+        self.experts = layer.expert_map_manager
+        self.rank, self.ranks = parallel.tp_rank, parallel.tp_size
+        self.rows = rows
+        self.shards = shards
+        self.splits = splits
+
+    def __call__(
+        self,
+        param: torch.nn.Parameter,
+        loaded_weight: torch.Tensor,
+        weight_name: str,
+        shard_id: str,
+        expert_id: int,
+        return_success: bool = False,
+    ) -> bool | None:
+        """Codes or norms of one expert's matrix or, fused, of all of them at once."""
+        length = param.shape[-1] * (self.ranks if self.splits == "columns" else 1)
+        matrices = loaded_weight.reshape(-1, self.rows, length)
+        shard = 1 if shard_id == "w3" else 0
+        if len(matrices) == 1:
+            of_experts = {expert_id: matrices[0]}
+        else:
+            of_experts = dict(enumerate(matrices[shard :: self.shards]))
+        loaded = [self._load(param, matrix, shard, e) for e, matrix in of_experts.items()]
+        return any(loaded) if return_success else None
+
+    def _load(self, param: torch.Tensor, matrix: torch.Tensor, shard: int, expert: int) -> bool:
+        local = self.experts.map_global_to_local(expert)
+        if local < 0:
+            return False  # another rank's
+        place = param.data[local].chunk(self.shards)[shard]
+        dimension = 0 if self.splits == "rows" else 1
+        size = place.shape[dimension]
+        place.copy_(matrix.narrow(dimension, self.rank * size, size))
+        return True
