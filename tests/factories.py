@@ -6,7 +6,7 @@ Nothing here uses tq3: files are written byte by byte and read with the safetens
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -252,6 +252,9 @@ class FakeFiles:
     def stamp(self, name: str) -> str:
         """Its length will do."""
         return f"{self.size(name)} bytes"
+
+    def expect(self, names: Iterable[str]) -> None:
+        """It is all there."""
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Just these bytes."""

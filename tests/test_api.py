@@ -43,6 +43,13 @@ def test_options_and_defaults_are_those_of_the_command(name):
     assert all(options[option] is None for option in repeated & options.keys())
 
 
+def test_push_has_the_options_and_defaults_of_the_command():
+    options = parameters(commands.push)
+    arguments = parameters(tq3.push)
+    assert options.keys() - {"json", "quiet"} == arguments.keys() - {"on_event"}
+    assert all(options[name] == arguments[name] for name in options.keys() & arguments.keys())
+
+
 def test_compress_takes_texts_and_paths(source, tmp_path):
     tq3.compress(str(source), str(tmp_path / "a"))
     tq3.compress(source, tmp_path / "b")

@@ -17,30 +17,32 @@ import tq3
 
 PACKAGE = Path(tq3.__file__).parent
 
-# Everybody may import errors and version; cli, api and the package itself may import everything.
+# Everybody may import what is FREE; cli, api and the package itself may import everything.
 MAY_IMPORT = {
     "format": set(),
     "codec": {"format"},
     "plan": {"format"},
     "storage": {"format", "plan"},
-    "pipelines": {"format", "codec", "plan", "storage"},
+    "hub": {"format", "plan", "storage"},
+    "pipelines": {"format", "codec", "plan", "storage", "hub"},
     "runtime": {"format", "codec"},
     # A wing: it reads headers and tq_config.json, and puts modules of the runtime into a host.
     "integrations": {"format", "runtime"},
 }
-FREE = {"errors", "version"}
+FREE = {"errors", "units", "version"}
 TOP = {"cli", "api", "__init__", "__main__"}
 
 THIRD_PARTY = {
     "format": {"xxhash"},
     "codec": {"numpy"},
+    "hub": {"huggingface_hub", "yaml"},
     "pipelines": {"numpy"},
     "cli": {"typer", "rich"},
     "runtime": {"numpy", "torch"},
     "integrations": {"torch", "transformers", "vllm"},
 }
 # What the compressor never imports, whatever else its layers may.
-HEAVY = {"torch", "transformers", "vllm", "safetensors", "scipy", "huggingface_hub", "click"}
+HEAVY = {"torch", "transformers", "vllm", "safetensors", "scipy", "click"}
 # It imports its host at the top, which is not installed where this suite runs.
 NEEDS_HOST = "tq3.integrations.vllm"
 

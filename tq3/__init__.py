@@ -1,4 +1,4 @@
-"""tq3: any Hugging Face checkpoint in 3 bits a weight, offline, on a CPU.
+"""tq3: any Hugging Face checkpoint in 3 bits a weight, on a CPU.
 
 Names are imported when they are first used, so that `import tq3` costs nothing.
 """
@@ -9,11 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tq3.api import compress, inspect, preview, restore, save_tq3_checkpoint, verify
-    from tq3.errors import BadInput, StorageError, Tq3Error, UsageError, VerificationFailed
+    from tq3.api import compress, inspect, preview, push, restore, save_tq3_checkpoint, verify
+    from tq3.errors import (
+        BadInput,
+        NetworkError,
+        StorageError,
+        Tq3Error,
+        UsageError,
+        VerificationFailed,
+    )
     from tq3.format.recipe import Recipe
     from tq3.integrations.loading import load
+    from tq3.pipelines.card import make_card
     from tq3.pipelines.compress import compress_checkpoint
+    from tq3.pipelines.push import push_checkpoint
     from tq3.pipelines.restore import restore_checkpoint
     from tq3.pipelines.verify import verify_checkpoint
 
@@ -24,22 +33,27 @@ _HOMES = {
     "inspect": "tq3.api",
     "load": "tq3.integrations.loading",
     "preview": "tq3.api",
+    "push": "tq3.api",
     "restore": "tq3.api",
     "save_tq3_checkpoint": "tq3.api",
     "verify": "tq3.api",
     "compress_checkpoint": "tq3.pipelines.compress",
+    "make_card": "tq3.pipelines.card",
+    "push_checkpoint": "tq3.pipelines.push",
     "restore_checkpoint": "tq3.pipelines.restore",
     "verify_checkpoint": "tq3.pipelines.verify",
     "Recipe": "tq3.format.recipe",
     "Tq3Error": "tq3.errors",
     "UsageError": "tq3.errors",
     "BadInput": "tq3.errors",
+    "NetworkError": "tq3.errors",
     "StorageError": "tq3.errors",
     "VerificationFailed": "tq3.errors",
 }
 
 __all__ = [
     "BadInput",
+    "NetworkError",
     "Recipe",
     "StorageError",
     "Tq3Error",
@@ -49,7 +63,10 @@ __all__ = [
     "compress_checkpoint",
     "inspect",
     "load",
+    "make_card",
     "preview",
+    "push",
+    "push_checkpoint",
     "restore",
     "restore_checkpoint",
     "save_tq3_checkpoint",

@@ -11,14 +11,16 @@ from tq3.format.recipe import (
     Recipe,
     parse_size,
 )
+from tq3.hub.options import HubOptions
 from tq3.pipelines.checks import Verification
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import Description, describe, describe_plan
-from tq3.pipelines.events import Event, Finished, Report, Run, StrPath, Verified
+from tq3.pipelines.events import Event, Finished, Published, Report, Run, StrPath, Verified
 from tq3.pipelines.machine import check_workers
+from tq3.pipelines.opening import open_source
+from tq3.pipelines.publication import Publication
 from tq3.pipelines.restore import restore_checkpoint
 from tq3.pipelines.verify import verify_checkpoint
-from tq3.storage.local import LocalFiles
 
 OnEvent = Callable[[Event], None]
 
@@ -41,14 +43,19 @@ def compress(
     overwrite: bool = False,
     resume: bool = True,
     verbatim_config: bool = False,
+    revision: str | None = None,
+    download: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report:
-    """Compress the checkpoint folder `source` into the new folder `out`.
+    """Compress the checkpoint `source` into the new folder `out`.
+
+    source: a folder, or as a text the id of a repository on the Hub
+    revision, download: see `tq3.hub.options.HubOptions`; for repositories only
 
     The first options are those of `tq3.Recipe` (max_shard_size: bytes or a text such as "5GiB"),
     the others those of `tq3.pipelines.compress.compress_checkpoint`; `on_event` hears of the
-    progress. Raises UsageError, BadInput or StorageError; then `out` has no checkpoint, and the
-    same call goes on from what was done.
+    progress. Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no
+    checkpoint, and the same call goes on from what was done.
     """
     recipe = Recipe(
         bits=bits,
@@ -70,6 +77,7 @@ def compress(
         overwrite=overwrite,
         resume=resume,
         verbatim_config=verbatim_config,
+        hub=HubOptions(revision=revision, download=download),
     )
     return _run(events, on_event)
 
@@ -84,12 +92,14 @@ def restore(
     backend: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
+    revision: str | None = None,
+    download: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report:
     """Decode the TQ3 checkpoint `path` into an ordinary checkpoint in the new folder `out`.
 
-    dtype: of every floating-point tensor, "bfloat16", "float16" or "float32". Errors as in
-    `compress`.
+    dtype: of every floating-point tensor, "bfloat16", "float16" or "float32". Repositories
+    and errors as in `compress`.
     """
     events = restore_checkpoint(
         path,
@@ -100,6 +110,7 @@ def restore(
         backend=backend,
         overwrite=overwrite,
         resume=resume,
+        hub=HubOptions(revision=revision, download=download),
     )
     return _run(events, on_event)
 
@@ -108,39 +119,101 @@ def verify(
     path: StrPath,
     *,
     source: StrPath | None = None,
+    structure: bool = False,
     workers: int | None = None,
     backend: str | None = None,
+    revision: str | None = None,
+    download: bool = False,
+    source_revision: str | None = None,
     on_event: OnEvent | None = None,
 ) -> Verification:
     """Whether the TQ3 checkpoint `path` is sound; with `source` its weights beside the original's.
 
-    What is wrong is in the answer's `faults`. Raises UsageError, BadInput or StorageError for
-    folders that aren't there or can't be listed, and for a source that can't be read.
+    path, source: folders, or as texts the ids of repositories on the Hub
+    structure: look at listing, JSON files and headers alone
+
+    What is wrong is in the answer's `faults`. Raises UsageError, BadInput, StorageError or
+    NetworkError for what isn't there or can't be listed, and for a source that can't be read.
     """
-    run = verify_checkpoint(path, source=source, workers=workers, backend=backend)
+    run = verify_checkpoint(
+        path,
+        source=source,
+        structure=structure,
+        workers=workers,
+        backend=backend,
+        hub=HubOptions(revision=revision, download=download),
+        source_hub=HubOptions(revision=source_revision),
+    )
     last = _last_event(run, on_event)
     assert isinstance(last, Verified), "a verification ends with Verified or raises"
     return last.verification
 
 
-def inspect(path: StrPath, recipe: Recipe | None = None) -> Description:
+def push(
+    path: StrPath,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+    overwrite_card: bool = False,
+    base_model: str | None = None,
+    template: StrPath | None = None,
+    on_event: OnEvent | None = None,
+) -> Publication:
+    """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub.
+
+    yes: make a copy public although its source is gated or not for commercial use
+
+    Other options and errors are those of `tq3.pipelines.push.push_checkpoint`.
+    """
+    from tq3.pipelines.push import push_checkpoint  # noqa: PLC0415  others need no Hub
+
+    run = push_checkpoint(
+        path,
+        repo_id,
+        may_share=lambda _: yes,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        dry_run=dry_run,
+        overwrite_card=overwrite_card,
+        base_model=base_model,
+        template=template,
+    )
+    last = _last_event(run, on_event)
+    assert isinstance(last, Published), "a push ends with Published or raises"
+    return last.publication
+
+
+def inspect(
+    path: StrPath, recipe: Recipe | None = None, revision: str | None = None
+) -> Description:
     """What the TQ3 checkpoint `path` holds, or what compress would make of any other one.
 
-    Reads headers only. Raises BadInput or StorageError.
+    path: a folder, or as a text the id of a repository on the Hub, at `revision`
+
+    Reads headers only. Raises BadInput, StorageError or NetworkError.
     """
-    with LocalFiles(path) as files:
-        return describe(files, recipe or Recipe(), check_workers(None))
+    with open_source(path, HubOptions(revision=revision)) as files:
+        return describe(files, recipe or Recipe(), check_workers(None, files.connections))
 
 
 def preview(
-    source: StrPath, recipe: Recipe | None = None, workers: int | None = None
+    source: StrPath,
+    recipe: Recipe | None = None,
+    workers: int | None = None,
+    revision: str | None = None,
 ) -> Description:
     """What compress would write: every tensor's fate and reason, shards, bytes, peak memory.
 
-    Reads headers only. Raises BadInput or StorageError, also for what compress would refuse.
+    Reads headers only. Raises BadInput, StorageError or NetworkError, also for what compress would
+    refuse.
     """
-    with LocalFiles(source) as files:
-        return describe_plan(files, recipe or Recipe(), check_workers(workers))
+    with open_source(source, HubOptions(revision=revision)) as files:
+        return describe_plan(files, recipe or Recipe(), check_workers(workers, files.connections))
 
 
 def save_tq3_checkpoint(

@@ -79,3 +79,9 @@ class VerificationFailed(Tq3Error):
     """What `tq3 verify` looked at is not sound."""
 
     exit_code = 5
+
+
+class NetworkError(Tq3Error):
+    """The Hub: not reached, no permission, no such repository, or it answered something wrong."""
+
+    exit_code = 6

@@ -11,6 +11,7 @@ import pytest
 from factories import random_tensor, spoiled, tiny_checkpoint
 
 import tq3 as library
+from tq3.cli.progress import ProgressLine
 from tq3.cli.screen import Screen
 from tq3.errors import StorageError
 
@@ -203,8 +204,10 @@ def test_an_error_of_the_system_that_nobody_foresaw_ends_with_4(tq3, tmp_path, m
     check_error(tq3(*compress(tmp_path), "--quiet"), 4, "disk.bin: can't be read or written")
 
 
-@pytest.mark.parametrize(("at", "begun"), [("_show", False), ("_progress", True)])
-def test_an_interrupt_while_something_is_printed_closes_the_run(tq3, tmp_path, at, begun):
+@pytest.mark.parametrize(
+    ("what", "at", "begun"), [(Screen, "_show", False), (ProgressLine, "show", True)]
+)
+def test_an_interrupt_while_something_is_printed_closes_the_run(tq3, tmp_path, what, at, begun):
     """The pipeline is then suspended between two events, and somebody must close it."""
 
     def interrupt(*_: object) -> None:
@@ -212,7 +215,7 @@ def test_an_interrupt_while_something_is_printed_closes_the_run(tq3, tmp_path, a
 
     arguments = compress(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Screen, at, interrupt)
+        patch.setattr(what, at, interrupt)
         result = tq3(*arguments)
     assert (result.exit_code, result.stdout) == (130, "")
     assert "tq3: interrupted" in result.stderr

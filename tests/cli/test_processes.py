@@ -38,7 +38,10 @@ def test_a_tensor_in_a_pipe_is_one_line_however_narrow_the_terminal(tmp_path):
 
 
 IMPORTED = "import json, sys; {}; print(json.dumps([m for m in sys.modules if m in {!r}]))"
-HEAVY = ("numpy", "torch", "transformers", "safetensors", "typer", "rich", "scipy")
+HEAVY = (
+    *("numpy", "torch", "transformers", "safetensors", "typer", "rich", "scipy"),
+    *("huggingface_hub", "httpx", "httpx2"),
+)
 
 
 def heavy_modules(statement: str) -> set[str]:
@@ -52,6 +55,12 @@ def heavy_modules(statement: str) -> set[str]:
 
 def test_importing_the_library_imports_nothing_heavy():
     assert heavy_modules("import tq3") == set()
+
+
+def test_a_folder_is_read_without_huggingface_hub(tmp_path):
+    tiny_checkpoint(tmp_path / "in")
+    compress = f"import tq3; tq3.compress({str(tmp_path / 'in')!r}, {str(tmp_path / 'out')!r})"
+    assert heavy_modules(compress) == {"numpy"}
 
 
 def test_the_help_does_not_wait_for_numpy():

@@ -25,8 +25,9 @@ from factories import random_tensor, slow_checkpoint, tiny_checkpoint, visible
 from rich.console import Console
 
 import tq3 as library
+from tq3.cli.progress import ProgressLine
 from tq3.cli.screen import Screen
-from tq3.pipelines.events import Notice, Planned, Progress
+from tq3.pipelines.events import Notice, Planned, Progress, Rates
 
 PROGRAM = str(Path(sys.executable).with_name("tq3"))
 NASTY = "a\x1b[31m\r\n\u202e\x07.weight"
@@ -50,6 +51,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> tuple[Screen, Strin
         file=sent, force_terminal=True, width=width, highlight=False, markup=False, emoji=False
     )
     monkeypatch.setattr(screen, "_err", console)
+    monkeypatch.setattr(screen, "_progress", ProgressLine(console, screen._say))
     return screen, sent
 
 
@@ -73,6 +75,21 @@ def test_the_line_of_progress_has_bar_and_figures_and_as_much_of_the_name_as_fit
         found = re.fullmatch(rf"([━╸╺]+) {FIGURES}  (m\S*…)", line)
         assert found, line
         assert len(found[1]) == bar
+
+
+def test_on_80_columns_a_run_from_the_hub_shows_how_long_it_takes(monkeypatch):
+    screen, sent = terminal(monkeypatch, 80)
+    with screen:
+        screen._show(replace(HALFWAY, rates=Rates(118.2e6, 2.9e9)))
+    begin = r" 45%  6\.91/15\.35 GB  1:11 left  network 118\.20 MB/s, encoder 2\.90 GB/s"
+    assert all(re.search(begin, line) for line in frames(sent.getvalue()))
+
+
+def test_the_first_second_guesses_nothing(monkeypatch):
+    screen, sent = terminal(monkeypatch, 100)
+    with screen:
+        screen._show(replace(HALFWAY, seconds=0.5))
+    assert "left" not in sent.getvalue()
 
 
 @pytest.mark.parametrize("width", [1, 20, 40])

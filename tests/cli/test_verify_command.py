@@ -113,8 +113,8 @@ def test_quiet_says_the_fault_and_nothing_else(tq3, compressed):
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("none",), 3, "no such folder"),
-        (("tq3", "--source", "none"), 3, "no such folder"),
+        (("./none",), 3, "no such folder"),
+        (("tq3", "--source", "./none"), 3, "no such folder"),
         (("tq3", "--source", "tq3"), 3, "already quantised"),
         (("tq3", "--workers", "0"), 2, "workers"),
         (("tq3", "--backend", "abacus"), 2, "abacus"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tq3.errors import BadInput
 from tq3.format.config import (
+    MeasuredError,
     TqConfig,
     parse_object,
     parse_tq_config,
@@ -37,6 +38,7 @@ CONFIGS = st.builds(
     shapes=st.dictionaries(TEXTS, SHAPES, max_size=3),
     kept_source_dtype=st.dictionaries(TEXTS, TEXTS, max_size=3),
     recipe=st.none() | st.just(recipe_record(Recipe())),
+    measured_error=st.none() | st.builds(MeasuredError, st.floats(0, 1), st.floats(0, 9), TEXTS),
 )
 
 
@@ -120,6 +122,10 @@ BROKEN = {
     "a shape without a dimension": {"tq3": {"shapes": {"w": []}}},
     "a shape of one dimension": {"tq3": {"shapes": {"w": [128]}}},
     "a reason that is a number": {"tq3": {"kept_source_dtype": {"w": 1}}},
+    "an error without its tensor": {"tq3": {"measured_error": {"mean": 0.1, "worst": 0.2}}},
+    "an error that is a text": {
+        "tq3": {"measured_error": {"mean": "0.1", "worst": 0.2, "worst_tensor": "w"}}
+    },
     "a recipe that is a text": {"tq3": {"recipe": "native"}},
 }
 

@@ -53,6 +53,39 @@ def test_everything_but_weights_git_and_caches_travels_along(tmp_path):
     }
 
 
+def test_the_sources_card_travels_under_a_name_of_its_own_and_back(tmp_path):
+    source = add(tiny_checkpoint(tmp_path / "in"), READMEDOTmd="# The source")
+    tq3.compress(source, tmp_path / "out")
+    assert (tmp_path / "out" / "README.source.md").read_text() == "# The source"
+    assert not (tmp_path / "out" / "README.md").exists()
+    (tmp_path / "out" / "README.md").write_text("# The 3-bit one")
+    assert tq3.verify(tmp_path / "out").ok
+    report = tq3.restore(tmp_path / "out", tmp_path / "restored")
+    assert (tmp_path / "restored" / "README.md").read_text() == "# The source"
+    assert not (tmp_path / "restored" / "README.source.md").exists()
+    assert report.left_out == {"README.md": "README.source.md takes its name"}
+
+
+def test_the_measured_error_is_recorded_and_the_same_for_every_backend_and_worker(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in")
+    report = tq3.compress(source, tmp_path / "out", workers=3)
+    assert config_of(tmp_path / "out")["tq3"]["measured_error"] == {
+        "mean": report.mean_error,
+        "worst": report.worst_error,
+        "worst_tensor": report.worst_tensor,
+    }
+    assert 0.02 < report.mean_error < report.worst_error < 0.06
+    tq3.compress(source, tmp_path / "other", workers=1, backend="numpy")
+    assert config_of(tmp_path / "other") == config_of(tmp_path / "out")
+
+
+def test_what_compresses_nothing_has_no_error_to_record(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in", {"a.weight": random_tensor(8)})
+    tq3.compress(source, tmp_path / "out")
+    assert config_of(tmp_path / "out")["tq3"]["measured_error"] is None
+    assert tq3.inspect(tmp_path / "out").measured_error is None
+
+
 def test_a_link_to_a_folder_stays_behind_with_a_reason(tmp_path):
     source = tiny_checkpoint(tmp_path / "in")
     (source / "elsewhere").symlink_to(tmp_path)

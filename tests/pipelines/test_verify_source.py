@@ -292,7 +292,7 @@ def test_the_order_in_which_blocks_end_does_not_show_in_a_figure(
     set_block_bytes(700)
     forwards = compare(path, source, workers=1).comparisons
 
-    def backwards(items, make_work, _):
+    def backwards(items, make_work, *_):
         return map(make_work(), list(items)[::-1])
 
     monkeypatch.setattr("tq3.pipelines.verify.in_parallel", backwards)

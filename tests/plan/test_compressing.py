@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tq3.errors import BadInput, UsageError
+from tq3.format.config import MeasuredError
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.plan.compressing import describe_compression, plan_compression
@@ -128,8 +129,9 @@ def test_the_config_records_what_the_stored_shapes_do_not_tell():
     ]
     recipe = Recipe(bits=4, sensitive_bits=2)
     plan = plan_compression(checkpoint(*infos), recipe)
+    error = MeasuredError(0.03, 0.04, "plain.weight")
     config = describe_compression(
-        plan, recipe, {"a.bias": "why"}, model="org/m", revision="0a", writer="tq3 1"
+        plan, recipe, {"a.bias": "why"}, model="org/m", revision="0a", writer="tq3 1", error=error
     )
     assert config.compressed_layers == 4
     assert config.original_in_dims == {"padded.weight": 300, "mlp.experts.down_proj": 300}
@@ -147,13 +149,14 @@ def test_the_config_records_what_the_stored_shapes_do_not_tell():
     )
     assert config.kept_source_dtype == {"a.bias": "why"}
     assert config.source_bytes == plan.bytes_in
+    assert config.measured_error == error
 
 
 def test_the_source_dtype_is_that_of_most_bytes():
     def dtype_of(*infos: TensorInfo) -> str | None:
         plan = plan_compression(checkpoint(*infos), Recipe())
         return describe_compression(
-            plan, Recipe(), {}, model="m", revision=None, writer="w"
+            plan, Recipe(), {}, model="m", revision=None, writer="w", error=None
         ).source_dtype
 
     small, large = TensorInfo("a", "F32", (10,)), TensorInfo("b", "BF16", (100,))

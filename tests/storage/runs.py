@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,6 +15,7 @@ from tq3.plan.plan import Plan, arrange, copy_task
 from tq3.plan.sources import Located
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.journal import DoneBlock
+from tq3.storage.local import LocalFiles
 from tq3.storage.target import TargetFolder
 
 IDENTITY = Identity("compress", {"in": "as it was"}, {"bits": 3}, "a digest")
@@ -42,6 +43,11 @@ def target(
     """A target folder whose source lies beside it."""
     source = source or path.parent / "source"
     return TargetFolder(path, identity, source=source, overwrite=overwrite, resume=resume)
+
+
+def parts(path: Path) -> Iterator[bytes]:
+    """A file to copy, piece by piece."""
+    return LocalFiles(path.parent).parts(path.name)
 
 
 def write_draft(folder: TargetFolder, plan: Plan, number: int) -> None:
@@ -78,7 +84,7 @@ def publish(
     """A whole run of the writer."""
     with target(out, overwrite=overwrite) as folder:
         for name, original in copies.items():
-            folder.copy(name, original)
+            folder.copy(name, parts(original))
         write_drafts(folder, plan)
         folder.publish(plan, texts=texts, marker=MARKER, writer=writer)
 

@@ -76,7 +76,7 @@ def test_leaving_closes_every_file(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "words", "fix"),
     [
-        ("missing", "no such folder", "hf download"),
+        ("missing", "no such folder", "ORG/NAME"),
         ("file", "a file, not a folder", "that it lies in"),
     ],
 )

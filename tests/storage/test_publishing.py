@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import xxhash
 from factories import contents
-from runs import MARKER, plan_of, publish, target, visible, write_drafts
+from runs import MARKER, parts, plan_of, publish, target, visible, write_drafts
 
 from tq3.errors import StorageError
 from tq3.format.manifest import parse_manifest
@@ -185,7 +185,7 @@ def test_until_it_is_published_the_older_checkpoint_is_untouched(out):
     publish(out, plan_of(3))
     before = contents(out)
     with target(out, overwrite=True) as folder:
-        folder.copy(MARKER[0], Path(__file__))
+        folder.copy(MARKER[0], parts(Path(__file__)))
         write_drafts(folder, plan_of(1))
     assert visible(out) == before
 
@@ -205,7 +205,7 @@ def test_a_copy_that_cannot_be_read_fails_before_the_shards_and_names_the_source
     with target(out, overwrite=True) as folder:
         for original in (tmp_path / "gone", tmp_path / "folder"):
             with pytest.raises(StorageError, match="can't be read") as caught:
-                folder.copy("side/file", original)
+                folder.copy("side/file", parts(original))
             assert caught.value.file == str(original)
     assert contents(out) == before
 
@@ -220,7 +220,7 @@ def test_a_copy_that_cannot_be_written_names_the_target(out, tmp_path, monkeypat
         target(out) as folder,
     ):
         monkeypatch.setattr(os, "fsync", full)
-        folder.copy("side/file", tmp_path / "original")
+        folder.copy("side/file", parts(tmp_path / "original"))
     assert caught.value.file == str(out / "side" / "file")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from factories import contents
-from runs import target
+from runs import parts, target
 
 from tq3.errors import StorageError, UsageError
 from tq3.storage import locking
@@ -66,7 +66,7 @@ def test_drafts_without_a_journal_are_no_obstacle_and_are_removed(out):
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_second_run_is_refused_and_harms_nothing(out, overwrite):
     with target(out) as first:
-        first.copy("notes", Path(__file__))
+        first.copy("notes", parts(Path(__file__)))
         before = contents(out)
         with pytest.raises(UsageError, match="another run is writing here") as caught:
             target(out, overwrite=overwrite)
@@ -155,7 +155,7 @@ def test_a_target_that_is_removed_meanwhile_is_a_storage_error(out):
         folder.check_room(1)
     with pytest.raises(StorageError, match="can't be written"), target(out) as folder:
         shutil.rmtree(out)
-        folder.copy("sub/notes", Path(__file__))
+        folder.copy("sub/notes", parts(Path(__file__)))
     assert not out.exists()
 
 

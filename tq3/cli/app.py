@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
 
 import tq3
 from tq3.cli import options as opt
+from tq3.cli.publishing import card, push
 from tq3.cli.screen import Screen
 from tq3.errors import UsageError
 from tq3.format.recipe import DEFAULT_SENSITIVE_PATTERNS, DEFAULT_SHARD_SIZE, Recipe, parse_size
 
 app = typer.Typer(
     name="tq3",
-    help="Turn a Hugging Face checkpoint into a 3-bit one, offline, on a CPU.",
+    help="Turn a Hugging Face checkpoint into a 3-bit one, on a CPU.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,6 +28,8 @@ app = typer.Typer(
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
+    # It tells of every attempt, with addresses that are signed; our error tells of the last one.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.CRITICAL)
     if version:
         typer.echo(f"tq3 {tq3.__version__}")
         raise typer.Exit
@@ -49,6 +53,8 @@ def compress(
     overwrite: opt.OverwriteOpt = False,
     resume: opt.ResumeOpt = True,
     verbatim_config: opt.VerbatimOpt = False,
+    revision: opt.RevisionOpt = None,
+    download: opt.DownloadOpt = False,
     dry_run: opt.DryRunOpt = False,
     tensors: opt.TensorsOpt = False,
     json: opt.JsonOpt = False,
@@ -70,7 +76,7 @@ def compress(
         )
         if dry_run:
             _check_backend(backend)
-            screen.description(tq3.preview(source, recipe, workers), tensors=tensors)
+            screen.description(tq3.preview(source, recipe, workers, revision), tensors=tensors)
             return
         if out is None:
             raise UsageError(
@@ -85,6 +91,7 @@ def compress(
             overwrite=overwrite,
             resume=resume,
             verbatim_config=verbatim_config,
+            hub=screen.hub_options(revision, download),
         )
         screen.follow(events, out)
 
@@ -110,10 +117,15 @@ def _check_backend(name: str | None) -> None:
 
 
 @app.command()
-def inspect(path: opt.PathArg, tensors: opt.TensorsOpt = False, json: opt.JsonOpt = False) -> None:
+def inspect(
+    path: opt.PathArg,
+    revision: opt.RevisionOpt = None,
+    tensors: opt.TensorsOpt = False,
+    json: opt.JsonOpt = False,
+) -> None:
     """Show a TQ3 checkpoint, or what would become of another one."""
     with Screen(json=json) as screen:
-        screen.description(tq3.inspect(path), tensors=tensors)
+        screen.description(tq3.inspect(path, revision=revision), tensors=tensors)
 
 
 @app.command()
@@ -126,6 +138,8 @@ def restore(
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
     resume: opt.ResumeOpt = True,
+    revision: opt.RevisionOpt = None,
+    download: opt.DownloadOpt = False,
     json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
 ) -> None:
@@ -143,6 +157,7 @@ def restore(
             backend=backend,
             overwrite=overwrite,
             resume=resume,
+            hub=screen.hub_options(revision, download),
         )
         screen.follow(events, out)
 
@@ -151,6 +166,10 @@ def restore(
 def verify(
     path: opt.Tq3Arg,
     source: opt.OriginalOpt = None,
+    structure: opt.StructureOpt = False,
+    revision: opt.RevisionOpt = None,
+    download: opt.DownloadOpt = False,
+    source_revision: opt.SourceRevisionOpt = None,
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     json: opt.JsonOpt = False,
@@ -158,5 +177,17 @@ def verify(
 ) -> None:
     """Check PATH: headers, norms, checksums; with --source its weights."""
     with Screen(json=json, quiet=quiet) as screen:
-        events = tq3.verify_checkpoint(path, source=source, workers=workers, backend=backend)
+        events = tq3.verify_checkpoint(
+            path,
+            source=source,
+            structure=structure,
+            workers=workers,
+            backend=backend,
+            hub=screen.hub_options(revision, download),
+            source_hub=screen.hub_options(source_revision, False),
+        )
         screen.follow(events)
+
+
+app.command()(push)
+app.command()(card)

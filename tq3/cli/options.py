@@ -13,16 +13,27 @@ def _argument(name: str, text: str) -> Any:
     return typer.Argument(metavar=name, help=text, readable=False)
 
 
-SourceArg = Annotated[Path, _argument("SOURCE", "Folder of an ordinary checkpoint (safetensors).")]
-PathArg = Annotated[Path, _argument("PATH", "Folder of a checkpoint.")]
-Tq3Arg = Annotated[Path, _argument("PATH", "Folder of a TQ3 checkpoint.")]
+# Texts, not paths: `./name` is a folder and `name` may be a repository.
+SourceArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="An ordinary checkpoint (safetensors): a folder, or a repository of the Hub.",
+    ),
+]
+PathArg = Annotated[
+    str, typer.Argument(metavar="PATH", help="A checkpoint: a folder, or a repository of the Hub.")
+]
+Tq3Arg = Annotated[
+    str,
+    typer.Argument(metavar="PATH", help="A TQ3 checkpoint: a folder, or a repository of the Hub."),
+]
 OriginalOpt = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--source",
         metavar="SOURCE",
         help="Compare every tensor with this checkpoint, which PATH was made from.",
-        readable=False,
     ),
 ]
 OutArg = Annotated[Path, _argument("OUT", "Folder to write; new or empty.")]
@@ -64,7 +75,11 @@ NonfiniteOpt = Annotated[
 ]
 WorkersOpt = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads; default one a processor, at most 16. Never changes a byte."),
+    typer.Option(
+        min=1,
+        help="Threads; default one a processor, at most 16 (from the Hub at least 8). "
+        "Never changes a byte.",
+    ),
 ]
 BackendOpt = Annotated[
     str | None, typer.Option(help="Codec by name, for example avx2 or numpy; default the fastest.")
@@ -95,3 +110,22 @@ DtypeOpt = Annotated[
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+RevisionOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="REVISION",
+        help="Branch, tag or commit of a repository; default its main branch.",
+    ),
+]
+SourceRevisionOpt = Annotated[
+    str | None,
+    typer.Option("--source-revision", metavar="REVISION", help="The same of --source."),
+]
+DownloadOpt = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch a repository into the Hub cache first, and read that."),
+]
+StructureOpt = Annotated[
+    bool, typer.Option("--structure", help="Look at listing, JSON files and headers alone.")
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,23 +14,19 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 from tq3.cli import stops, tables
-from tq3.cli.units import counted, duration, printable, share, size
-from tq3.errors import StorageError, Tq3Error, VerificationFailed
+from tq3.cli.progress import ProgressLine
+from tq3.errors import StorageError, Tq3Error
+from tq3.hub.options import HubOptions
 from tq3.pipelines import events
 from tq3.pipelines.checks import Verification
+from tq3.pipelines.publication import Publication
 from tq3.storage.drafts import WORK_FOLDER
+from tq3.units import counted, printable, share, size
 
-_PLAIN_LINE_SECONDS = 5.0
-_REDRAW_SECONDS = 0.1
 _PIPE_WIDTH = 1000
-# Columns of the progress bar; the figures beside it take about 62.
-_BAR_WIDTH = 20
-_SHORT_BAR_WIDTH = 10
-_WIDE = 90
 
 
 class Screen:
@@ -42,9 +38,7 @@ class Screen:
         width = None if sys.stdout.isatty() else _PIPE_WIDTH
         self._out = Console(highlight=False, markup=False, emoji=False, width=width)
         self._err = Console(highlight=False, markup=False, emoji=False, stderr=True)
-        self._bar: Progress | None = None
-        self._bar_task: TaskID | None = None
-        self._next_line: float | None = None
+        self._progress = ProgressLine(self._err, self._say)
         self._work_folder: Path | None = None
 
     def __enter__(self) -> Screen:
@@ -67,7 +61,11 @@ class Screen:
             self._end(f"tq3: error: {error}", error.exit_code, error.repeatable)
         if isinstance(error, KeyboardInterrupt):
             self._end(stops.SENTENCE, stops.INTERRUPTED, repeatable=True)
-        self._stop_bar()
+        self._progress.stop()
+
+    def hub_options(self, revision: str | None, download: bool) -> HubOptions:
+        """How to read a repository, with huggingface_hub's bars where ours would be shown."""
+        return HubOptions(revision=revision, download=download, show_download=self.draws)
 
     def follow(self, run: events.Run, out: Path | None = None) -> None:
         """Show a pipeline's events to the last, its figures at the end; `out`: what it writes."""
@@ -79,8 +77,29 @@ class Screen:
                     self._finished(event.report, out)
                 elif isinstance(event, events.Verified):
                     self._verified(event.verification)
+                elif isinstance(event, events.Published):
+                    self._published(event.publication)
                 elif not self._quiet:
                     self._show(event)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a progress bar has a place to be drawn in."""
+        return self._err.is_terminal and not self._quiet
+
+    def agrees(self, reasons: Sequence[str]) -> bool:
+        """Whether somebody is there to be asked, and says yes to a public push all the same."""
+        if not (sys.stdin.isatty() and self._err.is_terminal):
+            return False
+        self._progress.stop()
+        for reason in reasons if self._quiet else ():  # else they were told as notices
+            self._say(reason, style="yellow")
+        self._say("Make a copy public all the same? Type yes:")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def text(self, text: str) -> None:
+        """A document, as it is."""
+        sys.stdout.write(text)
 
     def description(self, description: Any, *, tensors: bool) -> None:
         """Show a plan or a checkpoint; with `tensors` a line for each one."""
@@ -111,7 +130,16 @@ class Screen:
         elif isinstance(event, events.Notice):
             self._say(f"notice: {event.text}", style="yellow")
         elif isinstance(event, events.Progress):
-            self._progress(event)
+            self._progress.show(event)
+        elif isinstance(event, events.Uploading):
+            self._uploading(event)
+
+    def _uploading(self, event: events.Uploading) -> None:
+        self._progress.stop()  # huggingface_hub draws its own
+        first, more = event.files[0], len(event.files) - 1
+        names = f"{first} and {counted(more, 'other')}" if more else first
+        done = share(event.bytes_done, event.bytes_total)
+        self._say(f"{done} done, uploading {size(event.n_bytes)}: {names}")
 
     def _warn_of_numpy(self, backend: str) -> None:
         if backend == "numpy" and _nothing_compiled():
@@ -121,35 +149,8 @@ class Screen:
                 style="yellow",
             )
 
-    def _progress(self, event: events.Progress) -> None:
-        now = time.monotonic()
-        finished = event.bytes_done == event.bytes_total
-        if self._next_line is None:
-            self._next_line = now if self._err.is_terminal else now + _PLAIN_LINE_SECONDS
-        if now < self._next_line and not finished:
-            return
-        if self._err.is_terminal:
-            self._next_line = now + _REDRAW_SECONDS
-            self._redraw(event)
-        else:
-            self._next_line = now + _PLAIN_LINE_SECONDS
-            self._say(f"{_figures(event)} {event.tensor}")
-
-    def _redraw(self, event: events.Progress) -> None:
-        shown: dict[str, Any] = {
-            "completed": event.bytes_done,
-            "description": printable(event.tensor),
-            "figures": _figures(event),
-        }
-        if self._bar is None:
-            self._bar = _bar(self._err)
-            self._bar_task = self._bar.add_task(total=event.bytes_total, **shown)
-            self._bar.start()
-        assert self._bar_task is not None
-        self._bar.update(self._bar_task, **shown)
-
     def _finished(self, report: events.Report, out: Path) -> None:
-        self._stop_bar()
+        self._progress.stop()
         if self._json:
             figures = {"ratio": report.ratio, "gb_per_second": report.gb_per_second}
             self._object({"out": str(out), **asdict(report), **figures})
@@ -157,21 +158,21 @@ class Screen:
             self._table(tables.of_report(report, out))
 
     def _verified(self, verification: Verification) -> None:
-        self._stop_bar()
+        self._progress.stop()
         if self._json:
             self._object(verification.to_dict())
         elif not self._quiet:
             for table in tables.of_verification(verification):
                 self._table(table)
         if not verification.ok:
-            first = verification.faults[0]
-            number = counted(len(verification.faults), "fault")
-            place = ", ".join(filter(None, (first.file, first.tensor)))
-            raise VerificationFailed(
-                f"{number}, the first {first.check} in {place}: {first.text}",
-                file=verification.path,
-                fix=first.fix,
-            )
+            raise verification.refusal()
+
+    def _published(self, publication: Publication) -> None:
+        self._progress.stop()
+        if self._json:
+            self._object(publication.to_dict())
+        elif not self._quiet:
+            self._table(tables.of_publication(publication))
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._err.print(printable(text), style=style, soft_wrap=True)
@@ -179,7 +180,7 @@ class Screen:
     def _end(self, sentence: str, exit_code: int, repeatable: bool) -> None:
         # A terminal that was closed takes no last words; the exit code is still right.
         with suppress(OSError):
-            self._stop_bar()
+            self._progress.stop()
             self._say(sentence, style="bold red")
             self._say_what_is_left(repeatable)
         raise typer.Exit(exit_code)
@@ -192,11 +193,6 @@ class Screen:
                 f"what is done so far is kept in {folder}{goes_on}; "
                 "remove that folder to give it up"
             )
-
-    def _stop_bar(self) -> None:
-        bar, self._bar = self._bar, None
-        if bar:
-            bar.stop()
 
     def _table(self, table: Table) -> None:
         """As wide as the terminal, or in a pipe as wide as it needs to be, for grep."""
@@ -228,28 +224,3 @@ def _nothing_compiled() -> bool:
     from tq3.codec.backend import available_backends  # noqa: PLC0415  --help needs no numpy
 
     return available_backends() == ("numpy",)
-
-
-def _bar(console: Console) -> Progress:
-    """One line: bar and figures, and in what is left the tensor's name."""
-    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    return Progress(
-        BarColumn(bar_width=_BAR_WIDTH if console.width >= _WIDE else _SHORT_BAR_WIDTH),
-        TextColumn("{task.fields[figures]} ", markup=False, table_column=Column(no_wrap=True)),
-        TextColumn("{task.description}", style="dim", markup=False, table_column=rest),
-        console=console,
-        transient=True,
-        expand=True,
-    )
-
-
-def _figures(event: events.Progress) -> str:
-    seconds = max(event.seconds, 1e-9)
-    rate = (event.bytes_done - event.bytes_before) / seconds
-    left = (event.bytes_total - event.bytes_done) / rate if rate else 0.0
-    weights = f"{event.weights_done / seconds / 1e9:.2f} G weights/s  "
-    return (
-        f"{100 * event.bytes_done / max(event.bytes_total, 1):3.0f}%  "
-        f"{share(event.bytes_done, event.bytes_total)}  {rate / 1e9:.2f} GB/s  "
-        f"{weights if event.weights_done else ''}{duration(left)} left"
-    )

@@ -10,14 +10,16 @@ from typing import Literal
 
 from rich.table import Table
 
-from tq3.cli.units import count, counted, printable, size
 from tq3.pipelines.checks import Comparison, Verification
 from tq3.pipelines.describe import Description
 from tq3.pipelines.events import Report
+from tq3.pipelines.publication import Publication
+from tq3.units import count, counted, printable, size
 
 _WORST = 10
 # Faults of one check that people read.
 _ALIKE = 10
+_NO_MANIFEST = "none: there is no manifest"
 _NUMERIC = (
     *("compressed", "kept", "weights", "size", "bits a weight", "tensors", "bits", "error"),
     *("expected", "limit", "cosine", "worst group"),
@@ -42,6 +44,8 @@ def of_report(report: Report, out: Path) -> Table:
         _add(table, "relative error", f"mean {report.mean_error:.4f}, {worst} (sampled)")
     speed = f"{report.seconds:.2f} s, {report.gb_per_second:.2f} GB/s"
     _add(table, "time", f"{speed}, {counted(report.workers, 'worker')}, backend {report.backend}")
+    if report.bytes_received is not None:
+        _add(table, "network", f"{size(report.bytes_received)} received")
     _add(table, "peak memory", size(report.peak_memory_bytes))
     if report.left_out:
         _add(table, "not copied", list(_left_out(report.left_out)))
@@ -77,13 +81,35 @@ def of_verification(v: Verification) -> Iterator[Table]:
         yield _faults(v)
 
 
+def of_publication(p: Publication) -> Table:
+    """What was uploaded, or would be, and where it is."""
+    table = _facts()
+    _add(table, "checkpoint", p.path)
+    seen_by = "private" if p.private else "public"
+    _add(table, "would go to" if p.planned else "repository", f"{p.repo_id} ({seen_by})")
+    _add(table, "at", p.url)
+    _add(table, "revision", p.revision)
+    label = "to upload" if p.planned else "uploaded"
+    for name, files in ((label, p.uploaded), ("there already", p.unchanged)):
+        _add(table, name, f"{counted(len(files), 'file')}, {size(sum(files.values()))}")
+    if p.planned and p.uploaded:
+        _add(table, "", [f"{name}  {size(n_bytes)}" for name, n_bytes in p.uploaded.items()])
+    _add(table, "card", p.card)
+    if p.others:
+        _add(table, "also there", list(p.others))
+    if not p.planned:
+        _add(table, "compared", "sizes and hashes of all files: as in the folder")
+    return table
+
+
 def _verdict(v: Verification) -> Table:
     table = _facts()
     _add(table, "checkpoint", v.path)
     files = counted(v.n_files, "file")
     _add(table, "files", f"{files}, {size(v.bytes_read)} read in {v.seconds:.2f} s")
     _add(table, "tensors", f"{v.n_compressed} compressed, {v.n_kept} kept")
-    _add(table, "checksums", "of every file" if v.checksums else "none: there is no manifest")
+    why_none = "none: only the structure was looked at" if v.structure_only else _NO_MANIFEST
+    _add(table, "checksums", "of every file" if v.checksums else why_none)
     if v.source is not None:
         n_exact = sum(bool(line.exact) for line in v.comparisons)
         compared = counted(len(v.comparisons), "tensor")
@@ -134,6 +160,9 @@ def _overview(d: Description) -> Table:
     _add(table, "size", sizes)
     _add(table, "bits a weight", f"{d.bits_per_weight:.2f}")
     _add(table, "tensors", f"{d.n_compressed} compressed, {d.n_kept} kept")
+    if error := d.measured_error:
+        shown = f"mean {error.mean:.4f}, worst {error.worst:.4f} (sampled)"
+        _add(table, "relative error", shown)
     _add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
     if d.peak_memory_bytes:
         _add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")

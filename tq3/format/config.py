@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
@@ -21,6 +22,18 @@ HOW_TO_LOAD = (
     "compressed layers random"
 )
 _NAMES = {int: "a whole number below 2**63", str: "a text", list: "a list", dict: "an object"}
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredError:
+    """Relative squared error ||w - decode(encode(w))||^2 / ||w||^2 over the compressed tensors.
+
+    Each is measured on its first groups.
+    """
+
+    mean: float
+    worst: float
+    worst_tensor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,7 @@ class TqConfig:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     kept_source_dtype: Mapping[str, str] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
+    measured_error: MeasuredError | None = None
 
     def to_json(self) -> str:
         """The file's text: keys that existing readers know at the top, ours in `tq3`."""
@@ -71,6 +85,7 @@ class TqConfig:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "kept_source_dtype": dict(self.kept_source_dtype),
             "recipe": self.recipe,
+            "measured_error": asdict(self.measured_error) if self.measured_error else None,
         }
         text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
         # A folder after which the model is named need not be called in UTF-8.
@@ -132,6 +147,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         shapes={name: _shape(name, shape) for name, shape in shapes.items()},
         kept_source_dtype=_items(ours, "kept_source_dtype", dict, str),
         recipe=_typed(ours, "recipe", dict, None),
+        measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
     )
 
 
@@ -226,6 +242,17 @@ def _choice(raw: Mapping[str, Any], key: str, choices: tuple[int, ...]) -> int:
         allowed = " or ".join(map(str, choices))
         raise BadInput(f"bad {key}", file=FILE_NAME, found=value, expected=allowed)
     return int(value)
+
+
+def _measured_error(record: Mapping[str, Any] | None) -> MeasuredError | None:
+    if record is None:
+        return None
+    mean, worst, tensor = (record.get(key.name) for key in fields(MeasuredError))
+    if not (isinstance(mean, float) and isinstance(worst, float) and isinstance(tensor, str)):
+        raise BadInput("tq3.measured_error: not two numbers and a tensor", file=FILE_NAME)
+    if not (isfinite(mean) and isfinite(worst)):
+        raise BadInput("tq3.measured_error is not finite", file=FILE_NAME)
+    return MeasuredError(mean, worst, tensor)
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tq3.errors import BadInput, StorageError, Tq3Error
+from tq3.errors import BadInput, StorageError, Tq3Error, VerificationFailed
 from tq3.plan.sources import CONTINUE
+from tq3.units import counted
 
 # Identifiers are stable: scripts look for them. docs/verify.md says more of some.
 _FETCH_FILE = "fetch the file again, or compress again"
@@ -200,7 +201,8 @@ class Comparison:
 class Verification:
     """What was looked at and what was found.
 
-    checksums: whether the folder has a manifest that could be read
+    checksums: whether the bytes were summed: there was a manifest that could be read
+    structure_only: whether no weight was read
     bytes_read: of the checkpoint and, in a comparison, of the source
     """
 
@@ -218,6 +220,7 @@ class Verification:
     peak_memory_bytes: int
     backend: str
     workers: int
+    structure_only: bool = False
     checks: dict[str, str] = field(default_factory=lambda: CHECKS, repr=False)
 
     @property
@@ -229,6 +232,17 @@ class Verification:
         """The compressed tensors with the largest errors, the worst first."""
         coded = (each for each in self.comparisons if each.bits)
         return sorted(coded, key=_badness, reverse=True)[:number]
+
+    def refusal(self) -> VerificationFailed:
+        """One sentence for a checkpoint that is not sound: its first fault."""
+        first = self.faults[0]
+        place = ", ".join(filter(None, (first.file, first.tensor)))
+        number = counted(len(self.faults), "fault")
+        return VerificationFailed(
+            f"{number}, the first {first.check} in {place}: {first.text}",
+            file=self.path,
+            fix=first.fix,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data, for --json; an error that is no number is null."""

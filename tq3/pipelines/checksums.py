@@ -16,8 +16,7 @@ from tq3.format.manifest import Digest, Piece
 from tq3.pipelines.checks import Fault, Faults, unreadable
 from tq3.pipelines.structure import Structure
 from tq3.plan.plan import BLOCK_BYTES
-from tq3.plan.sources import CONFIG, INDEX, Located
-from tq3.storage.local import LocalFiles
+from tq3.plan.sources import CONFIG, INDEX, Located, Source
 
 _NORM_BYTES = 4
 
@@ -48,7 +47,7 @@ class Looked:
     faults: tuple[Fault, ...]
 
 
-def plan_stretches(files: LocalFiles, structure: Structure) -> list[Stretch]:
+def plan_stretches(files: Source, structure: Structure) -> list[Stretch]:
     """What is to be read. Faults that need no reading go to the structure's."""
     tensors = defaultdict(list)
     for tensor in structure.tensors:
@@ -63,7 +62,7 @@ def plan_stretches(files: LocalFiles, structure: Structure) -> list[Stretch]:
     return sorted(stretches, key=lambda each: (each.file, each.start))
 
 
-def _sound_pieces(files: LocalFiles, structure: Structure) -> dict[str, tuple[Piece, ...]]:
+def _sound_pieces(files: Source, structure: Structure) -> dict[str, tuple[Piece, ...]]:
     """The pieces of every file that is there and has its size."""
     manifest, faults = structure.manifest, structure.faults
     assert manifest is not None
@@ -77,12 +76,12 @@ def _sound_pieces(files: LocalFiles, structure: Structure) -> dict[str, tuple[Pi
     }
 
 
-def _own_files(files: LocalFiles, structure: Structure) -> Iterator[str]:
+def _own_files(files: Source, structure: Structure) -> Iterator[str]:
     yield from (file for file in structure.weight_files if files.has(file))
     yield from (name for name in (INDEX, CONFIG, TQ_CONFIG) if files.has(name))
 
 
-def _has_its_size(files: LocalFiles, name: str, expected: int, faults: Faults) -> bool:
+def _has_its_size(files: Source, name: str, expected: int, faults: Faults) -> bool:
     told = faults.tell_of(name)  # then it is told already why it is missing or can't be read
     if not files.has(name):
         if not told:
@@ -127,7 +126,7 @@ def _is_norms(tensor: Located) -> bool:
 class Reader:
     """One thread's buffer."""
 
-    def __init__(self, files: LocalFiles) -> None:
+    def __init__(self, files: Source) -> None:
         self._files = files
         self._buffer = bytearray()
 

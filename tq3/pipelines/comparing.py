@@ -15,7 +15,7 @@ from tq3.errors import BadInput, StorageError
 from tq3.format.layout import GroupLayout
 from tq3.pipelines.checks import Fault, unreadable
 from tq3.plan.plan import Action, Block
-from tq3.storage.local import LocalFiles
+from tq3.plan.sources import Source
 
 # A threshold met exactly may go either way in other arithmetic, and a norm may round differently.
 HAIR = 0.01
@@ -95,7 +95,7 @@ class Comparer:
     """One thread's buffers. With `recode_all` every group is encoded again, not just odd ones."""
 
     def __init__(
-        self, files: LocalFiles, originals: LocalFiles, backend: Backend, *, recode_all: bool
+        self, files: Source, originals: Source, backend: Backend, *, recode_all: bool
     ) -> None:
         self._files = files
         self._originals = originals
@@ -229,7 +229,7 @@ class Comparer:
         places = np.flatnonzero(differing)
         return Kept(len(places), block.first + int(places[0]), n_infinite)
 
-    def _read(self, files: LocalFiles, block: Block, index: int) -> Bytes:
+    def _read(self, files: Source, block: Block, index: int) -> Bytes:
         source = block.task.sources[index]
         start, length = block.span(source.info.n_bytes)
         buffer = self._bytes(f"source {index}", length)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
-from tq3.format.config import quantization_config, recipe_record
+from tq3.format.config import MeasuredError, quantization_config, recipe_record
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
+from tq3.hub.options import HubOptions
 from tq3.pipelines.events import Notice, Run, StrPath
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.job import Job
+from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
 from tq3.plan.compressing import describe_compression, plan_compression
-from tq3.plan.sources import CONFIG, read_checkpoint, read_text
-from tq3.storage.local import LocalFiles
+from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
+from tq3.storage.sidecars import CARD, SOURCE_CARD
 from tq3.version import __version__
 
 
@@ -31,18 +33,20 @@ def compress_checkpoint(
     overwrite: bool = False,
     resume: bool = True,
     verbatim_config: bool = False,
+    hub: HubOptions = FOLDER,
 ) -> Run:
-    """Compress the checkpoint folder `source` into the new folder `out`, telling what happens.
+    """Compress the checkpoint `source` into the new folder `out`, telling what happens.
 
-    workers: threads; None for one a processor, at most 16
+    source: a folder, or as a text the id of a repository on the Hub, which `hub` is about
+    workers: threads; None for one a processor, at most 16, and at least 8 for a source on the Hub
     backend: one of `tq3.codec.backend.available_backends()`; None for the fastest, same bytes
     overwrite, resume: see `tq3.storage.target.TargetFolder`
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
 
-    Raises UsageError, BadInput or StorageError; then `out` has no checkpoint, and what was done so
-    far is continued by the next run with the same source and recipe.
+    Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no checkpoint, and
+    what was done so far is continued by the next run with the same source and recipe.
     """
-    with LocalFiles(source) as files:
+    with open_source(source, hub) as files:
         job = _Compression(files, recipe, verbatim_config)
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
@@ -53,9 +57,11 @@ class _Compression(Job):
     """The plan of a compression, and what the values taught it on the way."""
 
     command = "compress"
+    marker_name = tq_config.FILE_NAME
     writer = f"tq3 {__version__}"
+    renamed = MappingProxyType({CARD: SOURCE_CARD})
 
-    def __init__(self, files: LocalFiles, recipe: Recipe, verbatim_config: bool) -> None:
+    def __init__(self, files: Source, recipe: Recipe, verbatim_config: bool) -> None:
         super().__init__(files, read_checkpoint(files))
         self.plan = plan_compression(self.checkpoint, recipe)
         self._recipe = recipe
@@ -111,9 +117,9 @@ class _Compression(Job):
         key = quantization_config(self._recipe)
         return {CONFIG: insert_key(plain, "quantization_config", key)}
 
-    def marker(self) -> tuple[str, str]:
+    def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """tq_config.json of the plan as it was carried out."""
-        model, revision = _identity(self.files.folder)
+        model, revision = self.files.origin
         described = describe_compression(
             self.plan,
             self._recipe,
@@ -121,16 +127,6 @@ class _Compression(Job):
             model=model,
             revision=revision,
             writer=self.writer,
+            error=error,
         )
         return tq_config.FILE_NAME, described.to_json()
-
-
-def _identity(folder: Path) -> tuple[str, str | None]:
-    """Name and revision of a model: the Hub's for a snapshot in its cache, else the folder's name.
-
-    The cache's layout is models--ORG--NAME/snapshots/REVISION (huggingface_hub's documentation).
-    """
-    path = folder.resolve()
-    if path.parent.name == "snapshots" and path.parts[-3].startswith("models--"):
-        return path.parts[-3].removeprefix("models--").replace("--", "/"), path.name
-    return path.name, None

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from tq3.format import config as tq_config
-from tq3.format.config import TqConfig, recipe_from_record
+from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED
 from tq3.format.recipe import Recipe
@@ -62,7 +62,7 @@ class ClassLine:
 class Description:
     """A TQ3 checkpoint, or with `planned` one that compress would make.
 
-    source_bytes: of the original's tensors, None where nobody recorded it
+    source_bytes, measured_error: None where nobody recorded them
     peak_memory_bytes: what compress would need, for a plan
     """
 
@@ -75,6 +75,7 @@ class Description:
     source_dtype: str | None
     source_bytes: int | None
     writer: str | None
+    measured_error: MeasuredError | None
     shards: dict[str, int]
     tensors: tuple[TensorLine, ...]
     peak_memory_bytes: int | None = None
@@ -165,6 +166,7 @@ def _describe_plan(
         source_dtype=None,
         source_bytes=plan.bytes_in,
         writer=None,
+        measured_error=None,
         shards={
             name: shard.file_bytes
             for name, shard in zip(plan.shard_names, plan.shards, strict=True)
@@ -185,6 +187,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         source_dtype=config.source_dtype,
         source_bytes=config.source_bytes,
         writer=config.writer,
+        measured_error=config.measured_error,
         shards={file: files.size(file) for file in checkpoint.weight_files},
         tensors=tuple(_stored_lines(checkpoint, config)),
     )

@@ -7,7 +7,11 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from tq3.pipelines.checks import Verification
+from tq3.pipelines.publication import Publication
 from tq3.plan.plan import Plan
+
+# Processors that are so busy would not gain much by a faster network.
+_NEARLY = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,25 @@ class Checking:
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Source bytes a second: what the network brought, and what the processors could encode."""
+
+    network: float
+    encoder: float
+
+    @property
+    def binding(self) -> str:
+        """What has to be faster for the run to be: network or encoder."""
+        return "encoder" if self.network > _NEARLY * self.encoder else "network"
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Work done so far, in bytes read; the tensor or file at hand.
 
     bytes_before: of those done, what an earlier run did
     weights_done: encoded or decoded by this run
+    rates: where the source comes over a network
     """
 
     bytes_done: int
@@ -45,6 +63,7 @@ class Progress:
     weights_done: int
     seconds: float
     tensor: str
+    rates: Rates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,7 @@ class Report:
     mean_error, worst_error: relative squared error ||w - decode(encode(w))||^2 / ||w||^2, from the
     first groups of each compressed tensor; None where nothing was compressed
     share_before: of the work, what an earlier run had done: 0 to 1; seconds: of this run
+    bytes_received: over a network by this run; None for a source on this machine
     """
 
     restored: bool
@@ -83,6 +103,7 @@ class Report:
     backend: str
     workers: int
     left_out: dict[str, str] = field(default_factory=dict)
+    bytes_received: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -110,7 +131,27 @@ class Verified:
     verification: Verification
 
 
-Event = Planned | Checking | Progress | Notice | Finished | Verified
+@dataclass(frozen=True, slots=True)
+class Uploading:
+    """These files are sent to the Hub now, as far as it does not have their bytes.
+
+    bytes_done: of the files before them; bytes_total: of all that the repository lacks
+    """
+
+    files: tuple[str, ...]
+    n_bytes: int
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The repository on the Hub holds the checkpoint, or would after a push."""
+
+    publication: Publication
+
+
+Event = Planned | Checking | Progress | Notice | Finished | Verified | Uploading | Published
 
 StrPath = str | os.PathLike[str]
 

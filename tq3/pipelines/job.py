@@ -9,12 +9,12 @@ from typing import Any
 from tq3.errors import StorageError
 from tq3.format import config as tq_config
 from tq3.format import manifest
+from tq3.format.config import MeasuredError
 from tq3.pipelines.events import Notice
 from tq3.pipelines.findings import Finding
 from tq3.plan.identity import Identity, identify
 from tq3.plan.plan import Plan
-from tq3.plan.sources import INDEX, Checkpoint
-from tq3.storage.local import LocalFiles
+from tq3.plan.sources import INDEX, Checkpoint, Source
 from tq3.storage.sidecars import Sidecars, choose_sidecars
 
 
@@ -22,14 +22,18 @@ class Job(ABC):
     """What a compression and a restoration each know in their own way.
 
     command, options: the request, as it explains why an earlier run can't be continued
+    marker_name: of the file that makes the output a checkpoint
     writer: named in the manifest of the output; None for an output without one
+    renamed: side files that get another name in the output
     """
 
     command: str
+    marker_name: str
+    renamed: Mapping[str, str]
     writer: str | None = None
     plan: Plan
 
-    def __init__(self, files: LocalFiles, checkpoint: Checkpoint) -> None:
+    def __init__(self, files: Source, checkpoint: Checkpoint) -> None:
         self.files = files
         self.checkpoint = checkpoint
 
@@ -42,8 +46,8 @@ class Job(ABC):
         """Files that are written, not copied: name -> text."""
 
     @abstractmethod
-    def marker(self) -> tuple[str, str]:
-        """Name and text of the file that makes the output a checkpoint."""
+    def marker(self, error: MeasuredError | None) -> tuple[str, str]:
+        """Name and text of the file that makes the output a checkpoint; `error`: of its codes."""
 
     @abstractmethod
     def heed(self, finding: Finding) -> None:
@@ -69,12 +73,13 @@ class Job(ABC):
     def written_names(self) -> tuple[str, ...]:
         """Files of the output that are neither weights nor copied."""
         own = (manifest.FILE_NAME,) if self.writer else ()
-        return (*self.texts(), *own, self.marker()[0])
+        return (*self.texts(), *own, self.marker_name)
 
     def sidecars(self) -> Sidecars:
         """What is copied along: everything but weights, and files that are written anew."""
         ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *self.written_names())
-        return choose_sidecars(self.files.tree(), (*self.checkpoint.weight_files, *ours))
+        accounted = (*self.checkpoint.weight_files, *ours)
+        return choose_sidecars(self.files.tree(), accounted, self.renamed)
 
     def check_sources(self) -> None:
         """Raise StorageError when a weight file is not the one whose header was read."""
@@ -83,7 +88,7 @@ class Job(ABC):
             if now != stamp:
                 raise StorageError(
                     "changed while it was read",
-                    file=self.files.folder / file,
+                    file=self.files.place(file),
                     found=now,
                     expected=stamp,
                     fix="let nothing write to the source, and start anew with --overwrite",

@@ -13,12 +13,15 @@ from tq3.errors import UsageError
 _ENOUGH_FOR_ANY_DISK = 16
 
 
-def check_workers(workers: int | None) -> int:
-    """The number of threads asked for; None is one a processor that may be used, at most 16."""
+def check_workers(workers: int | None, connections: int = 1) -> int:
+    """The number of threads asked for; None is one a processor that may be used, at most 16.
+
+    connections: threads that the source needs; one that waits for the network uses no processor
+    """
     if workers is None:
         has_affinity = hasattr(os, "sched_getaffinity")
         processors = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        return min(processors, _ENOUGH_FOR_ANY_DISK)
+        return max(min(processors, _ENOUGH_FOR_ANY_DISK), connections)
     if workers < 1:
         raise UsageError(f"--workers is {workers}", expected="at least 1")
     return workers

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from tq3.errors import BadInput, UsageError
+from tq3.format.config import MeasuredError
 from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
+from tq3.hub.options import HubOptions
 from tq3.pipelines.events import Run, StrPath
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.job import Job
+from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
 from tq3.plan.restoring import DTYPES, plan_restoration, read_tq_config
-from tq3.plan.sources import CONFIG, read_checkpoint, read_text
-from tq3.storage.local import LocalFiles
+from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
+from tq3.storage.sidecars import CARD, SOURCE_CARD
 
 
 def restore_checkpoint(
@@ -24,6 +29,7 @@ def restore_checkpoint(
     backend: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
+    hub: HubOptions = FOLDER,
 ) -> Run:
     """Decode the TQ3 checkpoint `path` into the new folder `out`, telling what happens.
 
@@ -34,7 +40,7 @@ def restore_checkpoint(
     if dtype not in DTYPES:
         raise UsageError(f"--dtype is {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
     check_shard_bytes(max_shard_bytes)
-    with LocalFiles(path) as files:
+    with open_source(path, hub) as files:
         job = _Restoration(files, dtype, max_shard_bytes)
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
@@ -45,8 +51,10 @@ class _Restoration(Job):
     """The plan of a restoration; values can't change it."""
 
     command = "restore"
+    marker_name = CONFIG
+    renamed = MappingProxyType({SOURCE_CARD: CARD})
 
-    def __init__(self, files: LocalFiles, dtype: str, max_shard_bytes: int) -> None:
+    def __init__(self, files: Source, dtype: str, max_shard_bytes: int) -> None:
         super().__init__(files, read_checkpoint(files))
         config = read_tq_config(files, self.checkpoint.config)
         self.plan = plan_restoration(self.checkpoint, config, DTYPES[dtype], max_shard_bytes)
@@ -60,7 +68,7 @@ class _Restoration(Job):
         """Nothing beside the marker."""
         return {}
 
-    def marker(self) -> tuple[str, str]:
+    def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """config.json without the key that compression inserted."""
         if not self.files.has(CONFIG):
             return CONFIG, "{}\n"

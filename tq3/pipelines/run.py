@@ -22,7 +22,7 @@ def run_job(
     resume: bool,
 ) -> Run:
     """Carry out the job's plan in the folder `out`, or what an earlier run left of it to do."""
-    codec, workers = get_backend(backend), check_workers(workers)
+    codec, workers = get_backend(backend), check_workers(workers, job.files.connections)
     with TargetFolder(
         out, job.identity(), source=job.files.folder, overwrite=overwrite, resume=resume
     ) as target:
@@ -31,21 +31,23 @@ def run_job(
             target.start_anew([f"tensor {changed!r} has other values"])
             job.adopt({})
         sidecars = job.sidecars()
-        target.check_names((*job.plan.weight_files, *job.written_names(), *sidecars.copied))
+        copies = sidecars.copied.values()
+        target.check_names((*job.plan.weight_files, *job.written_names(), *copies))
         yield Planned(job.plan, codec.name, workers)
         target.go_on()
         target.forget_damaged(job.plan)
-        tally = Tally(job.plan, target)
+        tally = Tally(job.plan, target, job.files, workers)
         if tally.bytes_before:
             yield Notice(f"continuing an unfinished run, {tally.share_before:.0%} of it done")
         yield from job.notices()
         target.check_room(job.plan.file_bytes + sum(map(job.files.size, sidecars.copied)))
-        for name in sidecars.copied:
-            target.copy(name, job.files.folder / name)
+        for name, stored in sidecars.copied.items():
+            target.copy(stored, job.files.parts(name))
         for progress in write_shards(job, target, tally, backend=codec, workers=workers):
             yield from job.notices()
             yield progress
-        target.publish(job.plan, texts=job.texts(), marker=job.marker(), writer=job.writer)
+        marker = job.marker(tally.measured_error())
+        target.publish(job.plan, texts=job.texts(), marker=marker, writer=job.writer)
         report = make_report(
             job.plan, tally, sidecars, restored=not job.writer, backend=codec.name, workers=workers
         )

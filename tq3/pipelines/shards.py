@@ -15,7 +15,7 @@ from tq3.pipelines.job import Job
 from tq3.pipelines.tally import Tally
 from tq3.pipelines.work import Done, Worker
 from tq3.plan.plan import Block
-from tq3.storage.local import LocalFiles
+from tq3.plan.sources import Source
 from tq3.storage.shard_file import ShardFile
 from tq3.storage.target import TargetFolder
 
@@ -43,6 +43,7 @@ def write_shards(
             closing(_carry_out(blocks, file, job.files, backend, workers)) as outcomes,
         ):
             for outcome in outcomes:
+                tally.work(outcome.block, outcome.cpu_seconds)
                 if outcome.finding:
                     job.heed(outcome.finding)
                     found = True
@@ -58,22 +59,25 @@ def write_shards(
 
 
 def _carry_out(
-    blocks: Iterable[Block], file: ShardFile, files: LocalFiles, backend: Backend, workers: int
+    blocks: Iterable[Block], file: ShardFile, files: Source, backend: Backend, workers: int
 ) -> Generator[Done, None, None]:
     def make_work() -> Callable[[Block], Done]:
         worker = Worker(files, backend)
         return lambda block: worker.carry_out(block, file)
 
-    return in_parallel(blocks, make_work, workers)
+    return in_parallel(blocks, make_work, workers, files.give_up)
 
 
 def in_parallel(
-    items: Iterable[Item], make_work: Callable[[], Callable[[Item], Result]], workers: int
+    items: Iterable[Item],
+    make_work: Callable[[], Callable[[Item], Result]],
+    workers: int,
+    give_up: Callable[[], None] = lambda: None,
 ) -> Generator[Result, None, None]:
     """Results of `work(item)` in any order; `make_work` is called once in each thread.
 
     The first exception of a worker ends all of them and is raised here. Leaving the iteration stops
-    the workers after the item that each has in hand.
+    the workers after the item that each has in hand; `give_up` is called to make that soon.
     """
     if workers == 1:  # no thread between the user's debugger and the work
         yield from map(make_work(), items)
@@ -100,5 +104,8 @@ def in_parallel(
                     worker.result()
                 while results:
                     yield results.popleft()
+        except BaseException:
+            give_up()
+            raise
         finally:
             stop.set()

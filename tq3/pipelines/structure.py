@@ -26,12 +26,12 @@ from tq3.plan.sources import (
     SINGLE,
     Checkpoint,
     Located,
+    Source,
     read_object,
     read_tensors,
     read_text,
 )
 from tq3.storage.drafts import WORK_FOLDER
-from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import is_weight_file
 
 _SAFETENSORS = ".safetensors"
@@ -65,7 +65,7 @@ class Structure:
         return {name: every[name] for name in every if not name.endswith((PACKED, NORMS))}
 
 
-def examine(files: LocalFiles) -> Structure:
+def examine(files: Source) -> Structure:
     """Everything but tensor data. Raises StorageError for a folder that can't be listed."""
     names, faults = files.names(), Faults()
     found = Structure(faults)
@@ -83,7 +83,7 @@ def examine(files: LocalFiles) -> Structure:
     return found
 
 
-def _unfinished(files: LocalFiles) -> Fault:
+def _unfinished(files: Source) -> Fault:
     return Fault(
         "TQ101",
         "an unfinished run",
@@ -92,7 +92,7 @@ def _unfinished(files: LocalFiles) -> Fault:
     )
 
 
-def _read_json_files(files: LocalFiles, found: Structure) -> None:
+def _read_json_files(files: Source, found: Structure) -> None:
     faults = found.faults
     if files.has(CONFIG):
         with faults.catching("TQ104", CONFIG):
@@ -126,7 +126,7 @@ def _check_recognition(model_config: Mapping[str, Any], config: TqConfig, faults
         faults.add(Fault("TQ105", message, CONFIG, found=str(told), expected=str(true)))
 
 
-def _find_weight_files(files: LocalFiles, names: list[str], found: Structure) -> None:
+def _find_weight_files(files: Source, names: list[str], found: Structure) -> None:
     """The files whose tensors make the checkpoint: a single one comes first, as for hosts."""
     if INDEX in names:
         with found.faults.catching("TQ106", INDEX):
@@ -169,7 +169,8 @@ def _check_strays(names: list[str], found: Structure) -> None:
             found.faults.add(Fault("TQ108", "weights that are not part of this checkpoint", name))
 
 
-def _read_headers(files: LocalFiles, found: Structure) -> Iterator[Located]:
+def _read_headers(files: Source, found: Structure) -> Iterator[Located]:
+    files.expect(file for file in found.weight_files if files.has(file))
     for file in found.weight_files:
         tensors = _read_header(files, file, found) if files.has(file) else None
         if tensors is None:
@@ -178,7 +179,7 @@ def _read_headers(files: LocalFiles, found: Structure) -> Iterator[Located]:
             yield from tensors
 
 
-def _read_header(files: LocalFiles, file: str, found: Structure) -> list[Located] | None:
+def _read_header(files: Source, file: str, found: Structure) -> list[Located] | None:
     tensors = size = None
     with found.faults.catching("TQ109", file):
         size = files.size(file)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from math import prod
+from math import fsum, prod
 
-from tq3.pipelines.events import Progress, Report
-from tq3.pipelines.machine import peak_memory_bytes
+from tq3.format.config import MeasuredError
+from tq3.pipelines.events import Progress, Rates, Report
+from tq3.pipelines.machine import check_workers, peak_memory_bytes
 from tq3.plan.plan import Block, Plan
+from tq3.plan.sources import Source
 from tq3.storage.journal import DoneBlock
 from tq3.storage.sidecars import Sidecars
 from tq3.storage.target import TargetFolder
@@ -19,8 +21,13 @@ class Tally:
     bytes_before: source bytes whose work an earlier run has done
     """
 
-    def __init__(self, plan: Plan, target: TargetFolder) -> None:
+    def __init__(self, plan: Plan, target: TargetFolder, files: Source, workers: int) -> None:
         self.bytes_total = plan.bytes_in
+        self._files = files
+        self._processors = min(workers, check_workers(None))
+        self._cpu_seconds = 0.0
+        self._bytes_worked = 0
+        self._received_before = files.n_received or 0
         self._started = time.perf_counter()
         self._count(plan, target)
         self.bytes_before, self._weights_before = self.bytes_done, self._weights_done
@@ -28,6 +35,11 @@ class Tally:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._started
+
+    @property
+    def bytes_received(self) -> int | None:
+        """Bytes that came over a network, planning included; None where there is none."""
+        return self._files.n_received
 
     @property
     def share_before(self) -> float:
@@ -59,6 +71,29 @@ class Tally:
             squared_error, squared_norm = done.error
             self.errors[done.task] = squared_error / squared_norm if squared_norm else 0.0
 
+    def work(self, block: Block, cpu_seconds: float) -> None:
+        """Count what this run needed the processors for."""
+        self._bytes_worked += block.bytes_in
+        self._cpu_seconds += cpu_seconds
+
+    @property
+    def rates(self) -> Rates | None:
+        """Of network and processors, where there is a network, and not only the Hub cache."""
+        received = (self._files.n_received or 0) - self._received_before
+        if not received:
+            return None
+        busy = max(self._cpu_seconds / self._processors, 1e-9)
+        return Rates(received / max(self.seconds, 1e-9), self._bytes_worked / busy)
+
+    def measured_error(self) -> MeasuredError | None:
+        """Over all tensors, whatever their order; None where nothing was compressed."""
+        if not self.errors:
+            return None
+        worst = max(sorted(self.errors), key=lambda name: self.errors[name])
+        return MeasuredError(
+            fsum(self.errors.values()) / len(self.errors), self.errors[worst], worst
+        )
+
     def progress(self, tensor: str) -> Progress:
         """The state as an event."""
         return Progress(
@@ -68,6 +103,7 @@ class Tally:
             weights_done=self._weights_done - self._weights_before,
             seconds=self.seconds,
             tensor=tensor,
+            rates=self.rates,
         )
 
 
@@ -78,7 +114,7 @@ def make_report(
     coded = [task for task in plan.tasks if task.layout]
     n_coded = sum(prod(task.layout.shape) for task in coded if task.layout)
     n_kept = sum(task.sources[0].info.n_elements for task in plan.tasks if not task.layout)
-    worst = max(tally.errors, key=lambda name: tally.errors[name], default=None)
+    error = tally.measured_error()
     return Report(
         restored=restored,
         source_bytes=plan.bytes_in,
@@ -89,13 +125,14 @@ def make_report(
         else None,
         n_compressed=len(coded),
         n_kept=len(plan.tasks) - len(coded),
-        mean_error=sum(tally.errors.values()) / len(tally.errors) if tally.errors else None,
-        worst_error=tally.errors[worst] if worst else None,
-        worst_tensor=worst,
+        mean_error=error.mean if error else None,
+        worst_error=error.worst if error else None,
+        worst_tensor=error.worst_tensor if error else None,
         share_before=tally.share_before,
         seconds=tally.seconds,
         peak_memory_bytes=peak_memory_bytes(),
         backend=backend,
         workers=workers,
         left_out=sidecars.left_out,
+        bytes_received=tally.bytes_received,
     )

@@ -7,19 +7,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from tq3.codec.backend import Backend, get_backend
+from tq3.errors import UsageError
 from tq3.format import manifest as tq_manifest
+from tq3.hub.options import HubOptions
 from tq3.pipelines.checks import Verification
 from tq3.pipelines.checksums import Looked, Reader, Stretch, plan_stretches
 from tq3.pipelines.comparing import Compared, Comparer
 from tq3.pipelines.events import Checking, Notice, Progress, Run, StrPath, Verified
 from tq3.pipelines.judging import Judge
 from tq3.pipelines.machine import check_workers, peak_memory_bytes
+from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.pairing import pair_up
 from tq3.pipelines.shards import in_parallel
 from tq3.pipelines.structure import Structure, examine
 from tq3.plan.plan import Block, Task
-from tq3.plan.sources import read_checkpoint, refuse_quantised
-from tq3.storage.local import LocalFiles
+from tq3.plan.sources import Source, read_checkpoint, refuse_quantised
 
 
 def verify_checkpoint(
@@ -28,19 +30,30 @@ def verify_checkpoint(
     source: StrPath | None = None,
     workers: int | None = None,
     backend: str | None = None,
+    structure: bool = False,
+    hub: HubOptions = FOLDER,
+    source_hub: HubOptions = FOLDER,
 ) -> Run:
     """Look at the TQ3 checkpoint `path` to its end, telling what happens; write nothing.
 
     source: the checkpoint that it was made from, to compare every tensor with
+    structure: look at listing, JSON files and headers alone; no weight is read
+    hub, source_hub: about `path` and `source` where they are repositories of the Hub
     Other options as in `tq3.pipelines.compress.compress_checkpoint`. What is wrong with the
     checkpoint is in the last event; UsageError, BadInput and StorageError are raised only for
     folders that aren't there or can't be listed, and for a source that can't be read.
     """
-    codec, workers = get_backend(backend), check_workers(workers)
+    if structure and source is not None:
+        raise UsageError("--source compares weights, --structure reads none", fix="choose one")
+    codec = get_backend(backend)
     with ExitStack() as stack:
-        files = stack.enter_context(LocalFiles(path))
-        originals = None if source is None else stack.enter_context(LocalFiles(source))
-        job = _Job(files, originals, codec, workers, examine(files))
+        files = stack.enter_context(open_source(path, hub))
+        originals = None
+        if source is not None:
+            originals = stack.enter_context(open_source(source, source_hub))
+        connections = max(each.connections for each in (files, originals or files))
+        workers = check_workers(workers, connections)
+        job = _Job(files, originals, codec, workers, examine(files), structure_only=structure)
         yield job.checking()
         yield from job.look_at_bytes()
         yield from job.compare()
@@ -53,11 +66,13 @@ class _Job:
 
     def __init__(
         self,
-        files: LocalFiles,
-        originals: LocalFiles | None,
+        files: Source,
+        originals: Source | None,
         codec: Backend,
         workers: int,
         structure: Structure,
+        *,
+        structure_only: bool,
     ) -> None:
         self._started = time.perf_counter()
         self._files = files
@@ -66,7 +81,10 @@ class _Job:
         self._workers = workers
         self._structure = structure
         self._faults = structure.faults
-        self._stretches = plan_stretches(files, structure)
+        self._structure_only = structure_only
+        # Planning them looks at the sizes that the manifest tells, too.
+        stretches = plan_stretches(files, structure)
+        self._stretches = [] if structure_only else stretches
         self._judge = Judge(self._pairs())
         self._n_total = sum(each.n_bytes for each in self._stretches)
         self._n_total += sum(task.bytes_in for task in self._judge.tasks)
@@ -78,11 +96,15 @@ class _Job:
         return Checking(
             n_tensors=len(self._structure.kept) + len(self._structure.layouts),
             bytes_total=self._n_total,
-            checksums=self._structure.manifest is not None,
+            checksums=self._has_checksums,
             source=self._originals is not None,
             backend=self._codec.name,
             workers=self._workers,
         )
+
+    @property
+    def _has_checksums(self) -> bool:
+        return self._structure.manifest is not None and not self._structure_only
 
     def look_at_bytes(self) -> Iterator[Progress]:
         """Read all that has a checksum, and the norms."""
@@ -90,7 +112,7 @@ class _Job:
         def make_work() -> Callable[[Stretch], Looked]:
             return Reader(self._files).look_at
 
-        for looked in in_parallel(self._stretches, make_work, self._workers):
+        for looked in in_parallel(self._stretches, make_work, self._workers, self._give_up):
             for fault in looked.faults:
                 self._faults.add(fault)
             self._n_bytes += looked.stretch.n_bytes
@@ -115,7 +137,8 @@ class _Job:
             n_files=len({*structure.weight_files, *(each.file for each in self._stretches)}),
             n_compressed=len(structure.layouts),
             n_kept=len(structure.kept),
-            checksums=structure.manifest is not None,
+            checksums=self._has_checksums,
+            structure_only=self._structure_only,
             bytes_read=self._n_bytes,
             faults=tuple(self._faults),
             notices=tuple(self.notices),
@@ -150,13 +173,17 @@ class _Job:
             return comparer.compare
 
         blocks = (block for task in tasks for block in task.blocks())
-        for compared in in_parallel(blocks, make_work, self._workers):
+        for compared in in_parallel(blocks, make_work, self._workers, self._give_up):
             if compared.fault:
                 self._faults.add(compared.fault)
             hear(compared)
             self._n_bytes += compared.block.bytes_in
             self._n_weights += compared.block.weights
             yield self._progress(compared.block.task.name)
+
+    def _give_up(self) -> None:
+        for files in (self._files, self._originals or self._files):
+            files.give_up()
 
     def _progress(self, at: str) -> Progress:
         return Progress(

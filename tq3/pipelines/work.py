@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from tq3.format.layout import GroupLayout
 from tq3.format.manifest import digest
 from tq3.pipelines.findings import Finding, all_finite, bad_norm, is_norm, nonfinite, overflow
 from tq3.plan.plan import Action, Block, Task
+from tq3.plan.sources import Source
 from tq3.storage.journal import DoneBlock
-from tq3.storage.local import LocalFiles
 from tq3.storage.shard_file import ShardFile
 
 Bytes = NDArray[np.uint8]
@@ -29,29 +30,35 @@ _CACHE_LINE = 64
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The outcome of one block: what was written, or the finding because of which nothing was."""
+    """The outcome of one block: what was written, or the finding because of which nothing was.
+
+    cpu_seconds: of everything but the reading
+    """
 
     block: Block
     finding: Finding | None = None
     written: DoneBlock | None = None
+    cpu_seconds: float = 0.0
 
 
 class Worker:
     """One thread's buffers and the four ways to carry out a block."""
 
-    def __init__(self, files: LocalFiles, backend: Backend) -> None:
+    def __init__(self, files: Source, backend: Backend) -> None:
         self._files = files
         self._backend = backend
         self._room = np.empty(0, np.uint8)
         self._used = 0
+        self._reading_seconds = 0.0
 
     def carry_out(self, block: Block, shard: ShardFile) -> Done:
         """Read the block's bytes, transform them, write them to the shard."""
         self._make_room(block)
+        started, self._reading_seconds = thread_time(), 0.0
         done = _ACTIONS[block.task.action](self, block, shard)
         if done.written:
             shard.finish(done.written)
-        return done
+        return replace(done, cpu_seconds=thread_time() - started - self._reading_seconds)
 
     def _encode(self, block: Block, shard: ShardFile) -> Done:
         layout = _layout(block.task)
@@ -116,13 +123,15 @@ class Worker:
         dtype = block.task.sources[0].info.dtype
         exact = reference.to_float32(some, dtype).astype(np.float64)
         error = exact - decoded.view(np.float32)
-        return float((error**2).sum()), float((exact**2).sum())
+        return _sum(error.ravel() ** 2), _sum(exact.ravel() ** 2)
 
     def _read(self, block: Block, index: int) -> Bytes:
         source = block.task.sources[index]
         start, length = block.span(source.info.n_bytes)
         buffer = self._take(length)
+        started = thread_time()
         self._files.read_into(source.file, source.offset + start, buffer.data)
+        self._reading_seconds += thread_time() - started
         return buffer
 
     def _target(self, block: Block, index: int) -> Bytes:
@@ -174,6 +183,16 @@ _ACTIONS: dict[Action, Callable[[Worker, Block, ShardFile], Done]] = {
 def see(source: memoryview) -> str:
     """A checksum of the first bytes, by which a later run knows them again."""
     return digest(source[:SEEN_BYTES])
+
+
+def _sum(values: NDArray[np.float64]) -> float:
+    """Added in halves, so in one order: numpy's own depends on the processor."""
+    while len(values) > 1:
+        half = (len(values) + 1) // 2
+        folded = values[:half].copy()
+        folded[: len(values) - half] += values[half:]
+        values = folded
+    return float(values[0])
 
 
 def _aligned(length: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tq3.errors import UsageError
-from tq3.format.config import TqConfig, recipe_record
+from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
@@ -40,6 +40,7 @@ def describe_compression(
     model: str,
     revision: str | None,
     writer: str,
+    error: MeasuredError | None,
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
     layouts = {task.name: task.layout for task in plan.tasks if task.layout}
@@ -60,6 +61,7 @@ def describe_compression(
         shapes={name: shape for name, shape in shapes.items() if name in padded or len(shape) != 2},
         kept_source_dtype=exact,
         recipe=recipe_record(recipe),
+        measured_error=error,
     )
 
 

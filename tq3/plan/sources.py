@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from tq3.errors import BadInput
@@ -38,8 +38,54 @@ class Files(Protocol):
     def stamp(self, name: str) -> str:
         """A text that changes when the file does."""
 
+    def expect(self, names: Iterable[str]) -> None:
+        """The headers of these files will be asked for next, one after the other."""
+
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """Just these bytes; raises StorageError when the file has fewer."""
+        """Just these bytes; raises StorageError or NetworkError when the file has fewer."""
+
+
+class Origin(NamedTuple):
+    """Whose weights these are: a model's name, and its revision where it has one."""
+
+    model: str
+    revision: str | None
+
+
+class Source(Files, Protocol):
+    """Files that are read to the last byte, by any number of threads.
+
+    folder: where they lie on this machine; None: elsewhere
+    is_pinned: whether the content can't change while its stamp stays
+    connections: threads that it takes to keep it busy
+    n_received: bytes that came over a network; None: there is none
+    """
+
+    @property
+    def folder(self) -> Path | None: ...
+    @property
+    def origin(self) -> Origin: ...
+    @property
+    def is_pinned(self) -> bool: ...
+    @property
+    def connections(self) -> int: ...
+    @property
+    def n_received(self) -> int | None: ...
+
+    def tree(self) -> list[str]:
+        """Every file, as sorted relative paths with forward slashes."""
+
+    def place(self, name: str) -> str:
+        """The file as messages name it."""
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`; raises StorageError or NetworkError."""
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        """The whole file, piece by piece."""
+
+    def give_up(self) -> None:
+        """Have reads under way end soon, by any error: nobody waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +121,7 @@ def read_checkpoint(files: Files) -> Checkpoint:
     weight_map = _weight_map(files, names)
     weight_files = tuple(sorted(set(weight_map.values()))) or (_single_file(files, names),)
     stamps = {file: files.stamp(file) for file in weight_files}
+    files.expect(weight_files)
     tensors = tuple(tensor for file in weight_files for tensor in read_tensors(files, file))
     _check_unique(tensors)
     _check_index(weight_map, tensors)

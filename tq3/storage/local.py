@@ -6,17 +6,19 @@ import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
 from tq3.errors import BadInput, StorageError
+from tq3.plan.sources import Origin
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.failures import reading
 
 _AHEAD_BYTES = 8 * 2**20
+_PART_BYTES = 2**20
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -36,6 +38,10 @@ class _OpenFile:
 class LocalFiles:
     """The files of a folder, for any number of threads. A context manager: it keeps files open."""
 
+    is_pinned = False
+    connections = 1
+    n_received = None
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.label = str(folder)
@@ -49,7 +55,7 @@ class LocalFiles:
             raise BadInput(
                 "no such folder",
                 file=self.label,
-                fix="give the path of a checkpoint folder (fetch one with `hf download`)",
+                fix="give the path of a checkpoint folder, or a repository on the Hub as ORG/NAME",
             )
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()  # the last one read is last
         self._lock = Lock()
@@ -60,6 +66,28 @@ class LocalFiles:
     def __exit__(self, *_: object) -> None:
         while self._open:
             os.close(self._open.popitem()[1].descriptor)
+
+    @property
+    def origin(self) -> Origin:
+        """Name and revision: the Hub's for a snapshot in its cache, else the folder's name.
+
+        The cache's layout is models--ORG--NAME/snapshots/REVISION (huggingface_hub's docs).
+        """
+        path = self.folder.resolve()
+        if path.parent.name == "snapshots" and path.parts[-3].startswith("models--"):
+            name = path.parts[-3].removeprefix("models--").replace("--", "/")
+            return Origin(name, path.name)
+        return Origin(path.name, None)
+
+    def expect(self, names: Iterable[str]) -> None:
+        """A disk gives the headers soon enough."""
+
+    def give_up(self) -> None:
+        """A disk does not keep anybody waiting."""
+
+    def place(self, name: str) -> str:
+        """The file's path."""
+        return str(self.folder / name)
 
     def names(self) -> list[str]:
         """What is no folder at the top of the folder, sorted.
@@ -135,6 +163,13 @@ class LocalFiles:
                         repeatable=False,
                     )
                 done += n
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        """The whole file, piece by piece. Raises StorageError."""
+        path = self.folder / name
+        with reading(path), path.open("rb") as file:
+            while part := file.read(_PART_BYTES):
+                yield part
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:

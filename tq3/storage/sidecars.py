@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -12,20 +12,28 @@ _WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx"),
     *(".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".ot", ".npz", ".nemo", ".pkl", ".pickle"),
 )
+# A checkpoint's card on the Hub, and in a TQ3 checkpoint the card of the model it was made from:
+# there README.md is the compressed model's own, which people write and edit.
+CARD = "README.md"
+SOURCE_CARD = "README.source.md"
 _CACHES = ("__pycache__", "node_modules")
 
 
 @dataclass(frozen=True, slots=True)
 class Sidecars:
-    """copied: relative paths to copy byte for byte; left_out: relative path -> why."""
+    """What is copied byte for byte, relative path -> name of the copy; what is left out -> why."""
 
-    copied: tuple[str, ...]
+    copied: dict[str, str]
     left_out: dict[str, str]
 
 
-def choose_sidecars(names: Iterable[str], accounted: Iterable[str]) -> Sidecars:
-    """Split the names of `LocalFiles.tree`; `accounted`: what the caller writes or replaces itself.
+def choose_sidecars(
+    names: Iterable[str], accounted: Iterable[str], renamed: Mapping[str, str] | None = None
+) -> Sidecars:
+    """Split the names of `LocalFiles.tree`.
 
+    accounted: what the caller writes or replaces itself
+    renamed: file -> name of its copy; what has that name already stays behind
     A nested folder that holds weights of any format is left out whole: what lies beside them
     belongs to them.
     """
@@ -35,7 +43,9 @@ def choose_sidecars(names: Iterable[str], accounted: Iterable[str]) -> Sidecars:
         PurePosixPath(name).parts[0] for name in rest if "/" in name and is_weight_file(name)
     }
     left_out = {name: why for name in rest if (why := _why_left_out(name, weight_folders))}
-    return Sidecars(tuple(name for name in rest if name not in left_out), left_out)
+    copies = {name: copy for name, copy in (renamed or {}).items() if name in rest}
+    left_out |= {copy: f"{name} takes its name" for name, copy in copies.items() if copy in rest}
+    return Sidecars({n: copies.get(n, n) for n in rest if n not in left_out}, left_out)
 
 
 def _why_left_out(name: str, weight_folders: set[str]) -> str | None:

@@ -25,7 +25,6 @@ from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
 from tq3.storage.sidecars import is_weight_file
 from tq3.storage.target_checks import check_apart, check_free, check_places
 
-_COPIED_AT_ONCE = 2**20
 _TOLD = 3  # differences in one sentence
 
 
@@ -45,7 +44,7 @@ class TargetFolder:
         folder: str | os.PathLike[str],
         identity: Identity,
         *,
-        source: Path,
+        source: Path | None,
         overwrite: bool,
         resume: bool = True,
     ) -> None:
@@ -55,7 +54,8 @@ class TargetFolder:
         self._made: list[Path] = []  # folders, outer ones first
         self._named: list[Path] = []
         self._written: dict[str, Piece] = {}  # side files and texts, by name
-        check_apart(self.folder, source)
+        if source:
+            check_apart(self.folder, source)
         check_free(self.folder, allowed=overwrite or os.path.lexists(self.folder / WORK_FOLDER))
         with ExitStack() as undo:
             undo.callback(self._remove_made)
@@ -109,9 +109,9 @@ class TargetFolder:
                 fix="free some space or choose a target on another disk",
             )
 
-    def copy(self, name: str, source: Path) -> None:
-        """Copy a file to the draft of `name`, safely on the disk. Raises StorageError."""
-        self._write_draft(name, _parts(source))
+    def copy(self, name: str, parts: Iterable[bytes]) -> None:
+        """Write a file to the draft of `name`, safely on the disk. Raises StorageError."""
+        self._write_draft(name, parts)
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raise UsageError where the folder has something that can't make way for such a file."""
@@ -286,9 +286,3 @@ class TargetFolder:
 def _has(path: Path, blocks: Mapping[Key, DoneBlock]) -> bool:
     with reading(path):
         return holds(path, (piece for block in blocks.values() for piece in block.pieces))
-
-
-def _parts(source: Path) -> Iterator[bytes]:
-    with reading(source), source.open("rb") as file:
-        while part := file.read(_COPIED_AT_ONCE):
-            yield part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tq3.cli.units import count, counted, duration, printable, share, size
+from tq3.units import count, counted, duration, printable, share, size
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Which files of a checkpoint folder a push publishes: those that were verified, and no others."""
+
+from __future__ import annotations
+
+from tq3.format import manifest
+from tq3.pipelines import quality
+from tq3.plan.sources import INDEX, read_checkpoint, read_text
+from tq3.storage.local import LocalFiles
+from tq3.storage.sidecars import CARD, choose_sidecars
+
+_UNKNOWN = f"not in {manifest.FILE_NAME}, so that nobody verified it"
+
+
+def choose_files(files: LocalFiles) -> tuple[list[str], dict[str, str]]:
+    """The names to publish, but the card's; and what stays here -> why.
+
+    Of a folder without a manifest, as other writers leave it, what compress would take along.
+    """
+    weights = read_checkpoint(files).weight_files
+    sidecars = choose_sidecars(files.tree(), (*weights, INDEX))
+    names = {*weights, *sidecars.copied, *([INDEX] if files.has(INDEX) else [])} - {CARD}
+    unknown = names - _verified(files, names)
+    return sorted(names - unknown), sidecars.left_out | dict.fromkeys(sorted(unknown), _UNKNOWN)
+
+
+def _verified(files: LocalFiles, names: set[str]) -> set[str]:
+    if not files.has(manifest.FILE_NAME):
+        return names
+    listed = manifest.parse_manifest(read_text(files, manifest.FILE_NAME)).files
+    return {*listed, manifest.FILE_NAME, quality.FILE_NAME}
