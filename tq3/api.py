@@ -165,7 +165,7 @@ def push(
 ) -> Publication:
     """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub.
 
-    yes: make a copy public although its source is gated or not for commercial use
+    yes: make a copy public although its source is gated, private or not for commercial use
 
     Other options and errors are those of `tq3.pipelines.push.push_checkpoint`.
     """

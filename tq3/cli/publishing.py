@@ -37,7 +37,9 @@ PushDryRunOpt = Annotated[
 ]
 YesOpt = Annotated[
     bool,
-    typer.Option("--yes", help="Do not ask before a gated or non-commercial model is made public."),
+    typer.Option(
+        "--yes", help="Do not ask before a gated, private or non-commercial model is made public."
+    ),
 ]
 OverwriteCardOpt = Annotated[
     bool,

@@ -56,7 +56,7 @@ def push_checkpoint(
 ) -> Run:
     """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub, telling what happens.
 
-    may_share: asked with the reasons before a gated or non-commercial model becomes public
+    may_share: asked with the reasons before a gated, private or non-commercial model is public
     private: make the repository so, where it is not there yet
     revision: the branch, made where it is not there; create_pr: a pull request to the main one
     dry_run: write nothing there; overwrite_card: replace a README.md that somebody wrote
