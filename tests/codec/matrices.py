@@ -78,12 +78,19 @@ def matrices(draw: st.DrawFn, dtype: str, group: int) -> NDArray[Any]:
     return matrix(kinds, cols, dtype, seed=draw(st.integers(0, 2**32 - 1)))
 
 
-def encode(backend: Backend, words: NDArray[Any], dtype: str, bits: int, group: int) -> Any:
+def encode(
+    backend: Backend,
+    words: NDArray[Any],
+    dtype: str,
+    bits: int,
+    group: int,
+    scale: str = "norm",
+) -> Any:
     """(packed, norms) of a backend, into arrays that held rubbish."""
     n = -(-words.shape[1] // group)
     packed = np.full((words.shape[0] * n, group * bits // 8), 0xA5, np.uint8)
     norms = np.full((words.shape[0], n), -1, np.float32)
-    backend.encode(words, dtype, bits, group, packed, norms)
+    backend.encode(words, dtype, bits, group, packed, norms, scale)
     return packed, norms
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from matrices import (
 )
 
 from tq3.codec import reference, tables
+from tq3.format.recipe import SCALES
 
 KERNELS = ("neon", "portable")  # in the order of dispatch.cpp
 ENCODE, DECODE, CAST = range(3)
@@ -36,10 +38,9 @@ class DrivenBackend:
         self.name = name
         self._process = process
 
-    def encode(self, words, dtype, bits, group, packed, norms) -> None:
-        out, _ = self._ask(
-            ENCODE, bits, group, words.shape, dtype, dtype, words.tobytes(), [packed, norms]
-        )
+    def encode(self, words, dtype, bits, group, packed, norms, scale) -> None:
+        data, outputs = words.tobytes(), [packed, norms]
+        out, _ = self._ask(ENCODE, bits, group, words.shape, dtype, dtype, data, outputs, scale)
         packed[:] = out[: packed.nbytes].reshape(packed.shape)
         norms[:] = out[packed.nbytes :].view(np.float32).reshape(norms.shape)
 
@@ -54,11 +55,12 @@ class DrivenBackend:
         out[:] = answer.view(out.dtype).reshape(out.shape)
         return overflowed
 
-    def _ask(self, operation, bits, group, shape, dtype, other, data, outputs) -> Any:
+    def _ask(self, operation, bits, group, shape, dtype, other, data, outputs, scale="norm") -> Any:
         n_out = sum(output.nbytes for output in outputs)
         dtypes = DTYPES.index(dtype), DTYPES.index(other)
         kernel = KERNELS.index(self.name)
-        fields = [operation, kernel, bits, group, *shape, *dtypes, len(data), n_out]
+        fields = [operation, kernel, bits, group, *shape, *dtypes, SCALES.index(scale)]
+        fields += [len(data), n_out]
         self._process.stdin.write(np.array(fields, np.int64).tobytes())
         constants = [tables.codebook(bits, group), tables.boundaries(bits, group)]
         constants += [*tables.signs(group), np.sqrt([group]), 1 / np.sqrt([group])]
@@ -72,13 +74,15 @@ class DrivenBackend:
         return np.frombuffer(answer[:n_out], np.uint8), overflowed
 
 
-def check_encode_and_decode(backend: DrivenBackend, dtype: str, bits: int, group: int) -> None:
+def check_encode_and_decode(
+    backend: DrivenBackend, dtype: str, bits: int, group: int, scale: str
+) -> None:
     """Every kind of row, ends of rows inside a group and at its end, decoded to the same dtype."""
     for cols in (group - 7, 2 * group + 1, 2 * group):
         words = matrix([*ROW_KINDS, "gaussian", "gaussian"], cols, dtype, seed=bits * cols)
-        packed, norms = encode(backend, words, dtype, bits, group)
+        packed, norms = encode(backend, words, dtype, bits, group, scale)
         with np.errstate(invalid="ignore"):
-            expected_packed, expected_norms = reference.encode(words, dtype, bits, group)
+            expected_packed, expected_norms = reference.encode(words, dtype, bits, group, scale)
         np.testing.assert_array_equal(packed, expected_packed)
         assert_same_words(norms.view(np.uint32), expected_norms.view(np.uint32), "F32")
 
@@ -106,9 +110,9 @@ def main(command: list[str]) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         for name in KERNELS:
             backend = DrivenBackend(process, name)
-            cases = [(d, b, g) for d in DTYPES for b in BITS for g in GROUPS]
-            for dtype, bits, group in cases:
-                check_encode_and_decode(backend, dtype, bits, group)
+            cases = list(product(DTYPES, BITS, GROUPS, SCALES))
+            for case in cases:
+                check_encode_and_decode(backend, *case)
             for source in DTYPES:
                 for target in DTYPES:
                     check_cast(backend, source, target)

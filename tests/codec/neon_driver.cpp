@@ -1,9 +1,9 @@
 // Runs one kernel on a request from standard input: scripts/check_neon.sh starts it under an
 // emulator.
 //
-// Request: ten int64 (operation, kernel, bits, group, rows, cols, dtype, other dtype, bytes of
-// input, bytes of output), the tables of `tables.py` as float32, the input. Answer: the output; for
-// a cast also an int64, what overflowed.
+// Request: eleven int64 (operation, kernel, bits, group, rows, cols, dtype, other dtype, scale,
+// bytes of input, bytes of output), the tables of `tables.py` as float32, the input. Answer: the
+// output; for a cast also an int64, what overflowed.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -22,6 +22,7 @@ enum Field {
     kCols,
     kDtype,
     kOtherDtype,
+    kScale,
     kBytesIn,
     kBytesOut,
     kFields
@@ -75,6 +76,7 @@ int main() {
         const tq3::Kernels& kernels = *available.at(size(kKernel));
         const auto dtype = static_cast<tq3::Dtype>(request[kDtype]);
         const auto other = static_cast<tq3::Dtype>(request[kOtherDtype]);
+        const auto scale = static_cast<tq3::Scale>(request[kScale]);
         const std::size_t groups_a_row = (size(kCols) + size(kGroup) - 1) / size(kGroup);
         const tq3::Shape shape = {size(kRows), size(kCols), groups_a_row};
         // Norms follow the packed codes, in both directions.
@@ -82,7 +84,7 @@ int main() {
             size(kRows) * groups_a_row * size(kGroup) * size(kBits) / 8;
         std::int64_t overflowed = 0;
         if (request[kOperation] == kEncode)
-            kernels.encode(tables, shape, dtype, in.data(),
+            kernels.encode(tables, scale, shape, dtype, in.data(),
                            reinterpret_cast<std::uint8_t*>(out.data()),
                            reinterpret_cast<float*>(out.data() + packed_bytes));
         else if (request[kOperation] == kDecode)

@@ -26,6 +26,7 @@ from tq3.codec import backend as backend_module
 from tq3.codec import reference, tables
 from tq3.codec.backend import WORD_TYPE, available_backends, get_backend
 from tq3.errors import UsageError
+from tq3.format.recipe import SCALES
 
 every_backend = pytest.mark.parametrize(
     "backend", [get_backend(name) for name in available_backends()], ids=available_backends()
@@ -38,12 +39,13 @@ every_native_backend = pytest.mark.parametrize(
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_bits = pytest.mark.parametrize("bits", BITS)
 every_group = pytest.mark.parametrize("group", GROUPS)
+every_scale = pytest.mark.parametrize("scale", SCALES)
 
 
-def assert_encodes_like_the_reference(backend, words, dtype, bits, group):
-    packed, norms = encode(backend, words, dtype, bits, group)
+def assert_encodes_like_the_reference(backend, words, dtype, bits, group, scale):
+    packed, norms = encode(backend, words, dtype, bits, group, scale)
     with np.errstate(invalid="ignore"):
-        expected_packed, expected_norms = reference.encode(words, dtype, bits, group)
+        expected_packed, expected_norms = reference.encode(words, dtype, bits, group, scale)
     np.testing.assert_array_equal(packed, expected_packed)
     assert_same_words(norms.view(np.uint32), expected_norms.view(np.uint32), "F32")
 
@@ -58,28 +60,31 @@ def assert_decodes_like_the_reference(backend, packed, norms, bits, group, cols,
 @every_dtype
 @every_bits
 @every_group
+@every_scale
 @settings(max_examples=20)
 @given(data=st.data())
-def test_encoding_any_matrix_equals_the_reference(backend, dtype, bits, group, data):
+def test_encoding_any_matrix_equals_the_reference(backend, dtype, bits, group, scale, data):
     words = data.draw(matrices(dtype, group))
-    assert_encodes_like_the_reference(backend, words, dtype, bits, group)
+    assert_encodes_like_the_reference(backend, words, dtype, bits, group, scale)
 
 
 @every_backend
 @every_dtype
+@every_scale
 @pytest.mark.parametrize("kind", ROW_KINDS)
-def test_encoding_each_kind_of_row_equals_the_reference(backend, dtype, kind):
+def test_encoding_each_kind_of_row_equals_the_reference(backend, dtype, scale, kind):
     for seed, bits in enumerate(BITS):
         words = matrix([kind] * 17, 300, dtype, seed)
-        assert_encodes_like_the_reference(backend, words, dtype, bits, 128)
+        assert_encodes_like_the_reference(backend, words, dtype, bits, 128, scale)
 
 
 @every_backend
+@every_scale
 @pytest.mark.parametrize("rows", ROWS)
-def test_any_number_of_rows_and_columns_around_the_lanes_is_encoded(backend, rows):
+def test_any_number_of_rows_and_columns_around_the_lanes_is_encoded(backend, scale, rows):
     for cols in (1, 31, 32, 33, 63, 64, 65, 127, 129, 200):
         words = matrix(["gaussian"] * rows, cols, "BF16", seed=cols)
-        assert_encodes_like_the_reference(backend, words, "BF16", 3, 64)
+        assert_encodes_like_the_reference(backend, words, "BF16", 3, 64, scale)
 
 
 @every_backend
@@ -209,6 +214,7 @@ WRONG = {
     "too many norms": ({"norms": np.zeros((4, 2), np.float32)}, r"norms.*\(4, 1\)"),
     "norms of another type": ({"norms": np.zeros((4, 1), np.float64)}, "norms.dtype.*float32"),
     "five bits": ({"bits": 5}, "5.*2, 3 or 4"),
+    "a scale of another kind": ({"scale": "best"}, "scale.*'best'.*'norm' or 'search'"),
     "a group of 48": ({"group": 48}, "48.*32, 64, 128 or 256"),
 }
 
@@ -224,12 +230,14 @@ def test_arrays_that_do_not_fit_are_refused_with_what_was_expected(backend, wron
         "group": 128,
         "packed": np.zeros((4, 48), np.uint8),
         "norms": np.zeros((4, 1), np.float32),
+        "scale": "norm",
     }
     arguments |= change
     with pytest.raises(ValueError, match=message):
         backend.encode(**arguments)
-    with pytest.raises(ValueError, match=message):
-        backend.decode(**arguments)
+    if arguments.pop("scale") == "norm":
+        with pytest.raises(ValueError, match=message):
+            backend.decode(**arguments)
 
 
 @every_backend

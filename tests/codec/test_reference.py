@@ -12,6 +12,7 @@ from scipy.integrate import quad
 from scipy.stats import norm as gaussian
 
 from tq3.codec import reference, tables
+from tq3.format.recipe import SCALES
 
 GOLDEN = {
     name: Tensor(found["dtype"], tuple(found["shape"]), bytes(found["data"]))
@@ -81,11 +82,18 @@ def test_decoding_an_existing_writers_bytes_gives_its_readers_weights(name, bits
     assert np.all(np.abs(ours - theirs) <= 1e-6 * largest)
 
 
-def relative_squared_error(bits: int, group: int) -> float:
+def relative_squared_error(bits: int, group: int, scale: str = "norm") -> float:
     weights = np.random.default_rng(5).standard_normal((2048, 256), np.float32)
-    packed, norms = reference.encode(weights.view(np.uint32), "F32", bits, group)
+    packed, norms = reference.encode(weights.view(np.uint32), "F32", bits, group, scale)
     decoded = reference.decode(packed, norms, bits, group, weights.shape[1])
     return float(np.square(decoded - weights).sum() / np.square(weights).sum())
+
+
+def group_errors(weights: np.ndarray, bits: int, group: int, scale: str) -> np.ndarray:
+    """Relative squared error of each group of rows that are one group long."""
+    packed, norms = reference.encode(weights.view(np.uint32), "F32", bits, group, scale)
+    decoded = reference.decode(packed, norms, bits, group, group).astype(np.float64)
+    return np.square(decoded - weights).sum(axis=1) / np.square(weights.astype(float)).sum(axis=1)
 
 
 @pytest.mark.parametrize(("bits", "published"), [(2, 0.1175), (3, 0.0345), (4, 0.0095)])
@@ -128,6 +136,39 @@ def test_a_zero_group_takes_the_lower_middle_code_and_norm_zero(bits):
     assert not reference.decode(packed, norms, bits, 128, 128).any()
 
 
+# What the search is worth: (bits, group) -> the most that the relative squared error may be.
+SEARCHED = {(2, 128): 0.1150, (3, 128): 0.0318, (4, 128): 0.0080, (3, 32): 0.0262, (4, 32): 0.0062}
+
+
+@pytest.mark.parametrize(("bits", "group"), SEARCHED)
+def test_the_search_makes_the_error_of_gaussian_weights_smaller(bits, group):
+    assert relative_squared_error(bits, group, "search") <= SEARCHED[bits, group]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("draw", ["standard_normal", "standard_cauchy", "standard_exponential"])
+def test_the_search_worsens_no_group(bits, draw):
+    weights = getattr(np.random.default_rng(7), draw)((1000, 128)).astype(np.float32)
+    errors = {scale: group_errors(weights, bits, 128, scale) for scale in SCALES}
+    assert np.all(errors["search"] <= errors["norm"] + 1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_searched_norm_is_the_best_one_for_its_codes(bits):
+    weights = np.random.default_rng(1).standard_normal((50, 128), np.float32)
+    packed, norms = reference.encode(weights.view(np.uint32), "F32", bits, 128, "search")
+    direction = reference.decode(packed, np.ones_like(norms), bits, 128, 128).astype(np.float64)
+    best = (weights * direction).sum(axis=1) / (direction * direction).sum(axis=1)
+    np.testing.assert_allclose(norms[:, 0], best, rtol=2e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_searched_zero_group_is_the_one_of_the_corrected_norm(bits):
+    zeros = np.zeros((1, 128), np.uint16)
+    norm, search = (reference.encode(zeros, "BF16", bits, 128, scale) for scale in SCALES)
+    assert [part.tobytes() for part in search] == [part.tobytes() for part in norm]
+
+
 def test_padding_a_row_with_zeros_changes_nothing():
     rng = np.random.default_rng(2)
     short = rng.standard_normal((3, 200), np.float32).view(np.uint32)
@@ -139,9 +180,10 @@ def test_padding_a_row_with_zeros_changes_nothing():
         np.testing.assert_array_equal(ours, padded)
 
 
-def test_a_sum_of_squares_that_overflows_gives_a_norm_that_is_not_finite():
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_sum_of_squares_that_overflows_gives_a_norm_that_is_not_finite(scale):
     weights = np.full((1, 128), 1e19, np.float32)
-    _, norms = reference.encode(weights.view(np.uint32), "F32", 3, 128)
+    _, norms = reference.encode(weights.view(np.uint32), "F32", 3, 128, scale)
     assert np.isinf(norms[0, 0])
 
 

@@ -104,6 +104,7 @@ struct Job {
     Tables tables = make_tables(in);
     Dtype dtype = static_cast<Dtype>(in.below(3));
     Dtype other = static_cast<Dtype>(in.below(3));
+    Scale scale = static_cast<Scale>(in.below(2));
     std::size_t rows = in.below(40);
     std::size_t cols = in.below(600);
     std::size_t shift = in.below(2) * 4;
@@ -124,7 +125,7 @@ void check_encode(Job& job, const std::vector<const Kernels*>& all) {
     Memory words = job.filled(job.rows * job.cols * bytes_of(job.dtype));
     Memory packed = job.empty(job.packed_bytes), norms = job.empty(job.groups * 4);
     const auto encode = [&](const Kernels& kernels, Memory& codes, Memory& gains) {
-        kernels.encode(job.tables, job.shape, job.dtype, words.data(), codes.data(),
+        kernels.encode(job.tables, job.scale, job.shape, job.dtype, words.data(), codes.data(),
                        gains.as<float>());
     };
     encode(*all.back(), packed, norms);

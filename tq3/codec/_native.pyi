@@ -23,7 +23,13 @@ class Kernels:
     @property
     def name(self) -> str: ...
     def encode(
-        self, tables: Tables, words: Words, dtype: str, packed: NDArray[uint8], norms: Floats
+        self,
+        tables: Tables,
+        words: Words,
+        dtype: str,
+        packed: NDArray[uint8],
+        norms: Floats,
+        scale: str,
     ) -> None: ...
     def decode(
         self, tables: Tables, packed: NDArray[uint8], norms: Floats, words: Words, dtype: str

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tq3.codec import reference, tables
 from tq3.codec.reference import Floats, Words
 from tq3.errors import UsageError
-from tq3.format.recipe import GROUP_SIZES
+from tq3.format.recipe import GROUP_SIZES, SCALES
 
 try:
     import tq3.codec._native as _native  # noqa: PLR0402  a missing module must be told from a broken one
@@ -47,9 +47,16 @@ class Backend(Protocol):
     def name(self) -> str: ...
 
     def encode(
-        self, words: Words, dtype: str, bits: int, group: int, packed: Packed, norms: Floats
+        self,
+        words: Words,
+        dtype: str,
+        bits: int,
+        group: int,
+        packed: Packed,
+        norms: Floats,
+        scale: str = "norm",
     ) -> None:
-        """Fill packed and norms."""
+        """Fill packed and norms, chosen as `scale` says: one of `format.recipe.SCALES`."""
 
     def decode(
         self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
@@ -98,9 +105,16 @@ class NativeBackend:
         self._kernels = kernels
 
     def encode(
-        self, words: Words, dtype: str, bits: int, group: int, packed: Packed, norms: Floats
+        self,
+        words: Words,
+        dtype: str,
+        bits: int,
+        group: int,
+        packed: Packed,
+        norms: Floats,
+        scale: str = "norm",
     ) -> None:
-        self._kernels.encode(_native_tables(bits, group), words, dtype, packed, norms)
+        self._kernels.encode(_native_tables(bits, group), words, dtype, packed, norms, scale)
 
     def decode(
         self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
@@ -118,12 +132,21 @@ class NumpyBackend:
     _CHUNK_WEIGHTS = 1 << 18
 
     def encode(
-        self, words: Words, dtype: str, bits: int, group: int, packed: Packed, norms: Floats
+        self,
+        words: Words,
+        dtype: str,
+        bits: int,
+        group: int,
+        packed: Packed,
+        norms: Floats,
+        scale: str = "norm",
     ) -> None:
         n = _check_matrix(words, dtype, bits, group, packed, norms)
+        if scale not in SCALES:
+            raise ValueError(f"scale: found {scale!r}, expected 'norm' or 'search'")
         for rows in self._row_chunks(words.shape):
             packed[rows.start * n : rows.stop * n], norms[rows] = reference.encode(
-                words[rows], dtype, bits, group
+                words[rows], dtype, bits, group, scale
             )
 
     def decode(

@@ -16,13 +16,19 @@ from tq3.codec import tables
 Words = NDArray[np.uint16] | NDArray[np.uint32]
 Floats = NDArray[np.float32]
 
+# The search halves its step, from a quarter of the norm's scale on. docs/quality.md says why.
+SEARCH_STEPS = (0.25, 0.125, 0.0625, 0.03125)
 
-def encode(words: Words, dtype: str, bits: int, group: int) -> tuple[NDArray[np.uint8], Floats]:
+
+def encode(
+    words: Words, dtype: str, bits: int, group: int, scale: str = "norm"
+) -> tuple[NDArray[np.uint8], Floats]:
     """Codes and norms: (rows, cols) words -> (rows*n, group*bits/8) uint8, (rows, n) float32.
 
     `n` is ceil(cols / group); a last group that is not full is padded with zeros. A group whose sum
     of squares is not finite in float32 gets a norm that is not finite: the caller decides what that
-    means.
+    means. `scale` says how codes and norms are chosen: "norm" corrects the norm, "search" looks for
+    the smallest error.
     """
     rows, cols = words.shape
     n = -(-cols // group)
@@ -31,11 +37,16 @@ def encode(words: Words, dtype: str, bits: int, group: int) -> tuple[NDArray[np.
     groups = padded.reshape(rows * n, group)
 
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = _norm_in_index_order(groups)
+        norm = np.sqrt(_sum_in_index_order(groups * groups))
         d1, d2 = tables.signs(group)
         rotated = hadamard(groups * d1) * d2
-        codes = _nearest_codes(rotated, norm, bits)
-        stored_norm = norm / _norm_of_levels(codes, bits)
+        unit = norm * np.float32(np.sqrt(group))
+        if scale == "search":
+            unit, gain = _search(np.abs(rotated), unit, bits)
+            stored_norm = np.where(np.isfinite(norm), gain * np.float32(1 / np.sqrt(group)), norm)
+        codes = _nearest_codes(rotated, unit, bits)
+        if scale == "norm":
+            stored_norm = norm / _norm_of_levels(codes, bits)
     return pack(codes, bits), stored_norm.reshape(rows, n)
 
 
@@ -105,19 +116,54 @@ def from_float32(values: Floats, dtype: str) -> Words:
     return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16)
 
 
-def _norm_in_index_order(groups: Floats) -> Floats:
-    """sqrt of the sum of squares, added from the first weight to the last.  (n_groups,) float32"""
-    total = np.zeros(len(groups), np.float32)
-    for column in groups.T:
-        total += column * column
-    return np.sqrt(total)
+def _sum_in_index_order(values: Floats) -> Floats:
+    """Sum of each group, added from the first value to the last.  (n_groups,) float32"""
+    total = np.zeros(len(values), np.float32)
+    for column in values.T:
+        total += column
+    return total
 
 
-def _nearest_codes(rotated: Floats, norm: Floats, bits: int) -> NDArray[np.uint8]:
+def _search(sizes: Floats, unit: Floats, bits: int) -> tuple[Floats, Floats]:
+    """The scale of the thresholds that gives the smallest error, and the gain of its levels.
+
+    Each step tries a smaller and a larger scale than the best one so far.
+    (n_groups, group) magnitudes, (n_groups,) -> two (n_groups,) float32
+    """
+    ratio = np.ones_like(unit)
+    length, gain = _fit(sizes, unit, bits)
+    for step in SEARCH_STEPS:
+        for other in (ratio - np.float32(step), ratio + np.float32(step)):
+            its_length, its_gain = _fit(sizes, unit * other, bits)
+            longer = its_length > length
+            length = np.where(longer, its_length, length)
+            gain = np.where(longer, its_gain, gain)
+            ratio = np.where(longer, other, ratio)
+    return unit * ratio, gain
+
+
+def _fit(sizes: Floats, scale: Floats, bits: int) -> tuple[Floats, Floats]:
+    """Least squares for the levels c that thresholds of this scale choose.
+
+    The length of y's projection on c, which is the longer the smaller the error is, and the gain
+    that makes it from c: y.c / |c| and y.c / c.c.  Two (n_groups,) float32
+    """
+    group = sizes.shape[1]
+    levels = tables.codebook(bits, group)[1 << (bits - 1) :]
+    squares = levels * levels
+    product = _sum_in_index_order(sizes) * levels[0]
+    square = np.full(len(sizes), np.float32(group) * squares[0])
+    for k, boundary in enumerate(tables.boundaries(bits, group)):
+        above = sizes > (scale * boundary)[:, None]
+        sum_above = _sum_in_index_order(np.where(above, sizes, np.float32(0)))
+        product += sum_above * (levels[k + 1] - levels[k])
+        square += above.sum(axis=1).astype(np.float32) * (squares[k + 1] - squares[k])
+    return product / np.sqrt(square), product / square
+
+
+def _nearest_codes(rotated: Floats, unit: Floats, bits: int) -> NDArray[np.uint8]:
     """Count thresholds below |y|, then the sign picks the half: zero takes the lower one."""
-    group = rotated.shape[1]
-    scale = norm * np.float32(np.sqrt(group))
-    thresholds = scale[:, None] * tables.boundaries(bits, group)
+    thresholds = unit[:, None] * tables.boundaries(bits, rotated.shape[1])
     exceeds = np.abs(rotated)[:, :, None] > thresholds[:, None, :]
     magnitude: NDArray[np.uint8] = exceeds.sum(axis=-1, dtype=np.uint8)
     half = 1 << (bits - 1)

@@ -10,6 +10,7 @@ from tq3.errors import UsageError
 
 WIDTHS = (2, 3, 4)
 GROUP_SIZES = (32, 64, 128, 256)
+SCALES = ("norm", "search")
 KEEP_DTYPES = ("float16", "source")
 NONFINITE = ("error", "keep")
 DEFAULT_SHARD_SIZE = "5GiB"

@@ -18,6 +18,16 @@ inline Lanes count_where_greater(Lanes total, Lanes a, Lanes b) {
         _mm512_mask_add_epi32(counts, greater, counts, _mm512_set1_epi32(1)));
 }
 
+#define TQ3_HAVE_TALLY
+inline void tally(float __attribute__((vector_size(64))) & sum, Lanes& count, Lanes size,
+                  Lanes threshold) {
+    const auto sizes = reinterpret_cast<__m512i>(size), counts = reinterpret_cast<__m512i>(count);
+    const __mmask16 above = _mm512_cmpgt_epi32_mask(sizes, reinterpret_cast<__m512i>(threshold));
+    sum = _mm512_mask_add_ps(sum, above, sum, _mm512_castsi512_ps(sizes));
+    count =
+        reinterpret_cast<Lanes>(_mm512_mask_add_epi32(counts, above, counts, _mm512_set1_epi32(1)));
+}
+
 #define TQ3_HAVE_F16
 inline __m512 f16_to_float(unsigned short __attribute__((vector_size(32))) words) {
     return _mm512_cvtph_ps(reinterpret_cast<__m256i>(words));

@@ -87,9 +87,6 @@ void load_groups(const char* const (&source)[kSets][kLanes], const EncodeSigns& 
             norm[set][lane] = __builtin_sqrtf(squares[set][lane]);
 }
 
-template <int bits>
-constexpr int kThresholds = (1 << (bits - 1)) - 1;
-
 constexpr std::int32_t every_field(int bits, std::int32_t value) {
     std::uint32_t word = 0;
     for (int i = 0; i < kPiece; ++i) word = word << bits | static_cast<std::uint32_t>(value);
@@ -97,7 +94,7 @@ constexpr std::int32_t every_field(int bits, std::int32_t value) {
 }
 
 // Eight codes of each group, code i at bit i*bits. `above[k]` counts the magnitudes above threshold
-// k. Floats that are neither negative nor NaN are ordered like their bits.
+// k.
 template <int bits>
 __attribute__((always_inline)) inline I piece_of_codes(const F* rotated, const std::int32_t* d2,
                                                        const I (&threshold)[kThresholds<bits>],
@@ -153,11 +150,15 @@ F stored_norm(F norm, const I (&above)[kThresholds<bits>], const Tables& tables)
     return result;
 }
 
+inline I is_not_finite(F norm) {
+    return (as_bits(norm) & kInfinity) == kInfinity;
+}
+
 // A norm that is not finite leaves a group its signs alone: no magnitude is above infinity, and NaN
 // counts as zero.
 template <int bits>
 void allow_not_finite(F norm, F* rotated, int group, I (&threshold)[kThresholds<bits>]) {
-    const I not_finite = (as_bits(norm) & kInfinity) == kInfinity;
+    const I not_finite = is_not_finite(norm);
     bool any = false;
     for (int lane = 0; lane < kLanes; ++lane) any |= not_finite[lane] != 0;
     if (!any) return;
@@ -167,14 +168,19 @@ void allow_not_finite(F norm, F* rotated, int group, I (&threshold)[kThresholds<
 
 // x = D1 * weights of kLanes groups -> packed words, stored norm.
 template <int bits>
-F quantize(F* x, F norm, const std::int32_t* d2, const Tables& tables, Prefetch& upcoming,
-           I* words) {
+F quantize(F* x, F norm, Scale scale, const std::int32_t* d2, const Tables& tables,
+           Prefetch& upcoming, I* words) {
     butterflies_between_runs(x, tables.group);
     butterflies_within_runs(x, tables.group);
 
+    F unit = norm * tables.root_group, gain = {};
+    if (scale == Scale::kSearch) {
+        const Found best = search<bits>(x, unit, tables);
+        unit *= best.ratio;
+        gain = best.fit.gain;
+    }
     I threshold[kThresholds<bits>], above[kThresholds<bits>] = {};
-    for (int k = 0; k < kThresholds<bits>; ++k)
-        threshold[k] = as_bits(norm * tables.root_group * tables.boundary[k]);
+    for (int k = 0; k < kThresholds<bits>; ++k) threshold[k] = as_bits(unit * tables.boundary[k]);
     allow_not_finite<bits>(norm, x, tables.group, threshold);
 
     for (int i = 0; i < tables.group; i += 4 * kPiece, words += bits) {
@@ -186,6 +192,8 @@ F quantize(F* x, F norm, const std::int32_t* d2, const Tables& tables, Prefetch&
         }
         join_pieces<bits>(piece, words);
     }
+    if (scale == Scale::kSearch)
+        return is_not_finite(norm) ? norm : gain * tables.inverse_root_group;
     return stored_norm<bits>(norm, above, tables);
 }
 
@@ -205,7 +213,7 @@ inline void store_packed(I* words, std::size_t bytes, std::uint8_t* packed, std:
 }
 
 template <Dtype D, int bits>
-void encode_matrix(const Tables& tables, const Shape& shape, const void* words,
+void encode_matrix(const Tables& tables, Scale scale, const Shape& shape, const void* words,
                    std::uint8_t* packed, float* norms) {
     const auto* matrix = static_cast<const WordOf<D>*>(words);
     const EncodeSigns signs = encode_signs<D>(tables);
@@ -236,7 +244,7 @@ void encode_matrix(const Tables& tables, const Shape& shape, const void* words,
             if (begin >= groups) break;
             const std::size_t count = groups - begin < kLanes ? groups - begin : kLanes;
             const F stored =
-                quantize<bits>(x[set], norm[set], signs.d2, tables, upcoming, packed_words);
+                quantize<bits>(x[set], norm[set], scale, signs.d2, tables, upcoming, packed_words);
             store_packed(packed_words, bytes, packed + begin * bytes, count);
             __builtin_memcpy(norms + begin, &stored, count * sizeof *norms);
         }
@@ -244,18 +252,19 @@ void encode_matrix(const Tables& tables, const Shape& shape, const void* words,
 }
 
 template <Dtype D>
-void encode_words(const Tables& tables, const Shape& shape, const void* words, std::uint8_t* packed,
-                  float* norms) {
-    if (tables.bits == 2) return encode_matrix<D, 2>(tables, shape, words, packed, norms);
-    if (tables.bits == 3) return encode_matrix<D, 3>(tables, shape, words, packed, norms);
-    return encode_matrix<D, 4>(tables, shape, words, packed, norms);
+void encode_words(const Tables& tables, Scale scale, const Shape& shape, const void* words,
+                  std::uint8_t* packed, float* norms) {
+    if (tables.bits == 2) return encode_matrix<D, 2>(tables, scale, shape, words, packed, norms);
+    if (tables.bits == 3) return encode_matrix<D, 3>(tables, scale, shape, words, packed, norms);
+    return encode_matrix<D, 4>(tables, scale, shape, words, packed, norms);
 }
 
-void encode(const Tables& tables, Shape shape, Dtype dtype, const void* words, std::uint8_t* packed,
-            float* norms) {
+void encode(const Tables& tables, Scale scale, Shape shape, Dtype dtype, const void* words,
+            std::uint8_t* packed, float* norms) {
     const DefaultFloatEnvironment environment;
     if (dtype == Dtype::kBF16)
-        return encode_words<Dtype::kBF16>(tables, shape, words, packed, norms);
-    if (dtype == Dtype::kF16) return encode_words<Dtype::kF16>(tables, shape, words, packed, norms);
-    return encode_words<Dtype::kF32>(tables, shape, words, packed, norms);
+        return encode_words<Dtype::kBF16>(tables, scale, shape, words, packed, norms);
+    if (dtype == Dtype::kF16)
+        return encode_words<Dtype::kF16>(tables, scale, shape, words, packed, norms);
+    return encode_words<Dtype::kF32>(tables, scale, shape, words, packed, norms);
 }

@@ -16,6 +16,9 @@ constexpr int kMaxBits = 4;
 
 enum class Dtype { kBF16, kF16, kF32 };
 
+// How codes and norms are chosen: the norm is corrected, or the smallest error is looked for.
+enum class Scale { kNorm, kSearch };
+
 // The constants of one (bits, group), filled from tq3/codec/tables.py: they are stated there and
 // nowhere else.
 struct Tables {
@@ -35,7 +38,7 @@ struct Shape {
 
 struct Kernels {
     const char* name;
-    void (*encode)(const Tables&, Shape, Dtype, const void* words, std::uint8_t* packed,
+    void (*encode)(const Tables&, Scale, Shape, Dtype, const void* words, std::uint8_t* packed,
                    float* norms);
     void (*decode)(const Tables&, Shape, const std::uint8_t* packed, const float* norms, Dtype,
                    void* words);

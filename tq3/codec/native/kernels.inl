@@ -21,6 +21,8 @@ using namespace tq3;
 #include "transform.inl"
 #include "words.inl"
 
+#include "search.inl"
+
 #include "decode.inl"
 #include "encode.inl"
 

@@ -38,6 +38,12 @@ Dtype dtype_of(const std::string& name) {
     refuse("dtype", "'" + name + "'", "'BF16', 'F16' or 'F32'");
 }
 
+Scale scale_of(const std::string& name) {
+    if (name == "norm") return Scale::kNorm;
+    if (name == "search") return Scale::kSearch;
+    refuse("scale", "'" + name + "'", "'norm' or 'search'");
+}
+
 nb::dlpack::dtype word_type(Dtype dtype) {
     return dtype == Dtype::kF32 ? nb::dtype<std::uint32_t>() : nb::dtype<std::uint16_t>();
 }
@@ -107,12 +113,13 @@ Shape checked_shape(const Tables& tables, const Words& words, Dtype dtype, const
 }
 
 void encode(const Kernels& kernels, const Tables& tables, Array words, const std::string& dtype,
-            OutArray packed, OutArray norms) {
+            OutArray packed, OutArray norms, const std::string& scale) {
     const Dtype type = dtype_of(dtype);
+    const Scale how = scale_of(scale);
     const Shape shape = checked_shape(tables, words, type, packed, norms);
     const nb::gil_scoped_release release;
-    kernels.encode(tables, shape, type, words.data(), static_cast<std::uint8_t*>(packed.data()),
-                   static_cast<float*>(norms.data()));
+    kernels.encode(tables, how, shape, type, words.data(),
+                   static_cast<std::uint8_t*>(packed.data()), static_cast<float*>(norms.data()));
 }
 
 void decode(const Kernels& kernels, const Tables& tables, Array packed, Array norms, OutArray words,
@@ -146,7 +153,7 @@ NB_MODULE(_native, m) {
     nb::class_<Kernels>(m, "Kernels")
         .def_ro("name", &Kernels::name)
         .def("encode", &encode, nb::arg("tables"), nb::arg("words"), nb::arg("dtype"),
-             nb::arg("packed"), nb::arg("norms"))
+             nb::arg("packed"), nb::arg("norms"), nb::arg("scale"))
         .def("decode", &decode, nb::arg("tables"), nb::arg("packed"), nb::arg("norms"),
              nb::arg("words"), nb::arg("dtype"))
         .def("cast", &cast, nb::arg("words"), nb::arg("dtype"), nb::arg("out"),
