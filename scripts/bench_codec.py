@@ -1,6 +1,7 @@
 """Weights a second of every backend, as a share of copying the same bytes, on this machine.
 
-    python scripts/bench_codec.py [--gib 1] [--rounds 5] [--backends avx2,numpy] [--torch]
+    python scripts/bench_codec.py [--gib 1] [--rounds 5] [--backends avx2,numpy]
+                                   [--scale search] [--torch]
 
 What is compared runs interleaved, one after the other in each round, and the median counts. The
 source is larger than any cache (--gib); numpy and torch, which are slow, get a slice of it.
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from tq3.codec import reference, tables
 from tq3.codec.backend import WORD_TYPE, Backend, available_backends, get_backend
+from tq3.format.recipe import SCALES
 
 COLS, GROUP = 4096, 128
 SLOW_WEIGHTS = 1 << 22
@@ -71,9 +73,11 @@ def make_matrix(dtype: str, bits: int, n_bytes: int) -> Matrix:
     return Matrix(words, packed, np.zeros((len(words), n), np.float32), decoded)
 
 
-def encode_task(backend: Backend, matrices: Sequence[Matrix], dtype: str, bits: int) -> Task:
+def encode_task(
+    backend: Backend, matrices: Sequence[Matrix], dtype: str, bits: int, scale: str = "norm"
+) -> Task:
     def one(m: Matrix) -> None:
-        backend.encode(m.words, dtype, bits, GROUP, m.packed, m.norms)
+        backend.encode(m.words, dtype, bits, GROUP, m.packed, m.norms, scale)
 
     return in_threads(one, matrices)
 
@@ -109,7 +113,9 @@ def medians(tasks: dict[Any, Task], rounds: int) -> dict[Any, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def bench_width(names: Sequence[str], dtype: str, bits: int, n_bytes: int, rounds: int) -> None:
+def bench_width(
+    names: Sequence[str], dtype: str, bits: int, n_bytes: int, rounds: int, scale: str
+) -> None:
     matrix = make_matrix(dtype, bits, n_bytes)
     slow = matrix.rows(0, SLOW_WEIGHTS // COLS)
     for threads in (1, 2):
@@ -118,7 +124,7 @@ def bench_width(names: Sequence[str], dtype: str, bits: int, n_bytes: int, round
         for name in names:
             whole = slow if name == "numpy" else matrix
             parts, backend = whole.split(threads), get_backend(name)
-            tasks[name, "encode"] = encode_task(backend, parts, dtype, bits)
+            tasks[name, "encode"] = encode_task(backend, parts, dtype, bits, scale)
             tasks[name, "decode"] = decode_task(backend, parts, dtype, bits)
             weights[name, "encode"] = weights[name, "decode"] = whole.words.size
         seconds = medians(tasks, rounds)
@@ -213,6 +219,7 @@ def main() -> None:
     parser.add_argument("--backends", default=",".join(available_backends()))
     parser.add_argument("--dtypes", default="BF16,F16,F32")
     parser.add_argument("--bits", default="2,3,4")
+    parser.add_argument("--scale", default="norm", choices=SCALES)
     parser.add_argument("--torch", action="store_true", help="compare with a torch encoder instead")
     options = parser.parse_args()
     print(f"{machine()}, default backend {get_backend().name}")
@@ -222,7 +229,7 @@ def main() -> None:
             continue
         for dtype in options.dtypes.split(","):
             names = options.backends.split(",")
-            bench_width(names, dtype, bits, int(options.gib * 2**30), options.rounds)
+            bench_width(names, dtype, bits, int(options.gib * 2**30), options.rounds, options.scale)
 
 
 if __name__ == "__main__":
