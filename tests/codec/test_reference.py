@@ -169,6 +169,11 @@ def test_a_searched_zero_group_is_the_one_of_the_corrected_norm(bits):
     assert [part.tobytes() for part in search] == [part.tobytes() for part in norm]
 
 
+def test_a_searched_group_whose_squares_underflow_keeps_its_signs_and_size():
+    weights = np.random.default_rng(8).standard_normal((20, 128), np.float32)
+    assert np.all(group_errors(weights * np.float32(1e-24), 3, 128, "search") < 0.5)
+
+
 def test_padding_a_row_with_zeros_changes_nothing():
     rng = np.random.default_rng(2)
     short = rng.standard_normal((3, 200), np.float32).view(np.uint32)

@@ -43,9 +43,10 @@ def encode(
         unit = norm * np.float32(np.sqrt(group))
         if scale == "search":
             unit, gain = _search(np.abs(rotated), unit, bits)
+            codes = _nearest_codes(rotated, unit, bits)
             stored_norm = np.where(np.isfinite(norm), gain * np.float32(1 / np.sqrt(group)), norm)
-        codes = _nearest_codes(rotated, unit, bits)
-        if scale == "norm":
+        else:
+            codes = _nearest_codes(rotated, unit, bits)
             stored_norm = norm / _norm_of_levels(codes, bits)
     return pack(codes, bits), stored_norm.reshape(rows, n)
 
