@@ -25,6 +25,7 @@ from statistics import median
 import numpy as np
 
 from tq3.format.header import TensorInfo, build_header
+from tq3.format.recipe import SCALES
 
 PROGRAM = str(Path(sys.executable).with_name("tq3"))
 CHUNK = 4 * 2**20
@@ -59,7 +60,7 @@ def main() -> None:
         source = make_checkpoint(options.folder / f"source-{gigabytes:g}", gigabytes)
         for workers in options.workers:
             for cold in (False, True):
-                compare(source, options.folder / "out", workers, cold, options.rounds)
+                compare(source, options, workers, cold)
         shutil.rmtree(source)
 
 
@@ -68,24 +69,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 4, 8])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", default="search", choices=SCALES)
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     return parser.parse_args()
 
 
-def compare(source: Path, out: Path, workers: int, cold: bool, rounds: int) -> None:
+def compare(source: Path, options: argparse.Namespace, workers: int, cold: bool) -> None:
     """Alternate floor and program; print medians and the ratio of each pair."""
-    n_out = output_bytes(source)
+    n_out, out, scale = output_bytes(source), options.folder / "out", options.scale
     prepare = drop_from_cache if cold else read_all
     floors, runs = [], []
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         floors.append(timed(prepare, source, out, lambda: floor(source, out, n_out, workers)))
-        runs.append(timed(prepare, source, out, lambda: program(source, out, workers)))
+        runs.append(
+            timed(prepare, source, out, lambda: program(source, out, workers, options.scale))
+        )
     n_in = sum(file.stat().st_size for file in shards(source))
     ratio = median(run.seconds / low.seconds for run, low in zip(runs, floors, strict=True))
     peak = max(run.peak_memory_bytes for run in runs)
     seconds, low_seconds = (median(run.seconds for run in each) for each in (runs, floors))
     print(
-        f"{n_in / 1e9:5.2f} GB, {workers} workers, {'cold' if cold else 'warm'}: "
+        f"{n_in / 1e9:5.2f} GB, {scale}, {workers} workers, {'cold' if cold else 'warm'}: "
         f"tq3 {seconds:6.2f} s = {n_in / seconds / 1e9:5.2f} GB/s, "
         f"floor {low_seconds:6.2f} s = {n_in / low_seconds / 1e9:5.2f} GB/s, "
         f"ratio {ratio:.2f}, peak memory {peak / 1e6:.0f} MB",
@@ -103,9 +107,9 @@ def timed(prepare: Callable[[Path], None], source: Path, out: Path, run: Callabl
     return Run(time.perf_counter() - start, peak)
 
 
-def program(source: Path, out: Path, workers: int) -> int:
+def program(source: Path, out: Path, workers: int, scale: str) -> int:
     """The whole command, start of the interpreter included; gives its peak memory."""
-    command = [PROGRAM, "compress", str(source), str(out), "--json"]
+    command = [PROGRAM, "compress", str(source), str(out), "--json", "--scale", scale]
     result = subprocess.run(
         [*command, "--workers", str(workers)], check=True, capture_output=True, text=True
     )

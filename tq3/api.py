@@ -38,6 +38,7 @@ def compress(
     sensitive_patterns: str | Sequence[str] = DEFAULT_SENSITIVE_PATTERNS,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     nonfinite: str = "error",
+    scale: str = "search",
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
@@ -67,6 +68,7 @@ def compress(
         sensitive_bits=sensitive_bits,
         sensitive_patterns=_globs(sensitive_patterns),
         nonfinite=nonfinite,
+        scale=scale,
     )
     events = compress_checkpoint(
         source,
@@ -227,6 +229,10 @@ def save_tq3_checkpoint(
     """`compress` under the name and with the options that users of the existing writer know.
 
     sensitive_bits: width of `o_proj` and `down_proj`, where it differs from `bits`
+
+    The scale of each group is searched for, as `compress` does it by default: files of the same
+    size, for the same readers, with a smaller error. `compress(..., scale="norm")` codes as the
+    existing writer does.
     """
     return compress(
         model_id,

@@ -173,6 +173,7 @@ RECIPES = [
     Recipe(),
     Recipe(bits=4, group_size=32, keep=("*.a", "b"), only=("c*",), keep_dtype="source"),
     Recipe(sensitive_bits=4, sensitive_patterns=(), nonfinite="keep", max_shard_bytes=7),
+    Recipe(scale="norm"),
 ]
 
 
@@ -182,10 +183,19 @@ def test_a_recipe_goes_to_json_and_back(recipe):
 
 
 def test_keys_of_a_later_recipe_are_ignored():
-    assert recipe_from_record({"bits": 2, "colour": "red"}) == Recipe(bits=2)
+    record = recipe_record(Recipe(bits=2)) | {"colour": "red"}
+    assert recipe_from_record(record) == Recipe(bits=2)
 
 
-@pytest.mark.parametrize("record", [{"bits": 5}, {"max_shard_bytes": "5GiB"}, {"keep": [5]}])
+def test_a_recipe_of_before_scales_were_searched_for_is_of_the_norm():
+    record = recipe_record(Recipe())
+    del record["scale"]
+    assert recipe_from_record(record) == Recipe(scale="norm")
+
+
+@pytest.mark.parametrize(
+    "record", [{"bits": 5}, {"max_shard_bytes": "5GiB"}, {"keep": [5]}, {"scale": "best"}]
+)
 def test_a_record_that_is_no_recipe_is_bad_input_not_bad_usage(record):
     with pytest.raises(BadInput, match="recipe"):
         recipe_from_record(record)

@@ -59,6 +59,7 @@ BAD = {
     "sensitive_bits": (0, 5, 8),
     "max_shard_bytes": (0, -1),
     "nonfinite": ("ignore", True),
+    "scale": ("best", None),
     "keep": ("*.weight", ["*.weight"], (5,)),
     "only": ("*.weight",),
 }

@@ -50,9 +50,11 @@ OTHERS = {
 EVERY_KIND = {**COMPRESSED, **FLOATS, **OTHERS}
 
 
-def encoded(name: str, source: Tensor, bits: int = 3, group: int = 128) -> dict[str, Tensor]:
+def encoded(
+    name: str, source: Tensor, bits: int = 3, group: int = 128, scale: str = "search"
+) -> dict[str, Tensor]:
     """The two tensors that the reference codec makes of one."""
-    codes, norms = reference.encode(source.words, source.dtype, bits, group)
+    codes, norms = reference.encode(source.words, source.dtype, bits, group, scale)
     return {
         f"{name}.tq_packed": Tensor("U8", codes.shape, codes.tobytes()),
         f"{name}.tq_norms": Tensor("F32", norms.shape, norms.tobytes()),
@@ -64,19 +66,21 @@ def as_float16(source: Tensor) -> Tensor:
     return Tensor("F16", source.shape, source.values.astype(np.float16).tobytes())
 
 
-def decoded(source: Tensor, dtype: str, bits: int = 3, group: int = 128) -> Tensor:
+def decoded(
+    source: Tensor, dtype: str, bits: int = 3, group: int = 128, scale: str = "search"
+) -> Tensor:
     """There and back by the reference codec."""
-    codes, norms = reference.encode(source.words, source.dtype, bits, group)
+    codes, norms = reference.encode(source.words, source.dtype, bits, group, scale)
     values = reference.decode(codes, norms, bits, group, source.shape[-1])
     words = reference.from_float32(np.ascontiguousarray(values), dtype)
     return Tensor(dtype, source.shape, words.tobytes())
 
 
-def compressed_output(bits: int = 3, group: int = 128) -> dict[str, Tensor]:
+def compressed_output(bits: int = 3, group: int = 128, scale: str = "search") -> dict[str, Tensor]:
     """What a compression of EVERY_KIND holds."""
     output: dict[str, Tensor] = {}
     for name, source in COMPRESSED.items():
-        output |= encoded(name, source, bits, group)
+        output |= encoded(name, source, bits, group, scale)
     return output | {name: as_float16(source) for name, source in FLOATS.items()} | OTHERS
 
 

@@ -20,10 +20,12 @@ from tq3.codec.backend import available_backends
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("group", [32, 128, 256])
-def test_every_kind_of_tensor_is_stored_as_the_reference_says(tmp_path, bits, group):
+@pytest.mark.parametrize("scale", ["norm", "search"])
+def test_every_kind_of_tensor_is_stored_as_the_reference_says(tmp_path, bits, group, scale):
     source = tiny_checkpoint(tmp_path / "in", EVERY_KIND)
-    tq3.compress(source, tmp_path / "out", bits=bits, group_size=group, keep=["large.*"])
-    expected = compressed_output(bits, group)
+    options = {"bits": bits, "group_size": group, "scale": scale}
+    tq3.compress(source, tmp_path / "out", keep=["large.*"], **options)
+    expected = compressed_output(bits, group, scale)
     for part in ("tq_packed", "tq_norms"):
         del expected[f"large.f32.weight.{part}"]
     found = read_tensors(tmp_path / "out")

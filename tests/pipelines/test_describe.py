@@ -38,6 +38,7 @@ def test_a_tq3_checkpoint_is_described_as_its_original(source, tmp_path):
     described, planned = tq3.inspect(tmp_path / "out"), tq3.inspect(source)
     assert (described.original_model, described.source_dtype) == ("in", "bfloat16")
     assert described.writer == f"tq3 {tq3.__version__}"
+    assert described.scale == planned.scale == "search"
 
     def facts(description):
         return {

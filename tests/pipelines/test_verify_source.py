@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,19 +86,20 @@ def test_small_odd_and_empty_tensors_are_no_faults(every_kind):
     result = compare(path, source)
     assert result.ok
     unusual = [notice.split(":")[0] for notice in result.notices if "unusual" in notice]
-    # Its squares underflow: the format makes zeros of it.
+    # Denormals: their rounding is a large share of them.
     assert unusual == ["tiny.f32.weight"]
     lines = {line.tensor: line for line in result.comparisons}
     assert lines["zeros.weight"].error == 0
     assert lines["one.hot.weight"].error < 1e-6
-    assert lines["tiny.f32.weight"].error == lines["tiny.f32.weight"].recoded_error == 1
+    assert 0.2 < lines["tiny.f32.weight"].error == lines["tiny.f32.weight"].recoded_error < 0.3
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256])
-def test_gaussian_weights_have_the_error_that_is_expected(tmp_path, bits, group_size):
+@pytest.mark.parametrize("scale", ["norm", "search"])
+def test_gaussian_weights_have_the_error_that_is_expected(tmp_path, bits, group_size, scale):
     tensors = {"a.weight": random_tensor(2048, 256, seed=bits)}
-    source, path = compressed(tmp_path, tensors, bits=bits, group_size=group_size)
+    source, path = compressed(tmp_path, tensors, bits=bits, group_size=group_size, scale=scale)
     (line,) = compare(path, source).comparisons
     assert line.error == pytest.approx(line.expected, rel=0.02)
     assert line.expected < line.limit < 1.25 * line.expected
@@ -115,10 +117,11 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("scale", ["norm", "search"])
 @pytest.mark.parametrize("make", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
-def test_other_distributions_are_no_faults(tmp_path, make, bits):
+def test_other_distributions_are_no_faults(tmp_path, make, bits, scale):
     weights = tensor(make(np.random.default_rng(1)).astype(np.float32))
-    source, path = compressed(tmp_path, {"a.weight": weights}, bits=bits)
+    source, path = compressed(tmp_path, {"a.weight": weights}, bits=bits, scale=scale)
     assert compare(path, source).ok
 
 
@@ -171,22 +174,22 @@ def with_inverted_group(stored: Tensor, group: int) -> Tensor:
 def test_norms_a_little_too_large_are_found_by_encoding_again(tmp_path):
     """Each group is only a little worse: the tensor as a whole tells it."""
     source, path = compressed(tmp_path, {"a.weight": random_tensor(128, 256)}, bits=2)
-    spoil(path, "a.weight.tq_norms", lambda old: tensor(old.values * np.float32(1.12), "F32"))
+    spoil(path, "a.weight.tq_norms", lambda old: tensor(old.values * np.float32(1.15), "F32"))
     result = compare(path, source)
     (fault,) = result.faults
     assert fault.check == "TQ505"
     assert "encoding the source again gives 0.1" in fault.message
     (line,) = result.comparisons
-    assert line.recoded_error == pytest.approx(0.1188, rel=0.05)
+    assert line.recoded_error == pytest.approx(0.1142, rel=0.05)
 
 
 def test_a_better_coding_than_ours_is_no_fault(tmp_path):
     """The norm of least error: smaller than that which keeps the length."""
     weights = random_tensor(512, 1280)
-    source, path = compressed(tmp_path, {"a.weight": weights})
+    source, path = compressed(tmp_path, {"a.weight": weights}, scale="norm")
     before = compare(path, source).comparisons[0].error
     exact = weights.values.reshape(-1, GROUP)
-    coded = decoded(weights, "F32").values.reshape(-1, GROUP)
+    coded = decoded(weights, "F32", scale="norm").values.reshape(-1, GROUP)
     gain = (exact * coded).sum(1) / (coded * coded).sum(1)
     spoil(
         path,
@@ -196,6 +199,32 @@ def test_a_better_coding_than_ours_is_no_fault(tmp_path):
     result = compare(path, source)
     assert result.ok
     assert result.comparisons[0].error < before
+
+
+def forget_recipe(path: Path) -> None:
+    config = json.loads((path / "tq_config.json").read_text())
+    del config["tq3"]["recipe"]
+    (path / "tq_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("scale", ["norm", "search"])
+def test_codes_of_which_nobody_says_how_they_were_chosen_are_judged_as_published_ones(
+    tmp_path, scale
+):
+    source, path = compressed(tmp_path, {"a.weight": random_tensor(512, 512)}, bits=4, scale=scale)
+    forget_recipe(path)
+    result = compare(path, source)
+    assert result.ok
+    assert result.comparisons[0].expected == pytest.approx(0.0092)
+
+
+def test_codes_of_the_norm_that_are_called_searched_are_found(tmp_path):
+    tensors = {"a.weight": random_tensor(512, 512)}
+    source, path = compressed(tmp_path, tensors, bits=4, scale="norm")
+    config = (path / "tq_config.json").read_text()
+    (path / "tq_config.json").write_text(config.replace('"norm"', '"search"'))
+    (fault,) = compare(path, source).faults
+    assert fault.check == "TQ505"
 
 
 def test_swapped_tensors_are_found(tmp_path):

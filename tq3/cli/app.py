@@ -48,6 +48,7 @@ def compress(
     sensitive_pattern: opt.SensitivePatternOpt = None,
     max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,
     nonfinite: opt.NonfiniteOpt = "error",
+    scale: opt.ScaleOpt = "search",
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
@@ -73,6 +74,7 @@ def compress(
             sensitive_bits=sensitive_bits,
             sensitive_patterns=tuple(sensitive_pattern or DEFAULT_SENSITIVE_PATTERNS),
             nonfinite=nonfinite,
+            scale=scale,
         )
         if dry_run:
             _check_backend(backend)

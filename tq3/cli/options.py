@@ -73,6 +73,13 @@ ShardOpt = Annotated[
 NonfiniteOpt = Annotated[
     str, typer.Option(help="At a NaN or infinity: error, or keep that tensor uncompressed.")
 ]
+ScaleOpt = Annotated[
+    str,
+    typer.Option(
+        help="How codes are chosen: search for the scale of the smallest error, or norm, as "
+        "published. Same size, same readers.",
+    ),
+]
 WorkersOpt = Annotated[
     int | None,
     typer.Option(

@@ -19,6 +19,7 @@ from tq3.units import count, counted, printable, size
 _WORST = 10
 # Faults of one check that people read.
 _ALIKE = 10
+_SCALES = {"search": "searched for the smallest error", "norm": "from the norm of each group"}
 _NO_MANIFEST = "none: there is no manifest"
 _NUMERIC = (
     *("compressed", "kept", "weights", "size", "bits a weight", "tensors", "bits", "error"),
@@ -150,6 +151,8 @@ def _overview(d: Description) -> Table:
     kind = "what compress would write" if d.planned else "TQ3 checkpoint"
     _add(table, "checkpoint", f"{d.path}: {kind}")
     _add(table, "format", f"tq3_native, {d.bits} bits, groups of {d.group_size}")
+    if d.scale:
+        _add(table, "scales", _SCALES[d.scale])
     if d.original_model:
         revision = f" at {d.source_revision}" if d.source_revision else ""
         dtype = f" ({d.source_dtype})" if d.source_dtype else ""

@@ -21,6 +21,8 @@ HOW_TO_LOAD = (
     "tq3.integrations.transformers before from_pretrained; without it Transformers leaves the "
     "compressed layers random"
 )
+# What recipes meant that were recorded before there was a choice.
+_BEFORE = {"scale": "norm"}
 _NAMES = {int: "a whole number below 2**63", str: "a text", list: "a list", dict: "an object"}
 
 
@@ -185,7 +187,11 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
-    """The inverse of `recipe_record`; keys of later versions are ignored. Raises BadInput."""
+    """The inverse of `recipe_record`, for older records too. Raises BadInput.
+
+    Keys of later versions are ignored.
+    """
+    record = {**_BEFORE, **record}
     options: dict[str, Any] = {
         option.name: tuple(value) if isinstance(value, list) else value
         for option in fields(Recipe)

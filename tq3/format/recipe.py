@@ -10,6 +10,7 @@ from tq3.errors import UsageError
 
 WIDTHS = (2, 3, 4)
 GROUP_SIZES = (32, 64, 128, 256)
+# How a group's codes are chosen: docs/format.md, section 4.
 SCALES = ("norm", "search")
 KEEP_DTYPES = ("float16", "source")
 NONFINITE = ("error", "keep")
@@ -40,6 +41,7 @@ class Recipe:
     max_shard_bytes: tensor bytes of one output file
     sensitive_bits, sensitive_patterns: another width for names that contain one of the patterns
     nonfinite: "error" ends the run at a NaN or infinity, "keep" stores that tensor uncompressed
+    scale: how codes are chosen, by "search" for the smallest error or from the "norm" as published
     """
 
     bits: int = 3
@@ -51,12 +53,14 @@ class Recipe:
     sensitive_bits: int | None = None
     sensitive_patterns: tuple[str, ...] = DEFAULT_SENSITIVE_PATTERNS
     nonfinite: str = "error"
+    scale: str = "search"
 
     def __post_init__(self) -> None:
         _check_choice("bits", self.bits, WIDTHS)
         _check_choice("group-size", self.group_size, GROUP_SIZES)
         _check_choice("keep-dtype", self.keep_dtype, KEEP_DTYPES)
         _check_choice("nonfinite", self.nonfinite, NONFINITE)
+        _check_choice("scale", self.scale, SCALES)
         if self.sensitive_bits is not None:
             _check_choice("sensitive-bits", self.sensitive_bits, WIDTHS)
         _check_texts("keep", self.keep)

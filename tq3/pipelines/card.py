@@ -24,6 +24,11 @@ from tq3.units import count, printable, size
 
 _DEFAULTS = Recipe()
 _UNKNOWN = "not recorded"
+# How the sentence on the norms ends.
+_SCALES = {
+    "norm": ", corrected so that the decoded group has the norm of the original",
+    "search": "; of several scales for the codes the one with the smallest error was kept",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,7 @@ def write_card(facts: CardFacts, repo_id: str, template: Path | None) -> str:
         "kept": _kept(d),
         "error": _error(config.measured_error),
         "quality": _quality(facts.quality),
+        "scale": _SCALES[d.scale or "norm"],
         "how": _how(facts),
         "serve_command": f"vllm serve {repo_id}" + _flag(facts.recognised),
     }
@@ -217,6 +223,8 @@ def _options(recipe: Recipe) -> Iterator[str]:
         yield from ("--max-shard-size", str(recipe.max_shard_bytes))
     if recipe.nonfinite != _DEFAULTS.nonfinite:
         yield from ("--nonfinite", recipe.nonfinite)
+    if recipe.scale != _DEFAULTS.scale:
+        yield from ("--scale", recipe.scale)
 
 
 def _flag(recognised: bool) -> str:

@@ -92,14 +92,19 @@ class Compared:
 
 
 class Comparer:
-    """One thread's buffers. With `recode_all` every group is encoded again, not just odd ones."""
+    """One thread's buffers.
+
+    scale: how the checkpoint's codes were chosen, and are when a group is encoded again
+    recode_all: encode every group again, not just odd ones
+    """
 
     def __init__(
-        self, files: Source, originals: Source, backend: Backend, *, recode_all: bool
+        self, files: Source, originals: Source, backend: Backend, scale: str, *, recode_all: bool
     ) -> None:
         self._files = files
         self._originals = originals
         self._backend = backend
+        self._scale = scale
         self._recode_all = recode_all
         self._rooms: dict[str, Bytes] = {}
 
@@ -204,13 +209,13 @@ class Comparer:
     def _recoded_error(
         self, weights: Floats, layout: GroupLayout, numbers: NDArray[np.int64]
     ) -> Energies:
-        """Squared error of each group as the format codes it."""
+        """Squared error of each group as the format codes it, by this scale."""
         if not len(weights):
             return np.zeros(0)
         packed = np.empty((len(weights), layout.group_bytes), np.uint8)
         norms = np.empty((len(weights), 1), np.float32)
         words = weights.view(np.uint32)
-        self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms)
+        self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms, self._scale)
         decoded = self._decode(packed, norms, layout, numbers)
         return self._energies(weights, decoded)[1]
 

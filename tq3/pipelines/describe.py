@@ -62,7 +62,7 @@ class ClassLine:
 class Description:
     """A TQ3 checkpoint, or with `planned` one that compress would make.
 
-    source_bytes, measured_error: None where nobody recorded them
+    scale, source_bytes, measured_error: None where nobody recorded them
     peak_memory_bytes: what compress would need, for a plan
     """
 
@@ -70,6 +70,7 @@ class Description:
     planned: bool
     bits: int
     group_size: int
+    scale: str | None
     original_model: str | None
     source_revision: str | None
     source_dtype: str | None
@@ -161,6 +162,7 @@ def _describe_plan(
         planned=True,
         bits=recipe.bits,
         group_size=recipe.group_size,
+        scale=recipe.scale,
         original_model=None,
         source_revision=None,
         source_dtype=None,
@@ -182,6 +184,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         planned=False,
         bits=config.bits,
         group_size=config.group_size,
+        scale=recipe_from_record(config.recipe).scale if config.recipe else None,
         original_model=config.original_model,
         source_revision=config.source_revision,
         source_dtype=config.source_dtype,

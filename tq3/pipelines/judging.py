@@ -16,10 +16,14 @@ from tq3.plan.plan import Task
 
 
 class Judge:
-    """Hears of every block of `tasks`, and of those of the suspects a second time."""
+    """Hears of every block of `tasks`, and of those of the suspects a second time.
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
+    scale: how their codes were chosen, which decides on the error that is expected
+    """
+
+    def __init__(self, tasks: Iterable[Task], scale: str) -> None:
         self.tasks = tuple(tasks)
+        self._scale = scale
         self._blocks: dict[str, list[Compared]] = defaultdict(list)
         self._second: dict[str, list[Compared]] = defaultdict(list)
 
@@ -77,8 +81,8 @@ class Judge:
             layout.shape,
             error=_share(coded.error, coded.energy),
             cosine=together / energies if energies else None,
-            expected=expected_error(layout.bits, layout.group),
-            limit=_limit(layout, coded),
+            expected=expected_error(self._scale, layout.bits, layout.group),
+            limit=self._limit(layout, coded),
             worst_group_error=None if nowhere else coded.worst_error,
             worst_row=None if nowhere else row,
             worst_group=None if nowhere else group,
@@ -112,7 +116,12 @@ class Judge:
         return self._is_beyond(layout, coded) and not coded.n_worse
 
     def _is_beyond(self, layout: GroupLayout, coded: Coded) -> bool:
-        return not _share(coded.error, coded.energy) <= _limit(layout, coded)
+        return not _share(coded.error, coded.energy) <= self._limit(layout, coded)
+
+    def _limit(self, layout: GroupLayout, coded: Coded) -> float:
+        """Groups of little energy do not count: their errors hardly move the tensor's."""
+        n_groups = coded.energy**2 / coded.energy_squared if coded.energy_squared else 1.0
+        return error_limit(self._scale, layout.bits, layout.group, n_groups)
 
     def _coded(self, task: Task) -> Coded:
         return _total(self._blocks[task.name])
@@ -131,12 +140,6 @@ def _share(error: float, energy: float) -> float:
     if not error:
         return 0.0
     return error / energy if energy else math.inf
-
-
-def _limit(layout: GroupLayout, coded: Coded) -> float:
-    """Groups of little energy do not count: their errors hardly move the tensor's."""
-    n_groups = coded.energy**2 / coded.energy_squared if coded.energy_squared else 1.0
-    return error_limit(layout.bits, layout.group, n_groups)
 
 
 def _is_worse(line: Comparison) -> bool:

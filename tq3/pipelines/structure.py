@@ -14,7 +14,7 @@ from typing import Any
 
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
-from tq3.format.config import TqConfig, quantization_config
+from tq3.format.config import TqConfig, quantization_config, recipe_from_record
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
@@ -45,6 +45,7 @@ class Structure:
     unread: weight files without a sound header
     needs_manifest: whether its writer writes one, or there is one, sound or not
     config: None where tq_config.json is missing or damaged; then there are no layouts
+    scale: how the codes were chosen; by the norm, as published, where nobody says it
     """
 
     faults: Faults
@@ -53,6 +54,7 @@ class Structure:
     unread: set[str] = field(default_factory=set)
     tensors: tuple[Located, ...] = ()
     config: TqConfig | None = None
+    scale: str = "norm"
     model_config: Mapping[str, Any] = field(default_factory=dict)
     layouts: dict[str, GroupLayout] = field(default_factory=dict)
     manifest: Manifest | None = None
@@ -102,6 +104,8 @@ def _read_json_files(files: Source, found: Structure) -> None:
         found.config = find_tq_config(files, found.model_config)
         if not found.config:
             faults.add(Fault("TQ102", "missing: not a TQ3 checkpoint", tq_config.FILE_NAME))
+        elif found.config.recipe:
+            found.scale = recipe_from_record(found.config.recipe).scale
     if found.config:
         _check_recognition(found.model_config, found.config, faults)
     if files.has(tq_manifest.FILE_NAME):

@@ -85,7 +85,7 @@ class _Job:
         # Planning them looks at the sizes that the manifest tells, too.
         stretches = plan_stretches(files, structure)
         self._stretches = [] if structure_only else stretches
-        self._judge = Judge(self._pairs())
+        self._judge = Judge(self._pairs(), structure.scale)
         self._n_total = sum(each.n_bytes for each in self._stretches)
         self._n_total += sum(task.bytes_in for task in self._judge.tasks)
         self._n_bytes = self._n_weights = 0
@@ -169,7 +169,8 @@ class _Job:
             return
 
         def make_work() -> Callable[[Block], Compared]:
-            comparer = Comparer(self._files, originals, self._codec, recode_all=recode_all)
+            scale = self._structure.scale
+            comparer = Comparer(self._files, originals, self._codec, scale, recode_all=recode_all)
             return comparer.compare
 
         blocks = (block for task in tasks for block in task.blocks())

@@ -66,7 +66,8 @@ class Worker:
         words = as_words(self._read(block, 0), dtype).reshape(block.count, layout.unit_cols)
         packed = self._target(block, 0).reshape(-1, layout.group_bytes)
         norms = self._target(block, 1).view(np.float32).reshape(block.count, -1)
-        self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms)
+        scale = block.task.scale
+        self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms, scale)
         if not np.isfinite(norms).all():
             return Done(block, nonfinite(block, words, dtype))
         error = self._sampled_error(block, words, packed, norms)

@@ -100,6 +100,7 @@ def _encode_task(tensor: Located, recipe: Recipe, reason: str) -> Task:
         targets=layout.tensors(info.name),
         units=layout.units,
         layout=layout,
+        scale=recipe.scale,
     )
 
 

@@ -75,7 +75,7 @@ def _plan_digest(plan: Plan) -> str:
 
 def _task_text(task: Task) -> str:
     sources = [(source.file, source.offset, source.info) for source in task.sources]
-    return f"{task.name!r} {task.action} {task.units} {task.layout} {sources}\n"
+    return f"{task.name!r} {task.action} {task.scale} {task.units} {task.layout} {sources}\n"
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -37,6 +37,7 @@ class Task:
     rows of a compressed tensor, elements of a cast one, bytes of a copied one. Each source and
     target has the same number of bytes for each unit.
     must_be_finite: a NaN or infinity among the values is a finding, not data
+    scale: how codes are chosen where they are made, one of `format.recipe.SCALES`
     """
 
     name: str
@@ -47,6 +48,7 @@ class Task:
     units: int
     layout: GroupLayout | None = None
     must_be_finite: bool = True
+    scale: str = "norm"
 
     @property
     def bytes_in(self) -> int:
