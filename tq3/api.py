@@ -39,6 +39,7 @@ def compress(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     nonfinite: str = "error",
     scale: str = "search",
+    norms: str = "float32",
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
@@ -69,6 +70,7 @@ def compress(
         sensitive_patterns=_globs(sensitive_patterns),
         nonfinite=nonfinite,
         scale=scale,
+        norms=norms,
     )
     events = compress_checkpoint(
         source,

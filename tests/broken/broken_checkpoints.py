@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from cases import Case
-from factories import Tensor, raw_tensor, safetensors_bytes
+from factories import Tensor, raw_tensor, safetensors_bytes, tensor
 
 TQ_CONFIG = "tq_config.json"
 _WEIGHTS = "model.safetensors"
@@ -43,10 +43,9 @@ def folder(
     return Case(files, names, words, commands)
 
 
-def norms(value: float, words: str) -> Case:
+def norms(value: float, words: str, dtype: str = "F32") -> Case:
     """A third norm that can't be one: only who decodes looks at it."""
-    values = np.array([1, 1, value, 1], np.float32)
-    bad = Tensor("F32", (4, 1), values.tobytes())
+    bad = tensor([[1], [1], [value], [1]], dtype)
     return folder(_WEIGHTS, words, commands=("restore",), norms=bad)
 
 
@@ -94,7 +93,7 @@ CONTRADICTIONS = {
     ),
     "tq3/too-few-codes": folder(_WEIGHTS, _CONTRADICT, packed=raw_tensor("U8", (3, 48), 8)),
     "tq3/codes-are-int8": folder(_WEIGHTS, _CONTRADICT, packed=raw_tensor("I8", (4, 48), 8)),
-    "tq3/norms-are-f16": folder(_WEIGHTS, _CONTRADICT, norms=raw_tensor("F16", (4, 1), 16)),
+    "tq3/norms-are-bf16": folder(_WEIGHTS, _CONTRADICT, norms=raw_tensor("BF16", (4, 1), 16)),
     "tq3/norms-are-flat": folder(_WEIGHTS, _CONTRADICT, norms=raw_tensor("F32", (4,), 32)),
     "tq3/no-codes-and-no-norms": folder(
         _WEIGHTS, _CONTRADICT, packed=Tensor("U8", (0, 48), b""), norms=Tensor("F32", (0, 1), b"")
@@ -113,6 +112,9 @@ NORMS = {
     "norms/nan": norms(float("nan"), "nan at row 2, group 0"),
     "norms/infinite": norms(float("inf"), "inf at row 2, group 0"),
     "norms/negative": norms(-0.5, "-0.5 at row 2, group 0"),
+    "norms/f16-nan": norms(float("nan"), "nan at row 2, group 0", "F16"),
+    "norms/f16-infinite": norms(float("inf"), "inf at row 2, group 0", "F16"),
+    "norms/f16-negative": norms(-0.5, "-0.5 at row 2, group 0", "F16"),
 }
 
 CASES = CONFIG | CONTRADICTIONS | NORMS

@@ -20,7 +20,7 @@ def test_it_writes_what_the_library_writes_with_the_same_options(tq3, source, tm
     options = ("--bits", 4, "--group-size", 64, "--keep", "*.0.*", "--keep", "*.norm.*")
     options += ("--keep-dtype", "source", "--max-shard-size", "20KB", "--workers", 2)
     options += ("--sensitive-bits", 2, "--sensitive-pattern", "up_proj", "--backend", "numpy")
-    options += ("--scale", "norm")
+    options += ("--scale", "norm", "--norms", "float16")
     result = tq3("compress", source, tmp_path / "out", *options, "--verbatim-config")
     assert result.exit_code == 0
     library.compress(
@@ -34,6 +34,7 @@ def test_it_writes_what_the_library_writes_with_the_same_options(tq3, source, tm
         sensitive_bits=2,
         sensitive_patterns=["up_proj"],
         scale="norm",
+        norms="float16",
         verbatim_config=True,
     )
     assert contents(tmp_path / "out") == contents(tmp_path / "same")

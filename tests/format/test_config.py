@@ -37,6 +37,7 @@ CONFIGS = st.builds(
     source_bytes=st.none() | st.integers(0, 2**50),
     shapes=st.dictionaries(TEXTS, SHAPES, max_size=3),
     kept_source_dtype=st.dictionaries(TEXTS, TEXTS, max_size=3),
+    float32_norms=st.dictionaries(TEXTS, TEXTS, max_size=3),
     recipe=st.none() | st.just(recipe_record(Recipe())),
     measured_error=st.none() | st.builds(MeasuredError, st.floats(0, 1), st.floats(0, 9), TEXTS),
 )
@@ -122,6 +123,7 @@ BROKEN = {
     "a shape without a dimension": {"tq3": {"shapes": {"w": []}}},
     "a shape of one dimension": {"tq3": {"shapes": {"w": [128]}}},
     "a reason that is a number": {"tq3": {"kept_source_dtype": {"w": 1}}},
+    "norms without a reason": {"tq3": {"float32_norms": ["w"]}},
     "an error without its tensor": {"tq3": {"measured_error": {"mean": 0.1, "worst": 0.2}}},
     "an error that is a text": {
         "tq3": {"measured_error": {"mean": "0.1", "worst": 0.2, "worst_tensor": "w"}}
@@ -173,7 +175,7 @@ RECIPES = [
     Recipe(),
     Recipe(bits=4, group_size=32, keep=("*.a", "b"), only=("c*",), keep_dtype="source"),
     Recipe(sensitive_bits=4, sensitive_patterns=(), nonfinite="keep", max_shard_bytes=7),
-    Recipe(scale="norm"),
+    Recipe(scale="norm", norms="float16"),
 ]
 
 

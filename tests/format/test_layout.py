@@ -16,6 +16,7 @@ LAYOUTS = st.builds(
     shape=st.lists(st.integers(1, 1000), min_size=2, max_size=3).map(tuple),
     bits=st.sampled_from([2, 3, 4]),
     group=st.sampled_from([32, 64, 128, 256]),
+    norm_dtype=st.sampled_from(["F32", "F16"]),
 )
 
 # shape, bits, group -> codes, norms; the first four by hand from the format's page
@@ -35,6 +36,11 @@ def test_codes_and_norms_have_the_shapes_of_the_format(shape, bits, group, codes
         TensorInfo("x.weight.tq_packed", "U8", codes),
         TensorInfo("x.weight.tq_norms", "F32", norms),
     )
+
+
+def test_norms_may_be_float16():
+    _, norms = GroupLayout((4, 256), 3, 128, "F16").tensors("x.weight")
+    assert norms == TensorInfo("x.weight.tq_norms", "F16", (4, 2))
 
 
 @given(layout=LAYOUTS)

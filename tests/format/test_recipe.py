@@ -60,6 +60,7 @@ BAD = {
     "max_shard_bytes": (0, -1),
     "nonfinite": ("ignore", True),
     "scale": ("best", None),
+    "norms": ("float64", "F16"),
     "keep": ("*.weight", ["*.weight"], (5,)),
     "only": ("*.weight",),
 }

@@ -78,7 +78,7 @@ def test_the_card_is_the_same_each_time_and_names_its_sources_and_papers(out):
         {"bits": 2, "sensitive_bits": 4, "sensitive_patterns": ["o_proj"]},
         {"only": ["lm_head.weight"], "keep_dtype": "source", "nonfinite": "keep"},
         {"verbatim_config": True},
-        {"scale": "norm"},
+        {"scale": "norm", "norms": "float16"},
     ],
     ids=str,
 )

@@ -100,6 +100,7 @@ CHANGES: dict[str, tuple[Callable[..., object], str]] = {
     "keep dtype": (with_options(keep_dtype="source"), "keep_dtype float16 became source"),
     "shard size": (with_options(max_shard_size=30_000), "max_shard_bytes 8000 became 30000"),
     "scale": (with_options(scale="norm"), "scale search became norm"),
+    "norms": (with_options(norms="float16"), "norms float32 became float16"),
     "time": (rewritten(touch), f"{FILE} .* became .* of 2001-09-09 01:46:40.000000005 UTC"),
     "size": (rewritten(enlarge), r"model-00003-of-00003.safetensors (\d+) bytes of .* became "),
     "values": (rewritten(refill), "tensor 'layers.0.up.weight' has other values"),

@@ -150,7 +150,7 @@ def test_a_torn_journal_tells_its_whole_records_and_nothing_else(left, tmp_path)
     for length in sorted(some_lengths(text, 13)):
         copy.write_bytes(text[:length])
         with Journal(copy) as journal:
-            told = (journal.identity, journal.exact, [dict(journal.blocks(i)) for i in range(5)])
+            told = (journal.identity, journal.learned, [dict(journal.blocks(i)) for i in range(5)])
         whole = max((end for end in line_ends(text) if end <= length), default=0)
         assert copy.read_bytes() == text[:whole]
         assert states.setdefault(whole, told) == told

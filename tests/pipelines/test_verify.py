@@ -124,17 +124,6 @@ def by_tq3(folder: Path) -> None:
     set_key("tq_config.json", "tq3.writer", "tq3 0.1.0")(folder)
 
 
-def by_a_recipe(**record: str) -> Callable[[Path], None]:
-    """The record of a recipe, of a later tq3 or damaged."""
-
-    def spoil(folder: Path) -> None:
-        config = json.loads((folder / "tq_config.json").read_text())
-        config["tq3"]["recipe"] |= record
-        (folder / "tq_config.json").write_text(json.dumps(config))
-
-    return spoil
-
-
 def unfinished(folder: Path) -> None:
     (folder / ".tq3.part").mkdir()
     (folder / "tq_config.json").unlink()
@@ -179,7 +168,12 @@ PROVOKED = {
     "TQ101": ("one", False, unfinished, "found .tq3.part and no tq_config.json"),
     "TQ102": ("one", False, unlink("tq_config.json"), "not a TQ3 checkpoint"),
     "TQ103": ("one", False, write("tq_config.json", "{"), "not JSON"),
-    "TQ103 recipe": ("one", False, by_a_recipe(scale="best"), "--scale is 'best'"),
+    "TQ103 recipe": (
+        "one",
+        False,
+        set_key("tq_config.json", "tq3.recipe.scale", "best"),
+        "--scale is 'best'",
+    ),
     "TQ103 format": ("one", False, set_key("tq_config.json", "format", "tq9"), "found tq9"),
     "TQ104": ("one", False, write(CONFIG, "[]"), "not a JSON object"),
     "TQ105": ("one", False, set_key(CONFIG, "quantization_config.bits", 4), ONLY_BITS),

@@ -9,6 +9,7 @@ from tq3.format.config import MeasuredError
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.learned import Learned
 from tq3.plan.plan import Action, Task
 from tq3.plan.sources import Checkpoint, Located
 
@@ -23,7 +24,7 @@ def checkpoint(*infos: TensorInfo, config: object = None) -> Checkpoint:
 
 def task(info: TensorInfo, recipe: Recipe, **exact: str) -> Task:
     """The one tensor's task."""
-    (only,) = plan_compression(checkpoint(info), recipe, exact).tasks
+    (only,) = plan_compression(checkpoint(info), recipe, Learned(exact)).tasks
     return only
 
 
@@ -35,6 +36,16 @@ def test_a_matrix_becomes_codes_and_norms(dtype, shape):
         TensorInfo("a.weight.tq_packed", "U8", (512, 16)),
         TensorInfo("a.weight.tq_norms", "F32", (128, 4)),
     )
+
+
+def test_norms_are_float16_where_the_recipe_says_so_and_the_values_do_not_forbid_it():
+    plan = plan_compression(
+        checkpoint(*(TensorInfo(f"{name}.weight", "BF16", MATRIX) for name in "ab")),
+        Recipe(norms="float16"),
+        Learned(float32_norms={"b.weight": "why"}),
+    )
+    dtypes = {each.name: each.targets[1].dtype for each in plan.tasks}
+    assert dtypes == {"a.weight": "F16", "b.weight": "F32"}
 
 
 KEPT = {
@@ -131,7 +142,13 @@ def test_the_config_records_what_the_stored_shapes_do_not_tell():
     plan = plan_compression(checkpoint(*infos), recipe)
     error = MeasuredError(0.03, 0.04, "plain.weight")
     config = describe_compression(
-        plan, recipe, {"a.bias": "why"}, model="org/m", revision="0a", writer="tq3 1", error=error
+        plan,
+        recipe,
+        Learned({"a.bias": "why"}, {"plain.weight": "why not"}),
+        model="org/m",
+        revision="0a",
+        writer="tq3 1",
+        error=error,
     )
     assert config.compressed_layers == 4
     assert config.original_in_dims == {"padded.weight": 300, "mlp.experts.down_proj": 300}
@@ -148,6 +165,7 @@ def test_the_config_records_what_the_stored_shapes_do_not_tell():
         "tq3 1",
     )
     assert config.kept_source_dtype == {"a.bias": "why"}
+    assert config.float32_norms == {"plain.weight": "why not"}
     assert config.source_bytes == plan.bytes_in
     assert config.measured_error == error
 
@@ -156,7 +174,7 @@ def test_the_source_dtype_is_that_of_most_bytes():
     def dtype_of(*infos: TensorInfo) -> str | None:
         plan = plan_compression(checkpoint(*infos), Recipe())
         return describe_compression(
-            plan, Recipe(), {}, model="m", revision=None, writer="w", error=None
+            plan, Recipe(), Learned(), model="m", revision=None, writer="w", error=None
         ).source_dtype
 
     small, large = TensorInfo("a", "F32", (10,)), TensorInfo("b", "BF16", (100,))

@@ -52,6 +52,12 @@ def test_a_pair_becomes_a_matrix_again_whatever_its_width(bits, group):
     assert found.targets == (TensorInfo("a.weight", "BF16", (6, 512)),)
 
 
+@pytest.mark.parametrize("norm_dtype", ["F32", "F16"])
+def test_the_type_of_the_norms_is_that_of_the_header(norm_dtype):
+    layout = GroupLayout((6, 128), 3, 128, norm_dtype)
+    assert restored(*layout.tensors("a.weight"))["a.weight"].layout == layout
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_every_float_takes_the_dtype_asked_for(dtype):
     kept = [TensorInfo(d, d, (4,)) for d in ("BF16", "F16", "F32")]
@@ -125,7 +131,7 @@ def test_half_a_pair_is_refused(lost):
 GOOD_CODES, GOOD_NORMS = pair("a.weight", (6, 256))
 CONTRADICTIONS = {
     "codes that are no bytes": (TensorInfo("a.weight.tq_packed", "I8", (12, 48)), GOOD_NORMS),
-    "norms that are not F32": (GOOD_CODES, TensorInfo("a.weight.tq_norms", "F16", (6, 2))),
+    "norms of another type": (GOOD_CODES, TensorInfo("a.weight.tq_norms", "BF16", (6, 2))),
     "norms without rows": (GOOD_CODES, TensorInfo("a.weight.tq_norms", "F32", (12,))),
     "too few codes": (TensorInfo("a.weight.tq_packed", "U8", (11, 48)), GOOD_NORMS),
     "too many codes": (TensorInfo("a.weight.tq_packed", "U8", (24, 48)), GOOD_NORMS),

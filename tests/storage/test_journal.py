@@ -24,6 +24,7 @@ from runs import (
 from tq3.errors import BadInput, StorageError, UsageError
 from tq3.format.manifest import Piece
 from tq3.plan.identity import VERSIONS, Identity
+from tq3.plan.learned import Learned
 from tq3.storage.journal import DoneBlock, Journal
 from tq3.storage.records import record_line
 
@@ -44,7 +45,7 @@ def written(path: Path) -> Path:
     with Journal(path) as journal:
         journal.begin(RUN)
         journal.add_blocks(0, BLOCKS[:1])
-        journal.restart(1, {"b": "it overflows"})
+        journal.restart(1, Learned({"b": "it overflows"}, {"d": "large"}))
         journal.add_blocks(1, BLOCKS[1:])
         journal.publishing(overwrite=True)
     return path
@@ -63,7 +64,7 @@ def test_what_was_told_is_known_at_once_and_later(path):
         assert journal.identity == RUN
         assert journal.blocks(0) == {("a", 0): BLOCKS[0]}
         assert journal.blocks(1) == {("é", 7): BLOCKS[1]}
-        assert journal.exact == {"b": "it overflows"}
+        assert journal.learned == Learned({"b": "it overflows"}, {"d": "large"})
         assert journal.is_publishing
         assert journal.overwrite
         journal.add_blocks(2, BLOCKS)
@@ -72,20 +73,22 @@ def test_what_was_told_is_known_at_once_and_later(path):
 
 def test_a_restart_forgets_the_blocks_of_that_shard_only(path):
     with Journal(written(path)) as journal:
-        journal.restart(1, {"c": "too"})
+        journal.restart(1, Learned({"c": "too"}, {"e": "small"}))
         assert journal.blocks(0)
         assert not journal.blocks(1)
     with Journal(path) as journal:
         assert journal.blocks(0)
         assert not journal.blocks(1)
-        assert journal.exact == {"b": "it overflows", "c": "too"}
+        assert journal.learned == Learned(
+            {"b": "it overflows", "c": "too"}, {"d": "large", "e": "small"}
+        )
 
 
 def test_to_begin_forgets_everything(path):
     with Journal(written(path)) as journal:
         journal.begin(RUN | {"command": "restore"})
         assert not journal.has_work
-        assert journal.exact == {}
+        assert journal.learned == Learned()
     with Journal(path) as journal:
         assert journal.identity == RUN | {"command": "restore"}
         assert not journal.has_work

@@ -49,6 +49,7 @@ def compress(
     max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,
     nonfinite: opt.NonfiniteOpt = "error",
     scale: opt.ScaleOpt = "search",
+    norms: opt.NormsOpt = "float32",
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
@@ -75,6 +76,7 @@ def compress(
             sensitive_patterns=tuple(sensitive_pattern or DEFAULT_SENSITIVE_PATTERNS),
             nonfinite=nonfinite,
             scale=scale,
+            norms=norms,
         )
         if dry_run:
             _check_backend(backend)

@@ -151,6 +151,9 @@ def _overview(d: Description) -> Table:
     kind = "what compress would write" if d.planned else "TQ3 checkpoint"
     _add(table, "checkpoint", f"{d.path}: {kind}")
     _add(table, "format", f"tq3_native, {d.bits} bits, groups of {d.group_size}")
+    if "F16" in d.norm_dtypes:
+        tensors = (f"{dtype} of {counted(n, 'tensor')}" for dtype, n in d.norm_dtypes.items())
+        _add(table, "norms", ", ".join(tensors))
     if d.scale:
         _add(table, "scales", _SCALES[d.scale])
     if d.original_model:

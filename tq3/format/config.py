@@ -45,6 +45,7 @@ class TqConfig:
     original_in_dims: name -> columns, for tensors whose columns are no multiple of the group
     shapes: name -> source shape, where it can't be derived from the stored tensors (3-D, padded)
     kept_source_dtype: name -> reason, for floats that are not FP16 because of their values
+    float32_norms: name -> reason, for norms that are not FP16 because of their values
     """
 
     bits: int
@@ -60,6 +61,7 @@ class TqConfig:
     source_bytes: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     kept_source_dtype: Mapping[str, str] = field(default_factory=dict)
+    float32_norms: Mapping[str, str] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
     measured_error: MeasuredError | None = None
 
@@ -86,6 +88,7 @@ class TqConfig:
             "source_bytes": self.source_bytes,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "kept_source_dtype": dict(self.kept_source_dtype),
+            "float32_norms": dict(self.float32_norms),
             "recipe": self.recipe,
             "measured_error": asdict(self.measured_error) if self.measured_error else None,
         }
@@ -148,6 +151,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         source_bytes=_typed(ours, "source_bytes", int, None),
         shapes={name: _shape(name, shape) for name, shape in shapes.items()},
         kept_source_dtype=_items(ours, "kept_source_dtype", dict, str),
+        float32_norms=_items(ours, "float32_norms", dict, str),
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
     )

@@ -9,15 +9,20 @@ from tq3.format.header import TensorInfo
 
 PACKED = ".tq_packed"
 NORMS = ".tq_norms"
+NORM_DTYPES = ("F32", "F16")
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """Rows of weights cut into groups: leading dimensions are rows, a last group is padded."""
+    """Rows of weights cut into groups: leading dimensions are rows, a last group is padded.
+
+    norm_dtype: of the stored norms, one of `NORM_DTYPES`
+    """
 
     shape: tuple[int, ...]
     bits: int
     group: int
+    norm_dtype: str = "F32"
 
     @property
     def rows(self) -> int:
@@ -53,5 +58,5 @@ class GroupLayout:
         """The two tensors that stand for `name` in the checkpoint: packed codes, norms."""
         n_groups = self.rows * self.groups_per_row
         packed = TensorInfo(name + PACKED, "U8", (n_groups, self.group_bytes))
-        norms = TensorInfo(name + NORMS, "F32", (self.rows, self.groups_per_row))
+        norms = TensorInfo(name + NORMS, self.norm_dtype, (self.rows, self.groups_per_row))
         return packed, norms

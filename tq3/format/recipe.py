@@ -12,6 +12,7 @@ WIDTHS = (2, 3, 4)
 GROUP_SIZES = (32, 64, 128, 256)
 # How a group's codes are chosen: docs/format.md, section 4.
 SCALES = ("norm", "search")
+NORMS = ("float32", "float16")
 KEEP_DTYPES = ("float16", "source")
 NONFINITE = ("error", "keep")
 DEFAULT_SHARD_SIZE = "5GiB"
@@ -42,6 +43,7 @@ class Recipe:
     sensitive_bits, sensitive_patterns: another width for names that contain one of the patterns
     nonfinite: "error" ends the run at a NaN or infinity, "keep" stores that tensor uncompressed
     scale: how codes are chosen, by "search" for the smallest error or from the "norm" as published
+    norms: how norms are stored, as "float32" or as "float16", which other readers may not know
     """
 
     bits: int = 3
@@ -54,6 +56,7 @@ class Recipe:
     sensitive_patterns: tuple[str, ...] = DEFAULT_SENSITIVE_PATTERNS
     nonfinite: str = "error"
     scale: str = "search"
+    norms: str = "float32"
 
     def __post_init__(self) -> None:
         _check_choice("bits", self.bits, WIDTHS)
@@ -61,6 +64,7 @@ class Recipe:
         _check_choice("keep-dtype", self.keep_dtype, KEEP_DTYPES)
         _check_choice("nonfinite", self.nonfinite, NONFINITE)
         _check_choice("scale", self.scale, SCALES)
+        _check_choice("norms", self.norms, NORMS)
         if self.sensitive_bits is not None:
             _check_choice("sensitive-bits", self.sensitive_bits, WIDTHS)
         _check_texts("keep", self.keep)

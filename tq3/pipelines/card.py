@@ -24,6 +24,15 @@ from tq3.units import count, printable, size
 
 _DEFAULTS = Recipe()
 _UNKNOWN = "not recorded"
+# Options of one value, and the recipe's word for it.
+_PLAIN_OPTIONS = {
+    "--group-size": "group_size",
+    "--keep-dtype": "keep_dtype",
+    "--max-shard-size": "max_shard_bytes",
+    "--nonfinite": "nonfinite",
+    "--scale": "scale",
+    "--norms": "norms",
+}
 # How the sentence on the norms ends.
 _SCALES = {
     "norm": ", corrected so that the decoded group has the norm of the original",
@@ -207,24 +216,18 @@ def _command(facts: CardFacts, recipe: Recipe) -> str:
 
 def _options(recipe: Recipe) -> Iterator[str]:
     yield from ("--bits", str(recipe.bits))
-    if recipe.group_size != _DEFAULTS.group_size:
-        yield from ("--group-size", str(recipe.group_size))
+    for option, field in _PLAIN_OPTIONS.items():
+        value = getattr(recipe, field)
+        if value != getattr(_DEFAULTS, field):
+            yield from (option, str(value))
     for glob in recipe.keep:
         yield from ("--keep", glob)
     for glob in recipe.only:
         yield from ("--only", glob)
-    if recipe.keep_dtype != _DEFAULTS.keep_dtype:
-        yield from ("--keep-dtype", recipe.keep_dtype)
     if recipe.sensitive_bits is not None:
         yield from ("--sensitive-bits", str(recipe.sensitive_bits))
         for pattern in recipe.sensitive_patterns:
             yield from ("--sensitive-pattern", pattern)
-    if recipe.max_shard_bytes != _DEFAULTS.max_shard_bytes:
-        yield from ("--max-shard-size", str(recipe.max_shard_bytes))
-    if recipe.nonfinite != _DEFAULTS.nonfinite:
-        yield from ("--nonfinite", recipe.nonfinite)
-    if recipe.scale != _DEFAULTS.scale:
-        yield from ("--scale", recipe.scale)
 
 
 def _flag(recognised: bool) -> str:

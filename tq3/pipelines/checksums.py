@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tq3.codec.norms import NORM_TYPES, read_norms
 from tq3.errors import BadInput, StorageError
 from tq3.format.config import FILE_NAME as TQ_CONFIG
 from tq3.format.layout import NORMS
@@ -18,7 +19,7 @@ from tq3.pipelines.structure import Structure
 from tq3.plan.plan import BLOCK_BYTES
 from tq3.plan.sources import CONFIG, INDEX, Located, Source
 
-_NORM_BYTES = 4
+_LONGEST_NORM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _stop(tensor: Located) -> int:
 
 
 def _is_norms(tensor: Located) -> bool:
-    return tensor.info.name.endswith(NORMS) and tensor.info.dtype == "F32"
+    return tensor.info.name.endswith(NORMS) and tensor.info.dtype in NORM_TYPES
 
 
 class Reader:
@@ -139,7 +140,7 @@ class Reader:
             for start in range(stretch.start, stretch.stop, BLOCK_BYTES):
                 stop = min(start + BLOCK_BYTES, stretch.stop)
                 # A few bytes more: a piece may end within a norm, which belongs to its first byte.
-                more = max(stop, min(stop + _NORM_BYTES - 1, last))
+                more = max(stop, min(stop + _LONGEST_NORM - 1, last))
                 data = self._read(stretch.file, start, more)
                 digest.update(data[: stop - start])
                 for tensor in norms:
@@ -172,12 +173,14 @@ def _check_digest(stretch: Stretch, digest: Digest, faults: Faults) -> None:
 
 def _check_norms(tensor: Located, data: memoryview, start: int, stop: int, faults: Faults) -> None:
     """The norms whose first byte lies between `start` and `stop`; `data` begins at `start`."""
-    first = max(0, -(-(start - tensor.offset) // _NORM_BYTES))
-    last = min(tensor.info.n_elements, -(-(stop - tensor.offset) // _NORM_BYTES))
+    norm_bytes = tensor.info.n_bytes // tensor.info.n_elements
+    first = max(0, -(-(start - tensor.offset) // norm_bytes))
+    last = min(tensor.info.n_elements, -(-(stop - tensor.offset) // norm_bytes))
     if first >= last:
         return
-    where = tensor.offset + first * _NORM_BYTES - start
-    norms = np.frombuffer(data, "<f4", last - first, where)
+    where = tensor.offset + first * norm_bytes - start
+    stored = np.frombuffer(data, np.uint8, (last - first) * norm_bytes, where)
+    norms = read_norms(stored, tensor.info.dtype)
     if norms.min() >= 0 and norms.max() < np.inf:  # false for a NaN as well
         return
     finite = np.isfinite(norms)
@@ -198,5 +201,5 @@ def _bad_norm(check: str, tensor: Located, index: int, value: float) -> Fault:
         tensor.info.name,
         found=f"{value:g}",
         expected="finite" if check == "TQ301" else "at least 0",
-        at=tensor.offset + index * _NORM_BYTES,
+        at=tensor.offset + index * (tensor.info.n_bytes // tensor.info.n_elements),
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tq3.codec.backend import Backend, as_words
 from tq3.codec.expected import group_error_limit
+from tq3.codec.norms import read_norms
 from tq3.codec.reference import Floats, Words
 from tq3.errors import BadInput, StorageError
 from tq3.format.layout import GroupLayout
@@ -119,7 +120,7 @@ class Comparer:
         # What a damaged norm or a NaN of the source gives is no number, and is told as a fault.
         with np.errstate(all="ignore"):
             if block.task.layout:
-                norms = parts[1].view(np.float32)
+                norms = read_norms(parts[1], block.task.layout.norm_dtype)
                 return Compared(
                     block, self._coded(block, block.task.layout, parts[0], norms, words)
                 )

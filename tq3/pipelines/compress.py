@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -13,11 +12,12 @@ from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 from tq3.hub.options import HubOptions
 from tq3.pipelines.events import Notice, Run, StrPath
-from tq3.pipelines.findings import Finding
+from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import CARD, SOURCE_CARD
 from tq3.version import __version__
@@ -66,7 +66,7 @@ class _Compression(Job):
         self.plan = plan_compression(self.checkpoint, recipe)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
-        self._exact: dict[str, str] = {}
+        self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
         self._notices: list[Notice] = []
 
@@ -74,17 +74,18 @@ class _Compression(Job):
         """The recipe."""
         return recipe_record(self._recipe)
 
-    def adopt(self, exact: Mapping[str, str]) -> None:
-        """Plan with what an earlier run found, or this one."""
-        new = exact.keys() - self._exact.keys()
-        self._notices += [Notice(f"{name} {exact[name]}") for name in sorted(new)]
-        if exact != self._exact:
-            self._exact = dict(exact)
-            self.plan = plan_compression(self.checkpoint, self._recipe, self._exact)
+    def adopt(self, learned: Learned) -> None:
+        """Plan with what an earlier run learned, or this one."""
+        known = self._learned.reasons
+        new = learned.reasons.items() - known.items()
+        self._notices += [Notice(f"{name} {why}") for name, why in sorted(new)]
+        if learned != self._learned:
+            self._learned = learned
+            self.plan = plan_compression(self.checkpoint, self._recipe, learned)
 
     def heed(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""
-        if not finding.overflow and self._recipe.nonfinite == "error":
+        if finding.kind is Kind.NONFINITE and self._recipe.nonfinite == "error":
             raise BadInput(
                 f"not a finite weight: {finding.text}",
                 file=finding.file,
@@ -95,12 +96,16 @@ class _Compression(Job):
         if finding.gravity < known.gravity:
             self._findings[finding.tensor] = finding
 
-    def replan(self) -> dict[str, str]:
-        """Plan again: tensors with findings keep their source type."""
-        new = sorted(self._findings.keys() - self._exact.keys())
-        why = {name: f"kept as it is: {self._findings[name].text}" for name in new}
-        self.adopt(self._exact | why)
-        return self._exact
+    def replan(self) -> Learned:
+        """Plan again: tensors with findings keep their source type, or F32 norms."""
+        exact, float32_norms = {}, {}
+        for name, finding in sorted(self._findings.items()):
+            if finding.kind is Kind.NORM:
+                float32_norms[name] = f"keeps F32 norms: {finding.text}"
+            else:
+                exact[name] = f"kept as it is: {finding.text}"
+        self.adopt(self._learned | Learned(exact, float32_norms))
+        return self._learned
 
     def notices(self) -> list[Notice]:
         """What was found since this was asked last."""
@@ -123,7 +128,7 @@ class _Compression(Job):
         described = describe_compression(
             self.plan,
             self._recipe,
-            self._exact,
+            self._learned,
             model=model,
             revision=revision,
             writer=self.writer,

@@ -10,7 +10,7 @@ from typing import Any
 from tq3.format import config as tq_config
 from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
-from tq3.format.layout import NORMS, PACKED
+from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.plan.classes import LABELS, class_of
 from tq3.plan.compressing import plan_compression
@@ -29,7 +29,7 @@ _TENSOR_MEMORY_BYTES = 3000
 class TensorLine:
     """One tensor of the original model.
 
-    bits: width of its codes, None where it is not compressed
+    bits, norm_dtype: width of its codes and type of its norms, None where it is not compressed
     dtype, n_bytes: as stored in the TQ3 checkpoint (codes and norms together)
     """
 
@@ -41,6 +41,7 @@ class TensorLine:
     n_weights: int
     n_bytes: int
     reason: str
+    norm_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,12 @@ class Description:
         return len(self.tensors) - self.n_compressed
 
     @property
+    def norm_dtypes(self) -> dict[str, int]:
+        """Type of the norms -> number of tensors with such norms, F32 first."""
+        dtypes = [line.norm_dtype for line in self.tensors]
+        return {dtype: n for dtype in NORM_DTYPES if (n := dtypes.count(dtype))}
+
+    @property
     def bits_per_weight(self) -> float:
         return self.n_bytes * 8 / max(sum(line.n_weights for line in self.tensors), 1)
 
@@ -121,6 +128,7 @@ class Description:
             "n_bytes": self.n_bytes,
             "n_compressed": self.n_compressed,
             "n_kept": self.n_kept,
+            "norm_dtypes": self.norm_dtypes,
             "bits_per_weight": self.bits_per_weight,
             "classes": [
                 {**asdict(line), "bits_per_weight": line.bits_per_weight} for line in self.classes
@@ -150,7 +158,7 @@ def _describe_plan(
         _line(
             task.name,
             task.sources[0].info.shape,
-            bits=task.layout.bits if task.layout else None,
+            layout=task.layout,
             dtype=task.targets[0].dtype,
             n_bytes=task.bytes_out,
             reason=task.reason,
@@ -202,22 +210,22 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig) -> Iterator[TensorLi
     for info in (tensor.info for tensor in checkpoint.tensors):
         stem = info.name.removesuffix(PACKED)
         if stem != info.name:
-            layout = layouts[stem]
+            layout, wide = layouts[stem], config.float32_norms.get(stem)
             n_bytes = sum(part.n_bytes for part in layout.tensors(stem))
             yield _line(
                 stem,
                 layout.shape,
-                bits=layout.bits,
+                layout=layout,
                 dtype=info.dtype,
                 n_bytes=n_bytes,
-                reason="compressed",
+                reason=f"compressed, {wide}" if wide else "compressed",
             )
         elif info.name.removesuffix(NORMS) not in layouts:
             recorded = config.kept_source_dtype.get(info.name)
             yield _line(
                 info.name,
                 info.shape,
-                bits=None,
+                layout=None,
                 dtype=info.dtype,
                 n_bytes=info.n_bytes,
                 reason=recorded or _why_kept(info, recipe),
@@ -231,9 +239,25 @@ def _why_kept(info: TensorInfo, recipe: Recipe) -> str:
 
 
 def _line(
-    name: str, shape: tuple[int, ...], *, bits: int | None, dtype: str, n_bytes: int, reason: str
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    layout: GroupLayout | None,
+    dtype: str,
+    n_bytes: int,
+    reason: str,
 ) -> TensorLine:
-    return TensorLine(name, class_of(name), shape, bits, dtype, prod(shape), n_bytes, reason)
+    return TensorLine(
+        name=name,
+        label=class_of(name),
+        shape=shape,
+        bits=layout.bits if layout else None,
+        dtype=dtype,
+        n_weights=prod(shape),
+        n_bytes=n_bytes,
+        reason=reason,
+        norm_dtype=layout.norm_dtype if layout else None,
+    )
 
 
 def _class_line(label: str, tensors: Iterable[TensorLine]) -> ClassLine:

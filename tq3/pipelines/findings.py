@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tq3.codec import reference
+from tq3.codec.norms import fits_float16
 from tq3.codec.reference import Floats, Words
 from tq3.plan.plan import Block
 
@@ -17,24 +19,31 @@ _CHUNK_WORDS = 1 << 18
 _INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000}
 
 
+class Kind(IntEnum):
+    """What was found, the gravest first."""
+
+    NONFINITE = 0  # a value that is no number or infinite, or that no norm can hold
+    OVERFLOW = 1  # finite, but too large for the target
+    NORM = 2  # a norm that F16 does not hold well
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What the plan did not foresee in a block, which was therefore not written.
 
-    overflow: True when all values are finite but one does not fit the target
     first: the block's first unit
     """
 
     file: str
     tensor: str
-    overflow: bool
+    kind: Kind
     text: str
     first: int
 
     @property
-    def gravity(self) -> tuple[bool, int]:
+    def gravity(self) -> tuple[Kind, int]:
         """Sorts a tensor's findings: the gravest first, then the first in the tensor."""
-        return self.overflow, self.first
+        return self.kind, self.first
 
 
 def _magnitudes(words: Words, dtype: str) -> Words:
@@ -58,7 +67,7 @@ def nonfinite(block: Block, words: Words, dtype: str) -> Finding:
     text = _value_and_place(block, words, dtype, at)
     if not len(faults):
         text += ", and its square does not fit float32"
-    return Finding(*_origin(block), False, text, block.first)
+    return Finding(*_origin(block), Kind.NONFINITE, text, block.first)
 
 
 def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
@@ -66,7 +75,7 @@ def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
     magnitudes = _magnitudes(words, dtype).reshape(-1)
     magnitudes[magnitudes >= _INFINITY[dtype]] = 0
     text = _value_and_place(block, words, dtype, int(magnitudes.argmax()))
-    return Finding(*_origin(block), True, f"{text} does not fit {target}", block.first)
+    return Finding(*_origin(block), Kind.OVERFLOW, f"{text} does not fit {target}", block.first)
 
 
 def is_norm(norms: Floats) -> NDArray[np.bool_]:
@@ -76,12 +85,25 @@ def is_norm(norms: Floats) -> NDArray[np.bool_]:
 
 def bad_norm(block: Block, norms: Floats) -> Finding:
     """The first value among the norms that is none."""
-    at = int(np.flatnonzero(~is_norm(norms))[0])
     _, stored = block.task.sources
-    start, _ = block.span(stored.info.n_elements)
-    row, group = np.unravel_index(start + at, stored.info.shape)
-    text = f"not a norm: {norms.reshape(-1)[at]:g} at row {row}, group {group}"
-    return Finding(stored.file, stored.info.name, False, text, block.first)
+    text = f"not a norm: {_first_norm(block, norms, ~is_norm(norms))}"
+    return Finding(stored.file, stored.info.name, Kind.NONFINITE, text, block.first)
+
+
+def unfit_norm(block: Block, norms: Floats) -> Finding:
+    """The first norm that F16 does not hold well."""
+    text = f"the norm {_first_norm(block, norms, ~fits_float16(norms))} is beyond F16's range"
+    return Finding(*_origin(block), Kind.NORM, text, block.first)
+
+
+def _first_norm(block: Block, norms: Floats, odd: NDArray[np.bool_]) -> str:
+    """Value and place of the first of these norms of the block."""
+    layout = block.task.layout
+    assert layout is not None, "only compressed tensors have norms"
+    at = int(np.flatnonzero(odd)[0])
+    start, _ = block.span(layout.rows * layout.groups_per_row)
+    row, group = divmod(start + at, layout.groups_per_row)
+    return f"{norms.reshape(-1)[at]:g} at row {row}, group {group}"
 
 
 def _origin(block: Block) -> tuple[str, str]:

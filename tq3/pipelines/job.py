@@ -13,6 +13,7 @@ from tq3.format.config import MeasuredError
 from tq3.pipelines.events import Notice
 from tq3.pipelines.findings import Finding
 from tq3.plan.identity import Identity, identify
+from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
 from tq3.plan.sources import INDEX, Checkpoint, Source
 from tq3.storage.sidecars import Sidecars, choose_sidecars
@@ -53,13 +54,13 @@ class Job(ABC):
     def heed(self, finding: Finding) -> None:
         """Remember a finding, or raise BadInput if it ends the run."""
 
-    def adopt(self, exact: Mapping[str, str]) -> None:
-        """Plan with what an earlier run found: name -> why a tensor keeps its source dtype."""
-        if exact:
-            raise AssertionError("only a job that plans again can have found something")
+    def adopt(self, learned: Learned) -> None:
+        """Plan with what an earlier run learned from the values."""
+        if learned != NOTHING_LEARNED:
+            raise AssertionError("only a job that plans again can have learned something")
 
-    def replan(self) -> Mapping[str, str]:
-        """Plan again with what was heeded; gives the tensors that keep their dtype, and why."""
+    def replan(self) -> Learned:
+        """Plan again with what was heeded; gives all that was learned so far."""
         raise AssertionError("only a job whose `heed` returns plans again")
 
     def notices(self) -> list[Notice]:

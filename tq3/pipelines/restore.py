@@ -10,7 +10,7 @@ from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
 from tq3.hub.options import HubOptions
 from tq3.pipelines.events import Run, StrPath
-from tq3.pipelines.findings import Finding
+from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
@@ -81,6 +81,6 @@ class _Restoration(Job):
             file=finding.file,
             tensor=finding.tensor,
             fix="restore with a wider --dtype: float32 holds everything"
-            if finding.overflow
+            if finding.kind is Kind.OVERFLOW
             else "get the checkpoint again: these weights can't be known",
         )

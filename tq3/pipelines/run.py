@@ -9,6 +9,7 @@ from tq3.pipelines.machine import check_workers
 from tq3.pipelines.resuming import changed_tensor
 from tq3.pipelines.shards import write_shards
 from tq3.pipelines.tally import Tally, make_report
+from tq3.plan.learned import NOTHING_LEARNED
 from tq3.storage.target import TargetFolder
 
 
@@ -26,10 +27,10 @@ def run_job(
     with TargetFolder(
         out, job.identity(), source=job.files.folder, overwrite=overwrite, resume=resume
     ) as target:
-        job.adopt(target.journal.exact)
+        job.adopt(target.journal.learned)
         if changed := changed_tensor(job.files, job.plan, target):
             target.start_anew([f"tensor {changed!r} has other values"])
-            job.adopt({})
+            job.adopt(NOTHING_LEARNED)
         sidecars = job.sidecars()
         copies = sidecars.copied.values()
         target.check_names((*job.plan.weight_files, *job.written_names(), *copies))

@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 
 from tq3.codec import reference
 from tq3.codec.backend import WORD_TYPE, Backend, as_words
+from tq3.codec.norms import fits_float16, read_norms, stored_norms
 from tq3.codec.reference import Floats, Words
 from tq3.format.layout import GroupLayout
 from tq3.format.manifest import digest
-from tq3.pipelines.findings import Finding, all_finite, bad_norm, is_norm, nonfinite, overflow
+from tq3.pipelines.findings import (
+    Finding,
+    all_finite,
+    bad_norm,
+    is_norm,
+    nonfinite,
+    overflow,
+    unfit_norm,
+)
 from tq3.plan.plan import Action, Block, Task
 from tq3.plan.sources import Source
 from tq3.storage.journal import DoneBlock
@@ -65,19 +74,23 @@ class Worker:
         dtype = block.task.sources[0].info.dtype
         words = as_words(self._read(block, 0), dtype).reshape(block.count, layout.unit_cols)
         packed = self._target(block, 0).reshape(-1, layout.group_bytes)
-        norms = self._target(block, 1).view(np.float32).reshape(block.count, -1)
+        # Not from the room, which holds what is read and written: a hundredth of a block.
+        norms = np.empty((block.count, len(packed) // block.count), np.float32)
         scale = block.task.scale
         self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms, scale)
         if not np.isfinite(norms).all():
             return Done(block, nonfinite(block, words, dtype))
-        error = self._sampled_error(block, words, packed, norms)
-        return self._write(block, shard, words, packed, norms, error=error)
+        if layout.norm_dtype == "F16" and not fits_float16(norms).all():
+            return Done(block, unfit_norm(block, norms))
+        stored = stored_norms(norms, layout.norm_dtype)
+        error = self._sampled_error(block, words, packed, read_norms(stored, layout.norm_dtype))
+        return self._write(block, shard, words, packed, stored, error=error)
 
     def _decode(self, block: Block, shard: ShardFile) -> Done:
         layout = _layout(block.task)
         dtype = block.task.targets[0].dtype
         packed = self._read(block, 0).reshape(-1, layout.group_bytes)
-        norms = self._read(block, 1).view(np.float32).reshape(block.count, -1)
+        norms = read_norms(self._read(block, 1), layout.norm_dtype).reshape(block.count, -1)
         if not is_norm(norms).all():
             return Done(block, bad_norm(block, norms))
         words = as_words(self._target(block, 0), dtype).reshape(block.count, layout.unit_cols)

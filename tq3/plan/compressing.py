@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
 from dataclasses import replace
 
 from tq3.errors import UsageError
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
+from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import decide
 from tq3.plan.sources import Checkpoint, Located, refuse_quantised
@@ -19,23 +19,19 @@ _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def plan_compression(
-    checkpoint: Checkpoint, recipe: Recipe, exact: Mapping[str, str] | None = None
+    checkpoint: Checkpoint, recipe: Recipe, learned: Learned = NOTHING_LEARNED
 ) -> Plan:
-    """Decide every tensor's fate. Raises BadInput or UsageError.
-
-    `exact` holds what only the values can tell: name -> why this tensor keeps its source dtype.
-    """
+    """Decide every tensor's fate. Raises BadInput or UsageError."""
     refuse_quantised(checkpoint)
     _check_globs(checkpoint, recipe)
-    exact = exact or {}
-    tasks = (_task(tensor, recipe, exact.get(tensor.info.name)) for tensor in checkpoint.tensors)
+    tasks = (_task(tensor, recipe, learned) for tensor in checkpoint.tensors)
     return arrange(tasks, recipe.max_shard_bytes)
 
 
 def describe_compression(
     plan: Plan,
     recipe: Recipe,
-    exact: Mapping[str, str],
+    learned: Learned,
     *,
     model: str,
     revision: str | None,
@@ -59,7 +55,8 @@ def describe_compression(
         source_dtype=_main_dtype(plan),
         source_bytes=plan.bytes_in,
         shapes={name: shape for name, shape in shapes.items() if name in padded or len(shape) != 2},
-        kept_source_dtype=exact,
+        kept_source_dtype=learned.exact,
+        float32_norms=learned.float32_norms,
         recipe=recipe_record(recipe),
         measured_error=error,
     )
@@ -78,20 +75,22 @@ def _check_globs(checkpoint: Checkpoint, recipe: Recipe) -> None:
                 )
 
 
-def _task(tensor: Located, recipe: Recipe, exact_because: str | None) -> Task:
-    if exact_because:
+def _task(tensor: Located, recipe: Recipe, learned: Learned) -> Task:
+    name = tensor.info.name
+    if exact_because := learned.exact.get(name):
         return replace(copy_task(tensor, exact_because), must_be_finite=False)
     decision = decide(tensor.info, recipe)
     if decision.compress:
-        return _encode_task(tensor, recipe, decision.reason)
+        is_half = recipe.norms == "float16" and name not in learned.float32_norms
+        return _encode_task(tensor, recipe, decision.reason, "F16" if is_half else "F32")
     if recipe.keep_dtype == "float16":
         return cast_task(tensor, "F16", decision.reason)
     return copy_task(tensor, decision.reason)
 
 
-def _encode_task(tensor: Located, recipe: Recipe, reason: str) -> Task:
+def _encode_task(tensor: Located, recipe: Recipe, reason: str, norm_dtype: str) -> Task:
     info = tensor.info
-    layout = GroupLayout(info.shape, recipe.bits_for(info.name), recipe.group_size)
+    layout = GroupLayout(info.shape, recipe.bits_for(info.name), recipe.group_size, norm_dtype)
     return Task(
         name=info.name,
         action=Action.ENCODE,

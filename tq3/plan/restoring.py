@@ -9,7 +9,7 @@ from typing import Any
 from tq3.errors import BadInput
 from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_tq_config
 from tq3.format.header import TensorInfo
-from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
 from tq3.format.recipe import WIDTHS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text, refuse_unfinished
@@ -125,14 +125,15 @@ def _layout(
 ) -> GroupLayout:
     """What the stored shapes and tq_config.json together say; each must agree with the others."""
     bits = packed.info.n_bytes * 8 // max(norms.info.n_elements * config.group_size, 1)
-    if bits not in WIDTHS or len(norms.info.shape) != 2:
+    norm_dtype = norms.info.dtype
+    if bits not in WIDTHS or len(norms.info.shape) != 2 or norm_dtype not in NORM_DTYPES:
         raise _mismatch(packed, norms)
     rows, groups_per_row = norms.info.shape
     shape = config.shapes.get(name)
     if shape is None:
         cols = config.original_in_dims.get(name, groups_per_row * config.group_size)
         shape = _guess_shape(name, rows, cols, model_config)
-    layout = GroupLayout(shape, bits, config.group_size)
+    layout = GroupLayout(shape, bits, config.group_size, norm_dtype)
     if layout.tensors(name) != (packed.info, norms.info):
         raise _mismatch(packed, norms)
     return layout
@@ -163,6 +164,10 @@ def _mismatch(packed: Located, norms: Located) -> BadInput:
         "codes, norms and tq_config.json contradict each other",
         file=packed.file,
         tensor=packed.info.name,
-        found=f"codes {list(packed.info.shape)}, norms {list(norms.info.shape)}",
-        expected="[rows*n, group*bits/8] and [rows, n]",
+        found=f"codes {_text(packed.info)}, norms {_text(norms.info)}",
+        expected="U8 [rows*n, group*bits/8], and F32 or F16 [rows, n]",
     )
+
+
+def _text(info: TensorInfo) -> str:
+    return f"{info.dtype} {list(info.shape)}"

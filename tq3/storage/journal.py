@@ -11,6 +11,7 @@ from typing import Any
 
 from tq3.format.manifest import Piece
 from tq3.plan.identity import VERSIONS
+from tq3.plan.learned import NOTHING_LEARNED, Learned, learned_from_record
 from tq3.storage.failures import writing
 from tq3.storage.locking import is_at, open_locked
 from tq3.storage.records import read_records, record_line
@@ -48,7 +49,7 @@ class Journal:
         self.path = path
         self.is_foreign = False
         self.identity: Any = None
-        self.exact: dict[str, str] = {}
+        self.learned = NOTHING_LEARNED
         self.overwrite: bool | None = None
         self.is_refused = False
         self._blocks: dict[int, dict[Key, DoneBlock]] = {}
@@ -95,7 +96,7 @@ class Journal:
         """Forget everything and start the journal of the run with this identity (JSON)."""
         with writing(self.path):
             self._file.truncate(0)
-        self.exact, self.overwrite, self._blocks = {}, None, {}
+        self.learned, self.overwrite, self._blocks = NOTHING_LEARNED, None, {}
         self._append([{"run": identity}])
 
     def go_on(self, identity: Any) -> None:
@@ -108,9 +109,9 @@ class Journal:
             {"shard": shard, "block": [b.task, b.first, b.pieces, b.seen, b.error]} for b in blocks
         )
 
-    def restart(self, shard: int, exact: Mapping[str, str]) -> None:
-        """The shard is written anew, in the plan that keeps these tensors exact (name -> why)."""
-        self._append([{"restart": shard, "exact": dict(exact)}])
+    def restart(self, shard: int, learned: Learned = NOTHING_LEARNED) -> None:
+        """The shard is written anew, in the plan that heeds what was learned from its values."""
+        self._append([{"restart": shard, **learned.to_record()}])
 
     def publishing(self, *, overwrite: bool) -> None:
         """From now on files take their names; `overwrite`: an older checkpoint may be replaced."""
@@ -152,7 +153,7 @@ class Journal:
             self._blocks.setdefault(record["shard"], {})[task, first] = done
         elif "restart" in record:
             self._blocks.pop(record["restart"], None)
-            self.exact |= record["exact"]
+            self.learned |= learned_from_record(record)
         elif "refused" in record:
             self.is_refused = True
         elif "publishing" in record:
