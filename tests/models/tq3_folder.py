@@ -65,7 +65,7 @@ def assert_stored_is_reference(
     source: torch.Tensor, packed: torch.Tensor, norms: torch.Tensor
 ) -> None:
     """Codes and norms equal the reference codec's, bit for bit."""
-    codes, scale = reference.encode(_words(source), "BF16", BITS, GROUP)
+    codes, scale = reference.encode(_words(source), "BF16", BITS, GROUP, "search")
     assert np.array_equal(packed.numpy(), codes)
     assert np.array_equal(norms.numpy().view(np.uint32), scale.view(np.uint32))
 
@@ -85,7 +85,7 @@ def decoded(packed: torch.Tensor, norms: torch.Tensor, shape: tuple[int, ...]) -
 
 def round_tripped(source: torch.Tensor) -> torch.Tensor:
     """decode(encode(source)), without a file in between."""
-    codes, norms = reference.encode(_words(source), "BF16", BITS, GROUP)
+    codes, norms = reference.encode(_words(source), "BF16", BITS, GROUP, "search")
     return decoded(torch.from_numpy(codes), torch.from_numpy(norms), tuple(source.shape))
 
 
