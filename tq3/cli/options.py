@@ -83,8 +83,8 @@ ScaleOpt = Annotated[
 NormsOpt = Annotated[
     str,
     typer.Option(
-        help="How norms are stored: float32, or float16 for 2 to 4 % smaller files that readers "
-        "of other makes may refuse."
+        help="How norms are stored: float32, or float16 for smaller files, which readers of other "
+        "makes may misread."
     ),
 ]
 WorkersOpt = Annotated[
