@@ -80,6 +80,19 @@ def test_an_ambiguous_tail_finds_nothing():
     assert stored.find("c.layers.0.fc.weight") is None
 
 
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens", "transformer.wte", "word_embeddings", "gpt_neox.embed_in"]
+)
+def test_embeddings_without_a_name_are_found_by_their_size(name):
+    table, head = Matrix(rows=512, bits=4, groups=2), Matrix(rows=512, bits=3, groups=2)
+    others = {"lm_head.weight": head, "embed_out.weight": head, "h.0.mlp.up.weight": head}
+    stored = Stored({f"{name}.weight": table, "position_embeddings.weight": KEPT} | others, 128)
+    assert stored.table(512, 200) == stored.table(512, 256) == table
+    assert stored.table(512, 257) is stored.table(513, 200) is None
+    two_towers = stored.matrices | {"decoder.embed_tokens.weight": Matrix(rows=512)}
+    assert Stored(two_towers, 128).table(512, 200) is None
+
+
 def test_experts_are_found_below_their_layer_only():
     stored = Stored({"l.1.experts.0.up.weight": THREE, "l.10.experts.0.up.weight": KEPT}, 128)
     assert stored.below("l.1") == {"experts.0.up.weight": THREE}

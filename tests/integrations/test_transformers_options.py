@@ -58,6 +58,17 @@ def test_some_experts_may_be_kept(architecture, keep, tmp_path):
     assert any(isinstance(module, PackedExperts) for module in model.modules())
 
 
+@pytest.mark.parametrize("architecture", [QWEN3_MOE, QWEN3_5_MOE], ids=lambda a: a.name)
+def test_experts_may_have_other_widths_down_or_in_another_layer(architecture, tmp_path):
+    """Down of layer 0 and all of layer 1 have 4 bits."""
+    patterns = ["down_proj", "layers.1.mlp.experts"]
+    case = make_case(architecture, tmp_path, sensitive_bits=4, sensitive_patterns=patterns)
+    model = assert_computes_as_restored(case)
+    bits = {n: m.layout.bits for n, m in model.named_modules() if isinstance(m, PackedExperts)}
+    wide = {name for name in bits if "down_proj" in name or "layers.1." in name}
+    assert {name for name in bits if bits[name] == 4} == wide < set(bits)
+
+
 def test_a_bias_is_added(tmp_path):
     config = transformers.Qwen2Config(**SIZES, tie_word_embeddings=True)
     case = make_case(
@@ -119,8 +130,8 @@ def cut_bytes(tensors):
     tensors[packed] = tensors[packed][:, :-1].contiguous()
 
 
-def halve_norms(tensors):
-    tensors[f"{NAME}.tq_norms"] = tensors[f"{NAME}.tq_norms"].half()
+def round_norms(tensors):
+    tensors[f"{NAME}.tq_norms"] = tensors[f"{NAME}.tq_norms"].bfloat16()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +139,7 @@ def halve_norms(tensors):
     [
         (cut_rows, r"do not fit .*codes U8 \[684, 48\].*\[344, 192\]"),
         (cut_bytes, "do not fit .*groups of 128"),
-        (halve_norms, r"do not fit .*norms F16 \[344, 2\]"),
+        (round_norms, r"do not fit .*norms BF16 \[344, 2\]"),
         (lambda t: t.pop(f"{NAME}.tq_norms"), "its .tq_norms is missing"),
         (lambda t: t.pop(f"{NAME}.tq_packed"), "its .tq_packed is missing"),
     ],

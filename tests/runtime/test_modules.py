@@ -10,8 +10,17 @@ import torch
 from torch import nn
 
 from tq3.codec import reference
+from tq3.errors import UsageError
 from tq3.format.layout import GroupLayout
-from tq3.runtime.modules import PackedExperts, PackedLinear, PackedWeight, hold_decoded
+from tq3.runtime.modules import (
+    PackedEmbedding,
+    PackedExperts,
+    PackedLinear,
+    PackedRows,
+    PackedWeight,
+    hold_decoded,
+    look_up_packed,
+)
 
 # Integer kernels round their 3-bit levels: 0.1 % of a product; the generic path is exact.
 BOUND = 3e-3
@@ -60,6 +69,49 @@ def test_packed_experts_compute_what_the_restored_ones_do(stacked):
     assert_close(weight(x, experts), wanted)
 
 
+class Doubled(nn.Embedding):
+    """Does something with the rows that nn.Embedding finds."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.factor = nn.Buffer(torch.tensor(2.0), persistent=False)
+
+    def forward(self, ids):
+        return super().forward(ids) * self.factor.to(self.weight.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("kind", [nn.Embedding, Doubled])
+def test_an_embedding_finds_the_restored_rows_and_keeps_its_class(kind, dtype):
+    weight = packed_weight((24, 200), kind=PackedRows)
+    embedding = kind(24, 200)
+    look_up_packed(embedding, weight)
+    assert isinstance(embedding, kind)
+    assert isinstance(embedding, PackedEmbedding)
+    assert set(embedding.state_dict()) == {"weight.tq_packed", "weight.tq_norms"}
+    ids = torch.tensor([[23, 0, 5], [5, 5, 1]])
+    rows = restored(weight)[ids].to(dtype)
+    assert torch.equal(embedding.to(dtype)(ids), rows * 2 if kind is Doubled else rows)
+    assert embedding.to("meta")(ids.to("meta")).shape == (2, 3, 200)
+
+
+def test_a_shared_weight_stays_shared_and_exact_where_a_model_is_cast():
+    first, second = packed_weight((24, 200), kind=PackedRows), packed_weight((24, 200))
+    second.tq_packed, second.tq_norms = first.tq_packed, first.tq_norms
+    before = first.tq_norms.clone()
+    nn.Sequential(first, second).to(torch.bfloat16)
+    assert first.tq_norms is second.tq_norms
+    assert torch.equal(first.tq_norms, before)
+
+
+def test_who_wants_the_values_of_a_packed_weight_is_told_what_to_do():
+    weight = packed_weight((24, 200))
+    assert weight.size() == (24, 200)
+    assert weight.device.type == "cpu"
+    with pytest.raises(UsageError, match="can't be read or changed.*tq3 restore"):
+        weight.data[:3] = 0
+
+
 def test_keys_of_a_state_dict_are_the_names_of_the_checkpoint():
     model = nn.Sequential(PackedLinear(packed_weight((24, 200)), nn.Parameter(torch.zeros(24))))
     assert set(model.state_dict()) == {"0.bias", "0.weight.tq_packed", "0.weight.tq_norms"}
@@ -88,9 +140,11 @@ def test_a_compiler_sees_one_graph():
     layer = PackedLinear(packed_weight((24, 200)), nn.Parameter(torch.randn(24)))
     experts = packed_weight((4, 24, 200), kind=PackedExperts)
     x, chosen = torch.randn(5, 200), torch.tensor([1, 0, 3, 3, 1])
+    embedding = Doubled(7, 200)
+    look_up_packed(embedding, packed_weight((7, 200), kind=PackedRows))
 
     def run(x):
-        return layer(x) + experts(x, chosen)
+        return layer(x + embedding(chosen)) + experts(x, chosen)
 
     with torch.no_grad():
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,14 +40,41 @@ def tiny(name: str, changes: dict[str, Any] | None = None) -> Architecture:
     return replace(architecture, config=type(architecture.config)(**config), has_mtp=False)
 
 
-def make(architecture: Architecture, folder: Path, dtype: str, **options: Any) -> Pair:
-    """Write, compress and restore one; a second call with the same folder finds it there."""
+def make(
+    architecture: Architecture,
+    folder: Path,
+    dtype: str,
+    *,
+    half_norms: bool = False,
+    **options: Any,
+) -> Pair:
+    """Write, compress and restore one; a second call with the same folder finds it there.
+
+    half_norms: round them to float16, still stored as float32
+    """
     pair = Pair(folder / "packed", folder / "dense")
     if not pair.dense.exists():
         write_checkpoint(architecture, folder / "source")
         tq3.compress(folder / "source", pair.packed, **options)
+        if half_norms:
+            _change_norms(pair.packed, lambda norms: norms.half().float())
         tq3.restore(pair.packed, pair.dense, dtype=dtype)
     return pair
+
+
+def with_half_norms(pair: Pair) -> Path:
+    """The packed folder with float16 norms. The dense weights must be made of such values."""
+    folder = pair.packed.with_name("half_norms")
+    shutil.copytree(pair.packed, folder)
+    _change_norms(folder, torch.Tensor.half)
+    return folder
+
+
+def _change_norms(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        norms = {name: change(t) for name, t in tensors.items() if name.endswith(".tq_norms")}
+        save_file(tensors | norms, file, metadata={"format": "pt"})
 
 
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checkpoints import make, stored_tensors, tiny, without
+from checkpoints import make, stored_tensors, tiny, with_half_norms, without
 from engine import answers, assert_same, bytes_of_layers, engine, greedy, parameter
 
 pytestmark = pytest.mark.vllm
@@ -41,6 +41,18 @@ def test_single_experts_of_two_widths_answer_as_the_dense_model(work):
     tensors = stored_tensors(pair.packed)
     names = [f"model.layers.1.mlp.experts.{e}.down_proj.weight.tq_packed" for e in range(4)]
     assert torch.equal(codes.flatten(), torch.cat([tensors[name].flatten() for name in names]))
+
+
+def test_layers_of_experts_may_differ_in_width_and_norms_be_float16(work):
+    options = {"sensitive_bits": 4, "sensitive_patterns": ["layers.1.mlp.experts"]}
+    pair = make(tiny("qwen3_moe"), work / "experts_by_layer", FLOAT32, half_norms=True, **options)
+    dense = answers(pair.dense, FLOAT32)
+    with engine(with_half_norms(pair), FLOAT32) as llm:
+        assert_same(greedy(llm), dense, FLOAT32, CLOSE_ROUTES)
+        (layers,) = bytes_of_layers(llm)
+    for layer, bits in ((0, 3), (1, 4)):
+        held, _ = layers[f"model.layers.{layer}.mlp.experts.routed_experts"]
+        assert held == 4 * (2 * 160 * 2 + 192 * 2) * (16 * bits + 4)
 
 
 def test_two_ranks_split_each_expert(two_ranks):

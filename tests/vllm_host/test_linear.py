@@ -78,21 +78,6 @@ def test_other_widths_and_groups(work, bits, group):
         assert_same(greedy(llm), dense, FLOAT32)
 
 
-def test_an_output_head_is_packed_where_the_checkpoint_has_packed_it(work):
-    pair = make(tiny("qwen3"), work / "head", FLOAT32, only=["lm_head.weight", "*_proj.weight"])
-    dense = answers(pair.dense, FLOAT32)
-    with engine(pair.packed, FLOAT32) as llm:
-        assert_same(greedy(llm), dense, FLOAT32)
-        (layers,) = bytes_of_layers(llm)
-    assert layers["lm_head"] == (512 * 2 * 52, 512 * 2 * 52)
-
-
-def test_packed_embeddings_are_refused(work):
-    pair = make(tiny("qwen3"), work / "embeddings", FLOAT32, only=["*embed_tokens.weight"])
-    with pytest.raises(Exception, match="can't be looked up"), engine(pair.packed, FLOAT32):
-        pass
-
-
 def test_two_ranks_that_would_split_a_group_are_refused(llama, capfd):
     with (
         pytest.raises(Exception, match="initialization failed"),

@@ -5,6 +5,7 @@ Hosts build their layers by this, never by patterns: what is stored is what must
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,6 +14,9 @@ from math import prod
 from tq3.errors import BadInput, UsageError
 from tq3.format.layout import NORMS, PACKED
 from tq3.format.recipe import WIDTHS
+
+# What checkpoints call a table of embeddings; `embed_out` is GPT-NeoX's output head.
+_TABLE = re.compile(r"(^|\.)(\w*embed(?!_out)\w*|wte)\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,16 @@ class Stored:
             if found:
                 return found.pop() if len(found) == 1 else None
         return None
+
+    def table(self, rows: int, columns: int) -> Matrix | None:
+        """The embeddings of this size, for hosts that do not name theirs; None if unclear."""
+        n = -(-columns // self.group)
+        found = {
+            matrix
+            for name, matrix in self.matrices.items()
+            if _TABLE.search(name) and matrix.rows == rows and matrix.groups in (0, n)
+        }
+        return found.pop() if len(found) == 1 else None
 
     def below(self, prefix: str) -> dict[str, Matrix]:
         """All matrices below a component path, by what follows it."""

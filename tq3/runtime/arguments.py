@@ -44,6 +44,30 @@ def check_experts(
         refuse("experts", found, f"{tuple(x.shape[:1])} of torch.int64")
 
 
+def check_embedding(
+    ids: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> None:
+    """Refuse what are no packed rows of that width, or no numbers of rows."""
+    _check_width(bits, group, group)
+    if norms.dim() != 2:
+        refuse("norms.shape", tuple(norms.shape), "(rows, groups of a row)")
+    if ids.dtype not in (torch.int64, torch.int32):
+        refuse("ids.dtype", ids.dtype, "torch.int64 or torch.int32")
+    if dtype not in DTYPES:
+        refuse("dtype", dtype, "torch.bfloat16, torch.float16 or torch.float32")
+    _check_pair(packed, norms, bits, group)
+    _check_devices(ids, packed, norms)
+    n = norms.shape[1]
+    if not max(0, n - 1) * group < columns <= n * group:
+        refuse("columns", columns, _columns_of(n, group))
+
+
 def refuse(what: str, found: object, expected: object) -> None:
     """An error in the words of the codec's."""
     raise ValueError(f"{what}: found {found}, expected {expected}")
@@ -63,16 +87,18 @@ def _check_tensors(
 ) -> None:
     if x.dtype not in DTYPES:
         refuse("x.dtype", x.dtype, "torch.bfloat16, torch.float16 or torch.float32")
+    _check_pair(packed, norms, bits, group)
+    _check_devices(x, packed, norms)
+    n = norms.shape[-1]
+    if x.dim() and not max(0, n - 1) * group < x.shape[-1] <= n * group:
+        refuse("x.shape", tuple(x.shape), _columns_of(n, group))
+
+
+def _check_pair(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> None:
     if packed.dtype != torch.uint8:
         refuse("packed.dtype", packed.dtype, torch.uint8)
     if norms.dtype != torch.float32:
         refuse("norms.dtype", norms.dtype, torch.float32)
-    if not (x.device == packed.device == norms.device):
-        refuse("devices", f"{x.device}, {packed.device} and {norms.device}", "one and the same")
-    n = norms.shape[-1]
-    if x.dim() and not max(0, n - 1) * group < x.shape[-1] <= n * group:
-        expected = f"{(n - 1) * group + 1} to {n * group} columns, for {n} groups of {group}"
-        refuse("x.shape", tuple(x.shape), expected)
     n_bytes = norms.numel() * group * bits // 8
     if packed.numel() != n_bytes:
         expected = f"{n_bytes} bytes, for norms of the shape {tuple(norms.shape)}"
@@ -80,3 +106,14 @@ def _check_tensors(
     # A copy at each call would be slower than the layer itself.
     if not packed.is_contiguous() or not norms.is_contiguous():
         refuse("packed and norms", "strided memory", "contiguous tensors")
+
+
+def _check_devices(*tensors: torch.Tensor) -> None:
+    first, *others = (tensor.device for tensor in tensors)
+    if any(other != first for other in others):
+        found = f"{first}, {' and '.join(map(str, others))}"
+        refuse("devices", found, "one and the same")
+
+
+def _columns_of(n: int, group: int) -> str:
+    return f"{(n - 1) * group + 1} to {n * group} columns, for {n} groups of {group}"

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import nn
 
-from tq3.codec.backend import get_backend
+from tq3.errors import UsageError
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.runtime import ops
+from tq3.runtime import ops, rows
 
-__all__ = ["PackedExperts", "PackedLinear", "PackedWeight", "hold_decoded", "ops"]
+__all__ = [
+    "PackedEmbedding",
+    "PackedExperts",
+    "PackedLinear",
+    "PackedRows",
+    "PackedWeight",
+    "hold_decoded",
+    "look_up_packed",
+    "ops",
+]
 
 
 class PackedWeight(nn.Module):
@@ -30,6 +38,7 @@ class PackedWeight(nn.Module):
 
     tq_packed: nn.Parameter
     tq_norms: nn.Parameter
+    requires_grad = False
 
     def __init__(
         self,
@@ -55,6 +64,24 @@ class PackedWeight(nn.Module):
         """That of the decoded weight."""
         return self.layout.shape
 
+    def size(self) -> torch.Size:
+        """The same, for who asks as of a tensor."""
+        return torch.Size(self.layout.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are."""
+        return self.tq_packed.device
+
+    @property
+    def data(self) -> NoReturn:
+        """What changes a weight asks for this, such as `resize_token_embeddings`."""
+        raise UsageError(
+            "the values of a packed weight can't be read or changed in place, and its rows neither "
+            "added to nor cut",
+            fix="`tq3 restore` the checkpoint, change the dense model, compress that again",
+        )
+
     @property
     def n_bytes(self) -> int:
         """Bytes of codes and norms."""
@@ -63,18 +90,10 @@ class PackedWeight(nn.Module):
     def decoded(self) -> torch.Tensor:
         """The weight as the codec restores it, float32, on the same device."""
         layout = self.layout
-        words = np.empty((layout.rows, layout.cols), np.uint32)
-        packed, norms = layout.tensors("")
-        get_backend().decode(
-            self.tq_packed.reshape(packed.shape).cpu().numpy(),
-            self.tq_norms.detach().reshape(norms.shape).cpu().numpy(),
-            layout.bits,
-            layout.group,
-            words,
-            "F32",
-        )
-        weight = torch.from_numpy(words.view(np.float32)).reshape(layout.shape)
-        return weight.to(self.tq_packed.device)
+        packed, norms = self.tq_packed.cpu(), self.tq_norms.detach().cpu()
+        norms = norms.reshape(layout.rows, layout.groups_per_row)
+        weight = rows.decode(packed, norms, layout.bits, layout.group, layout.cols, torch.float32)
+        return weight.reshape(layout.shape).to(self.device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., columns) -> (..., rows)
@@ -97,8 +116,8 @@ class PackedWeight(nn.Module):
         self.dtype = fn(norms.new_empty(0, dtype=self.dtype)).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.tq_norms.dtype != torch.float32:
-            norms = norms.to(self.tq_norms.device)
-            self.tq_norms = nn.Parameter(norms, requires_grad=False)
+            # The same parameter as before: another module may share it.
+            self.tq_norms.data = norms.to(self.tq_norms.device)
         return self
 
 
@@ -122,6 +141,47 @@ class PackedLinear(nn.Module):
         """As nn.Linear says it."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, bias={self.bias is not None}"
+
+
+class PackedRows(PackedWeight):
+    """A compressed matrix whose rows are looked up."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: any shape -> (*ids.shape, columns) of `dtype`"""
+        layout = self.layout
+        found: torch.Tensor = torch.ops.tq3.embedding(
+            ids, self.tq_packed, self.tq_norms, layout.bits, layout.group, layout.cols, self.dtype
+        )
+        return found
+
+
+class PackedEmbedding(nn.Embedding):
+    """What nn.Embedding looks up, from packed rows. Made by `look_up_packed`."""
+
+    weight: PackedRows  # type: ignore[assignment]
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: any shape -> (*ids.shape, embedding_dim)"""
+        found: torch.Tensor = self.weight(ids)
+        return found
+
+
+def look_up_packed(embedding: nn.Embedding, weight: PackedRows) -> None:
+    """Make an embedding look up its rows in `weight`.
+
+    A class derived from nn.Embedding stays in charge: where it calls nn.Embedding's forward, to
+    scale or to normalise the rows, it now calls PackedEmbedding's.
+    """
+    del embedding.weight
+    embedding.weight = weight  # type: ignore[assignment]
+    # As torch's own parametrisations do it: buffers, hooks and flags of the module stay.
+    embedding.__class__ = _packed_class(type(embedding))
+
+
+def _packed_class(kind: type[nn.Embedding]) -> type[PackedEmbedding]:
+    if kind is nn.Embedding:
+        return PackedEmbedding
+    return type(f"Packed{kind.__name__}", (kind, PackedEmbedding), {})
 
 
 class PackedExperts(PackedWeight):

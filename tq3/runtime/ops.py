@@ -12,7 +12,12 @@ tq3::experts(Tensor x, Tensor packed, Tensor norms, Tensor experts, int bits, in
     packed: the bytes of all experts; norms: (number of experts, rows, n) float32
     experts: (pairs,) int64; only those that occur are read
 
-A bias is added by the caller. Weights are constants: neither operator has a gradient.
+tq3::embedding(Tensor ids, Tensor packed, Tensor norms, int bits, int group, int columns,
+               ScalarType dtype)
+    The rows `ids` of the decoded weight: (..., columns) of dtype, each value rounded once.
+    ids: any shape, int64 or int32; packed and norms as for tq3::linear
+
+A bias is added by the caller. Weights are constants: no operator has a gradient.
 """
 
 from __future__ import annotations
@@ -23,8 +28,8 @@ from typing import Protocol
 
 import torch
 
-from tq3.runtime import generic
-from tq3.runtime.arguments import check_experts, check_linear, refuse
+from tq3.runtime import generic, rows
+from tq3.runtime.arguments import check_embedding, check_experts, check_linear, refuse
 
 _library = torch.library.Library("tq3", "DEF")
 _library.define(
@@ -35,6 +40,11 @@ _library.define(
 _library.define(
     "experts(Tensor x, Tensor packed, Tensor norms, Tensor experts, int bits, int group,"
     " int? rotation=None) -> Tensor",
+    tags=(torch.Tag.needs_contiguous_strides,),
+)
+_library.define(
+    "embedding(Tensor ids, Tensor packed, Tensor norms, int bits, int group, int columns,"
+    " ScalarType dtype) -> Tensor",
     tags=(torch.Tag.needs_contiguous_strides,),
 )
 
@@ -79,6 +89,23 @@ def experts(
         pairs = (experts == expert).nonzero()[:, 0]
         out[pairs] = linear(x[pairs], layers[expert], norms[expert], bits, group, rotation)
     return out
+
+
+def embedding(
+    ids: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """What tq3::embedding does with real tensors. An id beyond the rows is torch's own error."""
+    check_embedding(ids, packed, norms, bits, group, columns, dtype)
+    chosen = ids.reshape(-1)
+    codes = packed.view(len(norms), -1).index_select(0, chosen)
+    found = rows.decode(codes, norms.index_select(0, chosen), bits, group, columns, dtype)
+    return found.view(*ids.shape, columns)
 
 
 class _Path(Protocol):
@@ -134,6 +161,19 @@ def _fake_experts(
     return x.new_empty((x.shape[0], norms.shape[1]))
 
 
+def _fake_embedding(
+    ids: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    check_embedding(ids, packed, norms, bits, group, columns, dtype)
+    return norms.new_empty((*ids.shape, columns), dtype=dtype)
+
+
 def _no_gradient(ctx: object, *gradients: torch.Tensor) -> None:
     raise NotImplementedError(
         "tq3 layers have no gradient, neither of x nor of the weights: run the model under "
@@ -143,7 +183,10 @@ def _no_gradient(ctx: object, *gradients: torch.Tensor) -> None:
 
 _library.impl("linear", linear, "CompositeExplicitAutograd")
 _library.impl("experts", experts, "CompositeExplicitAutograd")
+_library.impl("embedding", embedding, "CompositeExplicitAutograd")
 torch.library.register_fake("tq3::linear", _fake_linear, lib=_library)
 torch.library.register_fake("tq3::experts", _fake_experts, lib=_library)
+torch.library.register_fake("tq3::embedding", _fake_embedding, lib=_library)
 torch.library.register_autograd("tq3::linear", _no_gradient, lib=_library)
 torch.library.register_autograd("tq3::experts", _no_gradient, lib=_library)
+torch.library.register_autograd("tq3::embedding", _no_gradient, lib=_library)

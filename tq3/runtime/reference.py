@@ -1,4 +1,4 @@
-"""What a packed linear layer computes, to the bit: short, slow, and what every kernel must equal.
+"""What a packed layer computes, to the bit: short, slow, and what every kernel must equal.
 
 docs/kernels.md says the same in words. Everything is float32 or an exact integer.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from tq3.codec import reference as codec
 from tq3.runtime import arithmetic as fixed
 
 
@@ -35,6 +36,23 @@ def linear(
     worth = scales * fixed.unit(bits, group, rotation)
     terms = (products.float() * worth[:, None, :]) * norms
     return add_up(terms).to(x.dtype)
+
+
+def embedding(
+    ids: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Rows of the weight that the format defines, each value rounded once.  (*ids.shape, columns)
+
+    packed, norms: as for `linear`, on the processor
+    """
+    weights = codec.decode(packed.numpy(), norms.numpy(), bits, group, columns)
+    return torch.from_numpy(weights.copy())[ids].to(dtype)
 
 
 def rotate(x: torch.Tensor, n: int, group: int, rotation: int) -> torch.Tensor:

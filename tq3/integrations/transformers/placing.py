@@ -16,6 +16,8 @@ from tq3.format.header import Header, TensorInfo, read_header
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.recipe import WIDTHS
 
+# The host widens the smaller ones while it loads them, exactly.
+NORM_DTYPES = ("F32", "F16")
 # Rows of codes can be stacked, joined and cut as rows of weights can; nothing else can be done to
 # them. By name: the classes have come and gone between releases.
 _ROW_OPERATIONS = {"MergeModulelist", "SplitModulelist", "Concatenate", "Chunk", "Split"}
@@ -34,7 +36,8 @@ class Pair:
         """The width that the sizes imply. Raises BadInput where they imply none."""
         weights = self.norms.n_elements * group
         bits = self.packed.n_bytes * 8 // max(weights, 1)
-        if bits not in WIDTHS or bits * weights != self.packed.n_bytes * 8:
+        is_whole = bits in WIDTHS and bits * weights == self.packed.n_bytes * 8
+        if not is_whole or self.norms.dtype not in NORM_DTYPES:
             raise self.bad(f"codes and norms of groups of {group}", found=_shapes(self))
         return bits
 
@@ -62,8 +65,11 @@ class Place:
     converted: bool
 
 
-def read_pairs(files: Iterable[str]) -> dict[str, Pair]:
-    """All compressed tensors of these safetensors files. Raises BadInput for half of a pair."""
+def read_pairs(files: Iterable[str]) -> tuple[dict[str, Pair], set[str]]:
+    """All compressed tensors of these safetensors files, and the names of all others.
+
+    Raises BadInput for half of a pair.
+    """
     found: dict[str, tuple[TensorInfo, str]] = {}
     for path in map(Path, files):
         found |= {name: (info, path.name) for name, info in _header(path).tensors.items()}
@@ -76,7 +82,7 @@ def read_pairs(files: Iterable[str]) -> dict[str, Pair]:
         stem = name.removesuffix(PACKED)
         if stem != name:
             pairs[stem] = Pair(stem, home, info, found[stem + NORMS][0])
-    return pairs
+    return pairs, {name for name in found if not name.endswith((PACKED, NORMS))}
 
 
 class _Renaming:
@@ -110,18 +116,21 @@ def find_places(model: PreTrainedModel, pairs: dict[str, Pair], group: int) -> l
     A tensor that the model has no parameter for is left to the host, which ignores or reports it.
     """
     rename, state = _Renaming(model), model.state_dict()
-    tied = set(model.all_tied_weights_keys.values())
     places: dict[str, Place] = {}
     for pair in pairs.values():
         names, converter = rename(pair.name, state)
         for name in names:
             if name in state:
-                if name in tied:
-                    raise _tied(pair)
                 place = _place(pair, name, state[name], converter, group)
                 if places.setdefault(name, place) != place:
                     raise pair.bad("the width of the tensors beside it", found=_shapes(pair))
     return list(places.values())
+
+
+def find_kept(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """The parameters of `model` that these tensors, which are not compressed, fill."""
+    rename, state = _Renaming(model), model.state_dict()
+    return {parameter for name in names for parameter in rename(name, state)[0]}
 
 
 def check_names(model: PreTrainedModel, pairs: dict[str, Pair]) -> None:
@@ -164,7 +173,8 @@ def _place(
 ) -> Place:
     layout = GroupLayout(tuple(parameter.shape), pair.bits(group), group)
     if converter is None:
-        fits = layout.tensors(pair.name) == (pair.packed, pair.norms)
+        packed, norms = layout.tensors(pair.name)
+        fits = pair.packed == packed and pair.norms.shape == norms.shape
     else:
         fits = layout.groups_per_row == pair.norms.shape[-1]
         impossible = {type(step).__name__ for step in converter.operations} - _ROW_OPERATIONS
@@ -179,15 +189,6 @@ def _place(
     if not fits:
         raise pair.bad(f"those of {name} {list(layout.shape)}", found=_shapes(pair))
     return Place(name, layout, converter is not None)
-
-
-def _tied(pair: Pair) -> BadInput:
-    return BadInput(
-        "packed, but shared by embedding and output head, which Transformers does not allow",
-        file=pair.file,
-        tensor=pair.name,
-        fix="compress again with --keep for this tensor, or `tq3 restore` the checkpoint",
-    )
 
 
 def _shapes(pair: Pair) -> str:

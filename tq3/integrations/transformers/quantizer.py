@@ -14,10 +14,25 @@ from transformers.utils import logging
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
+from tq3.format.layout import PACKED
 from tq3.integrations.transformers import experts
-from tq3.integrations.transformers.placing import Place, check_names, find_places, read_pairs
+from tq3.integrations.transformers.placing import (
+    Place,
+    check_names,
+    find_kept,
+    find_places,
+    read_pairs,
+)
+from tq3.integrations.transformers.tying import shared_places, tie
 from tq3.runtime.arguments import DTYPES
-from tq3.runtime.modules import PackedExperts, PackedLinear, PackedWeight, hold_decoded
+from tq3.runtime.modules import (
+    PackedExperts,
+    PackedLinear,
+    PackedRows,
+    PackedWeight,
+    hold_decoded,
+    look_up_packed,
+)
 
 _log = logging.get_logger(__name__)
 
@@ -44,7 +59,7 @@ class Tq3Quantizer(HfQuantizer):
         if model.dtype not in DTYPES:
             allowed = ", ".join(map(str, DTYPES))
             raise UsageError("activations of this dtype", found=model.dtype, expected=allowed)
-        pairs = read_pairs(checkpoint_files)
+        pairs, others = read_pairs(checkpoint_files)
         places = find_places(model, pairs, self.quantization_config.group_size)
         if not places:
             found = next(iter(pairs), "no compressed tensor at all")
@@ -54,10 +69,15 @@ class Tq3Quantizer(HfQuantizer):
                 found=found,
                 fix="check `architectures` in config.json with `tq3 inspect`",
             )
-        self._places = places
+        shared = shared_places(model.all_tied_weights_keys, places, find_kept(model, others))
+        self._places = places + shared
+        tie(model, {place.parameter for place in self._places})
+        tokens = _token_embeddings(model, shared)
         for place in places:
-            _install(model, place)
+            _install(model, place, tokens)
         check_names(model, pairs)
+        for place in shared:
+            _install(model, place, tokens)
         if any(isinstance(module, PackedExperts) for module in model.modules()):
             model.set_experts_implementation(experts.IMPLEMENTATION)
 
@@ -72,7 +92,11 @@ class Tq3Quantizer(HfQuantizer):
         """Called by save_pretrained, before it writes config.json: that gains what tq_config.json
         would say. The state dict is the model's.
         """
-        dense = {p.parameter: torch.empty(p.layout.shape, device="meta") for p in self._places}
+        dense = {
+            place.parameter: torch.empty(place.layout.shape, device="meta")
+            for place in self._places
+            if place.parameter + PACKED not in model.all_tied_weights_keys
+        }
         group = self.quantization_config.group_size
         saved = {
             name: tuple(tensor.shape)
@@ -97,19 +121,36 @@ class Tq3Quantizer(HfQuantizer):
         return True
 
 
-def _install(model: PreTrainedModel, place: Place) -> None:
+def _token_embeddings(model: PreTrainedModel, shared: Sequence[Place]) -> set[nn.Module]:
+    """The embeddings that nothing is done with but looking rows up.
+
+    Those of the model's tokens, others of their class, if that is one of their own, and all that
+    share a packed weight. Tables of positions may be read as a whole.
+    """
+    owners = {model.get_submodule(place.parameter.rpartition(".")[0]) for place in shared}
+    try:
+        inputs = model.get_input_embeddings()
+    except NotImplementedError:
+        return owners
+    return owners | {
+        module
+        for module in model.modules()
+        if module is inputs or type(module) is type(inputs) is not nn.Embedding
+    }
+
+
+def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> None:
     """Replace a parameter on meta by a packed module, also on meta."""
     path, _, name = place.parameter.rpartition(".")
     owner = model.get_submodule(path)
     parameter = owner.get_parameter(name)
+    of_parameter = {"dtype": parameter.dtype, "device": parameter.device}
+    if isinstance(owner, nn.Embedding) and owner in tokens and owner.max_norm is None:
+        look_up_packed(owner, PackedRows(place.layout, **of_parameter))
+        return
     is_stack = len(place.layout.shape) == 3
     kind = PackedExperts if is_stack and experts.are_experts(owner, name) else PackedWeight
-    weight = kind(
-        place.layout,
-        stacked=is_stack and place.converted,
-        dtype=parameter.dtype,
-        device=parameter.device,
-    )
+    weight = kind(place.layout, stacked=is_stack and place.converted, **of_parameter)
     # Classes derived from nn.Linear may read their weight themselves.
     if type(owner) is nn.Linear:
         packed = PackedLinear(weight, owner.bias)

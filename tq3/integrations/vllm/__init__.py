@@ -11,8 +11,8 @@ from vllm.model_executor.layers.quantization import (
     register_quantization_config,
 )
 
+from tq3.integrations.vllm import linear, vocabulary
 from tq3.integrations.vllm.config import NAMES, Tq3Config, is_ours, logger
-from tq3.integrations.vllm.linear import LAYERS
 
 
 def register() -> None:
@@ -27,7 +27,7 @@ def register() -> None:
                 "tq3 serves its own checkpoints as 'tq3'",
                 name,
             )
-    for name, layer in LAYERS.items():
+    for name, layer in (linear.LAYERS | vocabulary.LAYERS).items():
         if name not in op_registry_oot:
             PluggableLayer.register_oot(name=name)(layer)
         elif op_registry_oot[name] is not layer:

@@ -16,10 +16,7 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizationConfig,
     QuantizeMethodBase,
 )
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    VocabParallelEmbedding,
-)
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.transformers_utils.config import get_safetensors_params_metadata
 
@@ -30,6 +27,7 @@ from tq3.format.recipe import GROUP_SIZES
 from tq3.integrations.stored import Matrix, Stored, read_shapes
 from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits
 from tq3.integrations.vllm.linear import Tq3LinearMethod
+from tq3.integrations.vllm.vocabulary import Tq3VocabularyMethod
 
 # The first is the method of published checkpoints, the second only ours.
 NAMES = ("turboquant", "tq3")
@@ -154,16 +152,12 @@ class Tq3Config(QuantizationConfig):
     def _vocabulary_method(
         self, layer: VocabParallelEmbedding, prefix: str
     ) -> QuantizeMethodBase | None:
-        matrix = self.stored.find(f"{prefix}.weight")
+        # Many models give their embeddings no name, and a tied head has no matrix of its own.
+        own = self.stored.find(f"{prefix}.weight") if prefix else None
+        matrix = own or self.stored.table(layer.org_vocab_size, layer.embedding_dim)
         if matrix is None or not matrix.is_packed:
             return None
-        if not isinstance(layer, ParallelLMHead):
-            raise BadInput(
-                "packed embeddings can't be looked up",
-                tensor=prefix,
-                fix="compress again with --keep for this tensor",
-            )
-        return Tq3LinearMethod([matrix], self.stored.group)
+        return Tq3VocabularyMethod(matrix, self.stored.group, is_own=own is not None)
 
 
 def is_ours(name: str) -> bool:

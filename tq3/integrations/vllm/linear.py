@@ -155,6 +155,13 @@ class Tq3LinearMethod(LinearMethodBase):
                 )
 
 
+def config_of_the_model() -> Any:
+    """tq3's configuration of the model that is being built; None for a model of another kind."""
+    current = get_current_vllm_config_or_none()
+    config = current and current.quant_config
+    return config if hasattr(config, "packs") else None
+
+
 class PackedReplicatedLinear(ReplicatedLinear):
     """vLLM's layer, packed where the checkpoint's is.
 
@@ -163,9 +170,8 @@ class PackedReplicatedLinear(ReplicatedLinear):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         call = signature(super().__init__).bind(*args, **options)
-        current = get_current_vllm_config_or_none()
-        config = current and current.quant_config
-        if call.arguments.get("quant_config") is None and hasattr(config, "packs"):
+        config = config_of_the_model()
+        if call.arguments.get("quant_config") is None and config:
             is_packed = config.packs(call.arguments.get("prefix", ""))
             call.arguments["quant_config"] = config if is_packed else None
         super().__init__(*call.args, **call.kwargs)
