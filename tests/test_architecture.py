@@ -21,7 +21,7 @@ PACKAGE = Path(tq3.__file__).parent
 MAY_IMPORT = {
     "format": set(),
     "codec": {"format"},
-    "plan": {"format"},
+    "plan": {"format", "codec"},
     "storage": {"format", "plan"},
     "hub": {"format", "plan", "storage"},
     "pipelines": {"format", "codec", "plan", "storage", "hub"},
@@ -33,7 +33,7 @@ FREE = {"errors", "units", "version"}
 TOP = {"cli", "api", "__init__", "__main__"}
 
 THIRD_PARTY = {
-    "format": {"xxhash"},
+    "format": {"xxhash", "tomli"},
     "codec": {"numpy"},
     "hub": {"huggingface_hub", "yaml"},
     "pipelines": {"numpy"},
@@ -93,6 +93,12 @@ def test_a_layer_imports_only_what_lies_below_it(layer):
     assert files
     for path in files:
         assert layers_imported(path) - {layer} - FREE <= MAY_IMPORT[layer], path
+
+
+def test_a_plan_takes_a_table_from_the_codec_and_does_without_numpy():
+    names = {name for path in files_of("plan") for name in imported_modules(path)}
+    codec = {name for name in names if name.startswith("tq3.codec")}
+    assert codec == {"tq3.codec.expected.expected_error"}
 
 
 @pytest.mark.parametrize("module", sorted(FREE))

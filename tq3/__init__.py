@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         VerificationFailed,
     )
     from tq3.format.recipe import Recipe
+    from tq3.format.request import make_recipe
     from tq3.integrations.loading import load
     from tq3.pipelines.card import make_card
     from tq3.pipelines.compress import compress_checkpoint
@@ -43,6 +44,7 @@ _HOMES = {
     "restore_checkpoint": "tq3.pipelines.restore",
     "verify_checkpoint": "tq3.pipelines.verify",
     "Recipe": "tq3.format.recipe",
+    "make_recipe": "tq3.format.request",
     "Tq3Error": "tq3.errors",
     "UsageError": "tq3.errors",
     "BadInput": "tq3.errors",
@@ -64,6 +66,7 @@ __all__ = [
     "inspect",
     "load",
     "make_card",
+    "make_recipe",
     "preview",
     "push",
     "push_checkpoint",

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from tq3.format.recipe import (
-    DEFAULT_SENSITIVE_PATTERNS,
-    DEFAULT_SHARD_SIZE,
-    Recipe,
-    parse_size,
-)
+from tq3.format.recipe import DEFAULT_SHARD_SIZE, Recipe, parse_size
+from tq3.format.request import make_recipe
 from tq3.hub.options import HubOptions
 from tq3.pipelines.checks import Verification
 from tq3.pipelines.compress import compress_checkpoint
@@ -29,13 +25,18 @@ def compress(
     source: StrPath,
     out: StrPath,
     *,
-    bits: int = 3,
+    bits: int | None = None,
+    recipe: StrPath | None = None,
+    target_size: int | str | None = None,
+    target_bpw: float | None = None,
+    lm_head: int | None = None,
+    embeddings: int | None = None,
     group_size: int = 128,
     keep: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     keep_dtype: str = "float16",
     sensitive_bits: int | None = None,
-    sensitive_patterns: str | Sequence[str] = DEFAULT_SENSITIVE_PATTERNS,
+    sensitive_patterns: str | Sequence[str] | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     nonfinite: str = "error",
     scale: str = "search",
@@ -54,20 +55,25 @@ def compress(
     source: a folder, or as a text the id of a repository on the Hub
     revision, download: see `tq3.hub.options.HubOptions`; for repositories only
 
-    The first options are those of `tq3.Recipe` (max_shard_size: bytes or a text such as "5GiB"),
-    the others those of `tq3.pipelines.compress.compress_checkpoint`; `on_event` hears of the
-    progress. Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no
-    checkpoint, and the same call goes on from what was done.
+    The first options are those of `tq3.format.request.make_recipe` and of `tq3.Recipe`, the others
+    those of `tq3.pipelines.compress.compress_checkpoint`; `on_event` hears of the progress. Raises
+    UsageError, BadInput, StorageError or NetworkError; then `out` has no checkpoint, and the same
+    call goes on from what was done.
     """
-    recipe = Recipe(
+    asked = make_recipe(
         bits=bits,
+        recipe=None if recipe is None else str(recipe),
+        target_size=target_size,
+        target_bpw=target_bpw,
+        lm_head=lm_head,
+        embeddings=embeddings,
         group_size=group_size,
-        keep=_globs(keep),
-        only=_globs(only),
+        keep=keep,
+        only=only,
         keep_dtype=keep_dtype,
-        max_shard_bytes=parse_size(max_shard_size),
+        max_shard_size=max_shard_size,
         sensitive_bits=sensitive_bits,
-        sensitive_patterns=_globs(sensitive_patterns),
+        sensitive_patterns=sensitive_patterns,
         nonfinite=nonfinite,
         scale=scale,
         norms=norms,
@@ -75,7 +81,7 @@ def compress(
     events = compress_checkpoint(
         source,
         out,
-        recipe,
+        asked,
         workers=workers,
         backend=backend,
         overwrite=overwrite,
@@ -244,10 +250,6 @@ def save_tq3_checkpoint(
         sensitive_bits=sensitive_bits,
         max_shard_size=max_shard_bytes,
     )
-
-
-def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
 def _run(run: Run, on_event: OnEvent | None) -> Report:

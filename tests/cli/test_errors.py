@@ -97,6 +97,25 @@ USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
         lambda path: compress(path, "--sensitive-pattern", "o_proj"),
         "add --sensitive-bits",
     ),
+    "bits beside a recipe": (
+        lambda path: compress(path, "--bits", 3, "--recipe", "best"),
+        "leave --bits out",
+    ),
+    "sensitive bits beside a target": (
+        lambda path: compress(path, "--sensitive-bits", 4, "--target-bpw", 3.5),
+        "leave --sensitive-bits out",
+    ),
+    "no such recipe": (lambda path: compress(path, "--recipe", "worst"), "balanced, best, native"),
+    "a recipe that is not there": (
+        lambda path: compress(path, "--recipe", path / "mine.toml"),
+        "No such file",
+    ),
+    "target size": (lambda path: compress(path, "--target-size", "some"), "not a size"),
+    "a target out of reach": (
+        lambda path: compress(path, "--target-size", "1kB"),
+        "the target can't be reached (found 1,000 bytes, expected ",
+    ),
+    "lm head": (lambda path: compress(path, "--lm-head", 5), "--lm-head is 5"),
     "tensors of no dry run": (lambda path: compress(path, "--tensors"), "add --dry-run"),
     "no target": (lambda path: ("compress", path), "missing argument OUT"),
     "a target that is not empty": (refilled, "--overwrite"),

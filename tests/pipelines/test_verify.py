@@ -198,7 +198,7 @@ PROVOKED = {
         "kinds",
         False,
         set_key("tq_config.json", "tq3.shapes", {EXPERTS: [3, 5, 256]}),
-        "found codes [24, 48], norms [12, 2]",
+        "found codes U8 [24, 48], norms F32 [12, 2]",
     ),
     "TQ208": ("one", False, set_key("tq_config.json", "compressed_layers", 5), "found 6 tensors"),
     "TQ209": ("one", False, set_key("tq_config.json", "orig_in_dims", {"ghost": 5}), "names it"),

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
 import pytest
+from listings import qwen
 
-from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import Action, Plan
-from tq3.plan.sources import Checkpoint, Located
-
-DATA = Path(__file__).parent / "data" / "qwen3.6-27b.json"
-
-
-def qwen() -> Checkpoint:
-    """The model as one source file would hold it."""
-    listing = json.loads(DATA.read_text())
-    tensors, offset = [], 0
-    for template, shape, *layers in listing["tensors"]:
-        for layer in listing["layers"][layers[0]] if layers else [None]:
-            info = TensorInfo(template.format(layer), listing["dtype"], tuple(shape))
-            tensors.append(Located(info, "model.safetensors", offset))
-            offset += info.n_bytes
-    return Checkpoint(tuple(tensors), {"model.safetensors": "as it was"}, {})
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,8 @@ from tq3.cli import options as opt
 from tq3.cli.publishing import card, push
 from tq3.cli.screen import Screen
 from tq3.errors import UsageError
-from tq3.format.recipe import DEFAULT_SENSITIVE_PATTERNS, DEFAULT_SHARD_SIZE, Recipe, parse_size
+from tq3.format.recipe import DEFAULT_SHARD_SIZE, parse_size
+from tq3.format.request import make_recipe
 
 app = typer.Typer(
     name="tq3",
@@ -36,20 +37,11 @@ def root(
 
 
 @app.command()
+@opt.takes(opt.RecipeOptions)
 def compress(
     source: opt.SourceArg,
+    asked: dict[str, Any],
     out: opt.OutOrNoneArg = None,
-    bits: opt.BitsOpt = 3,
-    group_size: opt.GroupOpt = 128,
-    keep: opt.KeepOpt = None,
-    only: opt.OnlyOpt = None,
-    keep_dtype: opt.KeepDtypeOpt = "float16",
-    sensitive_bits: opt.SensitiveBitsOpt = None,
-    sensitive_pattern: opt.SensitivePatternOpt = None,
-    max_shard_size: opt.ShardOpt = DEFAULT_SHARD_SIZE,
-    nonfinite: opt.NonfiniteOpt = "error",
-    scale: opt.ScaleOpt = "search",
-    norms: opt.NormsOpt = "float32",
     workers: opt.WorkersOpt = None,
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
@@ -64,20 +56,12 @@ def compress(
 ) -> None:
     """Compress SOURCE into the new folder OUT."""
     with Screen(json=json, quiet=quiet) as screen:
-        _check_companions(sensitive_bits, sensitive_pattern, dry_run, tensors)
-        recipe = Recipe(
-            bits=bits,
-            group_size=group_size,
-            keep=tuple(keep or ()),
-            only=tuple(only or ()),
-            keep_dtype=keep_dtype,
-            max_shard_bytes=parse_size(max_shard_size),
-            sensitive_bits=sensitive_bits,
-            sensitive_patterns=tuple(sensitive_pattern or DEFAULT_SENSITIVE_PATTERNS),
-            nonfinite=nonfinite,
-            scale=scale,
-            norms=norms,
-        )
+        if tensors and not dry_run:
+            raise UsageError(
+                "--tensors lists a plan",
+                fix="add --dry-run, or use tq3 inspect OUT --tensors later",
+            )
+        recipe = make_recipe(**asked)
         if dry_run:
             _check_backend(backend)
             screen.description(tq3.preview(source, recipe, workers, revision), tensors=tensors)
@@ -100,20 +84,6 @@ def compress(
         screen.follow(events, out)
 
 
-def _check_companions(
-    sensitive_bits: int | None, sensitive_pattern: list[str] | None, dry_run: bool, tensors: bool
-) -> None:
-    """Raise UsageError for an option that does nothing without another one."""
-    if sensitive_pattern and sensitive_bits is None:
-        raise UsageError(
-            "--sensitive-pattern alone changes nothing", fix="add --sensitive-bits 2, 3 or 4"
-        )
-    if tensors and not dry_run:
-        raise UsageError(
-            "--tensors lists a plan", fix="add --dry-run, or use tq3 inspect OUT --tensors later"
-        )
-
-
 def _check_backend(name: str | None) -> None:
     from tq3.codec.backend import get_backend  # noqa: PLC0415  --help needs no numpy
 
@@ -121,15 +91,25 @@ def _check_backend(name: str | None) -> None:
 
 
 @app.command()
+@opt.takes(opt.WidthOptions)
 def inspect(
     path: opt.PathArg,
+    asked: dict[str, Any],
     revision: opt.RevisionOpt = None,
     tensors: opt.TensorsOpt = False,
     json: opt.JsonOpt = False,
 ) -> None:
     """Show a TQ3 checkpoint, or what would become of another one."""
     with Screen(json=json) as screen:
-        screen.description(tq3.inspect(path, revision=revision), tensors=tensors)
+        found = tq3.inspect(path, make_recipe(**asked), revision)
+        given = [name for name, value in asked.items() if value is not None]
+        if given and not found.planned:
+            raise UsageError(
+                "a TQ3 checkpoint: nothing is left to choose",
+                found=", ".join(f"--{name.replace('_', '-')}" for name in given),
+                fix="leave the options out, or name the checkpoint that it was made from",
+            )
+        screen.description(found, tensors=tensors)
 
 
 @app.command()

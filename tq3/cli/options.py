@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from tq3.format.recipe import DEFAULT_SHARD_SIZE
 
 
 def _argument(name: str, text: str) -> Any:
@@ -41,7 +47,36 @@ OutOrNoneArg = Annotated[
     Path | None, _argument("OUT", "Folder to write; new or empty. Not needed for --dry-run.")
 ]
 
-BitsOpt = Annotated[int, typer.Option(help="Width of a code: 2, 3 or 4.")]
+BitsOpt = Annotated[int | None, typer.Option(help="Width of every code: 2, 3 or 4. [default: 3]")]
+RecipeOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE.toml",
+        help="Widths by role: native, balanced, best, or a file (docs/recipes.md).",
+    ),
+]
+TargetSizeOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Choose widths so that all weight files together have at most this size: 13GiB.",
+    ),
+]
+TargetBpwOpt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="BITS",
+        help="Choose widths so that what may be compressed has at most so many bits a weight: 3.4.",
+    ),
+]
+LmHeadOpt = Annotated[
+    int | None,
+    typer.Option(help="Compress the output head, too: 2, 3 or 4. Other readers can't read it."),
+]
+EmbeddingsOpt = Annotated[
+    int | None,
+    typer.Option(help="Compress token embeddings, too: 2, 3 or 4. Other readers can't read them."),
+]
 GroupOpt = Annotated[int, typer.Option(help="Weights that share a norm: 32, 64, 128 or 256.")]
 KeepOpt = Annotated[
     list[str] | None,
@@ -63,6 +98,7 @@ SensitiveBitsOpt = Annotated[
 SensitivePatternOpt = Annotated[
     list[str] | None,
     typer.Option(
+        "--sensitive-pattern",
         metavar="TEXT",
         help="Part of the name of a sensitive tensor; default o_proj and down_proj. Repeatable.",
     ),
@@ -143,3 +179,61 @@ DownloadOpt = Annotated[
 StructureOpt = Annotated[
     bool, typer.Option("--structure", help="Look at listing, JSON files and headers alone.")
 ]
+
+
+@dataclass
+class WidthOptions:
+    """What a command may be asked for that shows a plan: `tq3.format.request.make_recipe`."""
+
+    bits: BitsOpt = None
+    recipe: RecipeOpt = None
+    target_size: TargetSizeOpt = None
+    target_bpw: TargetBpwOpt = None
+    lm_head: LmHeadOpt = None
+    embeddings: EmbeddingsOpt = None
+
+
+@dataclass
+class RecipeOptions(WidthOptions):
+    """The same for a command that carries it out."""
+
+    group_size: GroupOpt = 128
+    keep: KeepOpt = None
+    only: OnlyOpt = None
+    keep_dtype: KeepDtypeOpt = "float16"
+    sensitive_bits: SensitiveBitsOpt = None
+    sensitive_patterns: SensitivePatternOpt = None
+    max_shard_size: ShardOpt = DEFAULT_SHARD_SIZE
+    nonfinite: NonfiniteOpt = "error"
+    scale: ScaleOpt = "search"
+    norms: NormsOpt = "float32"
+
+
+def takes(options: type[WidthOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options in place of its parameter `asked`, a dict of them."""
+    hints = get_type_hints(options, include_extras=True)
+    names = [option.name for option in fields(options)]
+
+    def extended(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            command(asked={name: given.pop(name) for name in names}, **given)
+
+        own = inspect.signature(command, eval_str=True).parameters
+        first = [own[name] for name in own if own[name].default is inspect.Parameter.empty]
+        rest = [own[name] for name in own if own[name].default is not inspect.Parameter.empty]
+        ours = [
+            inspect.Parameter(
+                option.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=option.default,
+                annotation=hints[option.name],
+            )
+            for option in fields(options)
+        ]
+        parameters = [p for p in (*first, *ours, *rest) if p.name != "asked"]
+        as_keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        run.__signature__ = inspect.Signature(as_keywords)  # type: ignore[attr-defined]
+        return run
+
+    return extended

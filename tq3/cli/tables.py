@@ -23,7 +23,7 @@ _SCALES = {"search": "searched for the smallest error", "norm": "from the norm o
 _NO_MANIFEST = "none: there is no manifest"
 _NUMERIC = (
     *("compressed", "kept", "weights", "size", "bits a weight", "tensors", "bits", "error"),
-    *("expected", "limit", "cosine", "worst group"),
+    *("width", "share of loss", "next bit saves", "expected", "limit", "cosine", "worst group"),
 )
 
 
@@ -67,6 +67,8 @@ def of_description(description: Description, *, tensors: bool) -> Iterator[Table
     """Facts, classes, what is kept and why, and with `tensors` a line for every tensor."""
     yield _overview(description)
     yield _classes(description)
+    if description.choice.recipe or len(description.widths) > 1:
+        yield _roles(description)
     if description.n_kept:
         yield _kept(description)
     if tensors:
@@ -150,12 +152,14 @@ def _overview(d: Description) -> Table:
     table = _facts()
     kind = "what compress would write" if d.planned else "TQ3 checkpoint"
     _add(table, "checkpoint", f"{d.path}: {kind}")
-    _add(table, "format", f"tq3_native, {d.bits} bits, groups of {d.group_size}")
+    _add(table, "format", f"tq3_native, {d.widths_text} bits, groups of {d.group_size}")
     if "F16" in d.norm_dtypes:
         tensors = (f"{dtype} of {counted(n, 'tensor')}" for dtype, n in d.norm_dtypes.items())
         _add(table, "norms", ", ".join(tensors))
     if d.scale:
         _add(table, "scales", _SCALES[d.scale])
+    if d.choice.recipe:
+        _add(table, "recipe", d.choice.recipe)
     if d.original_model:
         revision = f" at {d.source_revision}" if d.source_revision else ""
         dtype = f" ({d.source_dtype})" if d.source_dtype else ""
@@ -164,12 +168,18 @@ def _overview(d: Description) -> Table:
     if d.source_bytes and d.n_bytes:
         sizes = f"{size(d.source_bytes)} -> {sizes}, ratio {d.source_bytes / d.n_bytes:.2f}"
     _add(table, "size", sizes)
-    _add(table, "bits a weight", f"{d.bits_per_weight:.2f}")
+    allowed = d.choice.allowed_bits_per_weight
+    inner = f" ({allowed:.3f} where it may be compressed)" if d.choice.recipe and allowed else ""
+    _add(table, "bits a weight", f"{d.bits_per_weight:.2f}{inner}")
+    if d.choice.recipe and d.choice.loss is not None:
+        _add(table, "expected loss", f"{d.choice.loss:.2f} of that at 3 bits throughout")
     _add(table, "tensors", f"{d.n_compressed} compressed, {d.n_kept} kept")
     if error := d.measured_error:
         shown = f"mean {error.mean:.4f}, worst {error.worst:.4f} (sampled)"
         _add(table, "relative error", shown)
     _add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
+    if d.choice.obstacles:
+        _add(table, "other readers", [f"can't: {why}" for why in d.choice.obstacles])
     if d.peak_memory_bytes:
         _add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table
@@ -186,6 +196,24 @@ def _classes(d: Description) -> Table:
             count(line.n_weights),
             size(line.n_bytes),
             f"{line.bits_per_weight:.2f}",
+        )
+    return table
+
+
+def _roles(d: Description) -> Table:
+    table = _columns(
+        "role", "width", "tensors", "weights", "size", "share of loss", "next bit saves"
+    )
+    for line in d.choice.roles:
+        _add(
+            table,
+            line.role,
+            str(line.bits or "exact"),
+            str(line.n_tensors),
+            count(line.n_weights),
+            size(line.n_bytes),
+            f"{line.loss_share:.1%}" if line.bits else "-",
+            "-" if line.saved is None else f"{line.saved:.1f} % for 1 %",
         )
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from tq3.errors import BadInput, UsageError
 from tq3.format.json_reading import parse_json
 from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
+from tq3.format.width_record import WidthRecord, is_numbers, width_reader
+from tq3.format.widths import parse_widths
 
 FILE_NAME = "tq_config.json"
 FORMAT = "tq3_native"
@@ -46,6 +48,7 @@ class TqConfig:
     shapes: name -> source shape, where it can't be derived from the stored tensors (3-D, padded)
     kept_source_dtype: name -> reason, for floats that are not FP16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
+    widths: of tensors whose width is not `bits`, where `sensitive_bits` can't say it
     """
 
     bits: int
@@ -64,6 +67,14 @@ class TqConfig:
     float32_norms: Mapping[str, str] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
     measured_error: MeasuredError | None = None
+    widths: WidthRecord = field(default_factory=dict)
+
+    def width_reader(self) -> Callable[[str], int]:
+        """The recorded width of a name: by `widths`, else by the rule of existing readers."""
+        if self.widths or self.sensitive_bits is None:
+            return width_reader(self.bits, self.widths)
+        main, other, patterns = self.bits, self.sensitive_bits, self.sensitive_patterns
+        return lambda name: other if any(text in name for text in patterns) else main
 
     def to_json(self) -> str:
         """The file's text: keys that existing readers know at the top, ours in `tq3`."""
@@ -89,6 +100,7 @@ class TqConfig:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "kept_source_dtype": dict(self.kept_source_dtype),
             "float32_norms": dict(self.float32_norms),
+            "widths": {str(bits): dict(patterns) for bits, patterns in self.widths.items()},
             "recipe": self.recipe,
             "measured_error": asdict(self.measured_error) if self.measured_error else None,
         }
@@ -152,6 +164,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         shapes={name: _shape(name, shape) for name, shape in shapes.items()},
         kept_source_dtype=_items(ours, "kept_source_dtype", dict, str),
         float32_norms=_items(ours, "float32_norms", dict, str),
+        widths=_widths(_typed(ours, "widths", dict, {})),
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
     )
@@ -184,9 +197,11 @@ def quantization_config(recipe: Recipe | TqConfig) -> dict[str, Any]:
 
 def recipe_record(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON, as tq_config.json keeps it."""
+    widths = recipe.widths and {"name": recipe.widths.name, **recipe.widths.to_record()}
+    values = {option.name: getattr(recipe, option.name) for option in fields(Recipe)}
     return {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(recipe).items()
+        for name, value in {**values, "widths": widths}.items()
     }
 
 
@@ -202,8 +217,11 @@ def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
         if (value := record.get(option.name)) is not None
     }
     try:
+        if "widths" in options:
+            found = dict(options["widths"])
+            options["widths"] = parse_widths(found, str(found.pop("name", "?")), FILE_NAME)
         return Recipe(**options)
-    except (TypeError, UsageError) as error:
+    except (TypeError, ValueError, UsageError) as error:
         raise BadInput(f"tq3.recipe is not a recipe: {error}", file=FILE_NAME) from None
 
 
@@ -263,6 +281,16 @@ def _measured_error(record: Mapping[str, Any] | None) -> MeasuredError | None:
     if not (isfinite(mean) and isfinite(worst)):
         raise BadInput("tq3.measured_error is not finite", file=FILE_NAME)
     return MeasuredError(mean, worst, tensor)
+
+
+def _widths(raw: Mapping[str, Any]) -> WidthRecord:
+    for bits, patterns in raw.items():
+        numbers = patterns.values() if isinstance(patterns, dict) else [None]
+        sound = all(isinstance(text, str) and is_numbers(text) for text in numbers)
+        if bits not in map(str, WIDTHS) or not sound:
+            expected = '{"4": {"layers.{}.mlp.down_proj.weight": "0-3 7"}}'
+            raise BadInput("bad tq3.widths", file=FILE_NAME, found=bits, expected=expected)
+    return {int(bits): patterns for bits, patterns in raw.items()}
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

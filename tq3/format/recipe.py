@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from tq3.errors import UsageError
+
+if TYPE_CHECKING:
+    from tq3.format.widths import Widths
 
 WIDTHS = (2, 3, 4)
 GROUP_SIZES = (32, 64, 128, 256)
@@ -44,6 +48,7 @@ class Recipe:
     nonfinite: "error" ends the run at a NaN or infinity, "keep" stores that tensor uncompressed
     scale: how codes are chosen, by "search" for the smallest error or from the "norm" as published
     norms: how norms are stored, as "float32" or as "float16", which other readers may not know
+    widths: by role, in place of `bits` and `sensitive_bits`
     """
 
     bits: int = 3
@@ -57,6 +62,7 @@ class Recipe:
     nonfinite: str = "error"
     scale: str = "search"
     norms: str = "float32"
+    widths: Widths | None = None
 
     def __post_init__(self) -> None:
         _check_choice("bits", self.bits, WIDTHS)
@@ -71,9 +77,14 @@ class Recipe:
         _check_texts("only", self.only)
         _check_texts("sensitive-pattern", self.sensitive_patterns)
         check_shard_bytes(self.max_shard_bytes)
+        if self.widths:
+            self.widths.check()
 
     def bits_for(self, name: str) -> int:
-        """The width of tensor `name`, by the rule of existing readers: a plain substring."""
+        """The width of tensor `name` without `widths`, by the rule of existing readers.
+
+        That is a plain substring.
+        """
         if self.sensitive_bits is not None and any(p in name for p in self.sensitive_patterns):
             return self.sensitive_bits
         return self.bits

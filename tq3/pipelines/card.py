@@ -11,6 +11,7 @@ from typing import Any
 from tq3.errors import UsageError
 from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
 from tq3.format.recipe import Recipe
+from tq3.format.request import width_options
 from tq3.hub.card import fill_in, read_template
 from tq3.hub.metadata import is_model_id, make_metadata, metadata_block, read_metadata
 from tq3.pipelines.describe import Description, describe
@@ -107,7 +108,7 @@ def write_card(facts: CardFacts, repo_id: str, template: Path | None) -> str:
         "name": repo_id.rpartition("/")[2],
         "repo_id": repo_id,
         "base": _base(facts),
-        "bits": str(d.bits),
+        "bits": d.widths_text,
         "group_size": str(d.group_size),
         "source_size": size(d.source_bytes) if d.source_bytes else _UNKNOWN,
         "size": size(d.n_bytes),
@@ -215,7 +216,7 @@ def _command(facts: CardFacts, recipe: Recipe) -> str:
 
 
 def _options(recipe: Recipe) -> Iterator[str]:
-    yield from ("--bits", str(recipe.bits))
+    yield from width_options(recipe)
     for option, field in _PLAIN_OPTIONS.items():
         value = getattr(recipe, field)
         if value != getattr(_DEFAULTS, field):

@@ -7,7 +7,7 @@ from typing import Any
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
-from tq3.format.config import MeasuredError, quantization_config, recipe_record
+from tq3.format.config import MeasuredError, TqConfig, quantization_config, recipe_record
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 from tq3.hub.options import HubOptions
@@ -119,13 +119,16 @@ class _Compression(Job):
         text = read_text(self.files, CONFIG)
         # "quantization_config": null says that there is none; ours takes its place.
         plain = remove_key(text, "quantization_config")
-        key = quantization_config(self._recipe)
+        key = quantization_config(self._described(None))
         return {CONFIG: insert_key(plain, "quantization_config", key)}
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """tq_config.json of the plan as it was carried out."""
+        return tq_config.FILE_NAME, self._described(error).to_json()
+
+    def _described(self, error: MeasuredError | None) -> TqConfig:
         model, revision = self.files.origin
-        described = describe_compression(
+        return describe_compression(
             self.plan,
             self._recipe,
             self._learned,
@@ -134,4 +137,3 @@ class _Compression(Job):
             writer=self.writer,
             error=error,
         )
-        return tq_config.FILE_NAME, described.to_json()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -12,10 +12,12 @@ from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
 from tq3.format.recipe import Recipe
+from tq3.format.width_record import record_widths
+from tq3.pipelines.roles import Choice, describe_choice
 from tq3.plan.classes import LABELS, class_of
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import BLOCK_BYTES, Plan
-from tq3.plan.policy import decide
+from tq3.plan.policy import decide, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
 from tq3.plan.sources import Checkpoint, Files, read_checkpoint
 
@@ -64,6 +66,7 @@ class Description:
     """A TQ3 checkpoint, or with `planned` one that compress would make.
 
     scale, source_bytes, measured_error: None where nobody recorded them
+    choice: widths by role, and what they are expected to cost
     peak_memory_bytes: what compress would need, for a plan
     """
 
@@ -80,6 +83,7 @@ class Description:
     measured_error: MeasuredError | None
     shards: dict[str, int]
     tensors: tuple[TensorLine, ...]
+    choice: Choice
     peak_memory_bytes: int | None = None
 
     @property
@@ -99,6 +103,17 @@ class Description:
         """Type of the norms -> number of tensors with such norms, F32 first."""
         dtypes = [line.norm_dtype for line in self.tensors]
         return {dtype: n for dtype in NORM_DTYPES if (n := dtypes.count(dtype))}
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Every width that occurs."""
+        return tuple(sorted({line.bits for line in self.tensors if line.bits}))
+
+    @property
+    def widths_text(self) -> str:
+        """3; 3 and 4; 2, 3 and 4."""
+        *others, last = map(str, self.widths or (self.bits,))
+        return f"{', '.join(others)} and {last}" if others else last
 
     @property
     def bits_per_weight(self) -> float:
@@ -130,6 +145,7 @@ class Description:
             "n_kept": self.n_kept,
             "norm_dtypes": self.norm_dtypes,
             "bits_per_weight": self.bits_per_weight,
+            "widths": list(self.widths),
             "classes": [
                 {**asdict(line), "bits_per_weight": line.bits_per_weight} for line in self.classes
             ],
@@ -154,7 +170,7 @@ def _describe_plan(
     files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
 ) -> Description:
     plan = plan_compression(checkpoint, recipe)
-    lines = (
+    lines = tuple(
         _line(
             task.name,
             task.sources[0].info.shape,
@@ -168,7 +184,7 @@ def _describe_plan(
     return Description(
         path=files.label,
         planned=True,
-        bits=recipe.bits,
+        bits=_main_width(lines, recipe.bits),
         group_size=recipe.group_size,
         scale=recipe.scale,
         original_model=None,
@@ -181,12 +197,23 @@ def _describe_plan(
             name: shard.file_bytes
             for name, shard in zip(plan.shard_names, plan.shards, strict=True)
         },
-        tensors=tuple(lines),
+        tensors=lines,
+        choice=describe_choice(lines, recipe),
         peak_memory_bytes=_peak_memory(plan, workers),
     )
 
 
+def _main_width(lines: Sequence[TensorLine], default: int) -> int:
+    """The width that holds most weights."""
+    sizes = {line.name: line.n_weights for line in lines}
+    widths = {line.name: line.bits for line in lines if line.bits}
+    return record_widths(widths, sizes)[0] if widths else default
+
+
 def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Description:
+    asked = Recipe(group_size=config.group_size)
+    recipe = recipe_from_record(config.recipe) if config.recipe else asked
+    lines = tuple(_stored_lines(checkpoint, config, recipe))
     return Description(
         path=files.label,
         planned=False,
@@ -200,13 +227,13 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         writer=config.writer,
         measured_error=config.measured_error,
         shards={file: files.size(file) for file in checkpoint.weight_files},
-        tensors=tuple(_stored_lines(checkpoint, config)),
+        tensors=lines,
+        choice=describe_choice(lines, recipe),
     )
 
 
-def _stored_lines(checkpoint: Checkpoint, config: TqConfig) -> Iterator[TensorLine]:
+def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> Iterator[TensorLine]:
     layouts = all_layouts(checkpoint, config)
-    recipe = recipe_from_record(config.recipe) if config.recipe else Recipe()
     for info in (tensor.info for tensor in checkpoint.tensors):
         stem = info.name.removesuffix(PACKED)
         if stem != info.name:
@@ -235,7 +262,9 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig) -> Iterator[TensorLi
 def _why_kept(info: TensorInfo, recipe: Recipe) -> str:
     """The reason by the rules that apply to name and shape: the writer recorded none."""
     decision = decide(info, recipe)
-    return "kept by its writer" if decision.compress else decision.reason
+    if decision.compress:
+        return why_exact(info.name, recipe) or "kept by its writer"
+    return decision.reason
 
 
 def _line(

@@ -270,10 +270,11 @@ def _check_number(found: Structure, config: TqConfig) -> None:
 
 
 def _check_widths(found: Structure, config: TqConfig) -> None:
-    widths = (config.bits, config.sensitive_bits)
+    width_of = config.width_reader()
     for name, layout in found.layouts.items():
-        if config.writer and layout.bits not in widths:  # other writers do not record every width
-            what = f"{layout.bits} bits", f"{config.bits}"
+        # Other writers do not record every width.
+        if config.writer and layout.bits != width_of(name):
+            what = f"{layout.bits} bits", f"{width_of(name)}"
             found.faults.add(
                 Fault("TQ210", "not of the recorded width", tq_config.FILE_NAME, name, *what)
             )

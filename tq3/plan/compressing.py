@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from math import prod
 
 from tq3.errors import UsageError
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
+from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
+from tq3.format.width_record import WidthRecord, record_widths
+from tq3.format.widths import Width
+from tq3.plan.allocation import Allocation, Chosen, fit
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
-from tq3.plan.policy import decide
+from tq3.plan.policy import Decision, decide, why_exact
+from tq3.plan.readers import substrings
+from tq3.plan.roles import role_of
 from tq3.plan.sources import Checkpoint, Located, refuse_quantised
 
 # tq_config.json names source dtypes as config.json does.
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_Fates = Sequence[tuple[Located, Decision]]
 
 
 def plan_compression(
@@ -24,7 +34,14 @@ def plan_compression(
     """Decide every tensor's fate. Raises BadInput or UsageError."""
     refuse_quantised(checkpoint)
     _check_globs(checkpoint, recipe)
-    tasks = (_task(tensor, recipe, learned) for tensor in checkpoint.tensors)
+    recipe = _with_tied_head(recipe, checkpoint)
+    fates = [(tensor, decide(tensor.info, recipe)) for tensor in checkpoint.tensors]
+    # Values never change a width: what was written before they were known would be wrong.
+    chosen = _choose_widths(fates, recipe)
+    tasks = (
+        _task(tensor, decision, chosen.get(tensor.info.name), recipe, learned)
+        for tensor, decision in fates
+    )
     return arrange(tasks, recipe.max_shard_bytes)
 
 
@@ -40,16 +57,17 @@ def describe_compression(
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
     layouts = {task.name: task.layout for task in plan.tasks if task.layout}
+    main, other, patterns, record = _recorded_widths(layouts, recipe)
     shapes = {name: item.shape for name, item in layouts.items()}
     padded = {name: item.cols for name, item in layouts.items() if item.is_padded}
     return TqConfig(
-        bits=recipe.bits,
+        bits=main,
         group_size=recipe.group_size,
         compressed_layers=len(layouts),
         original_model=model,
         original_in_dims=padded,
-        sensitive_bits=recipe.sensitive_bits,
-        sensitive_patterns=recipe.sensitive_patterns,
+        sensitive_bits=other,
+        sensitive_patterns=patterns,
         writer=writer,
         source_revision=revision,
         source_dtype=_main_dtype(plan),
@@ -59,7 +77,26 @@ def describe_compression(
         float32_norms=learned.float32_norms,
         recipe=recipe_record(recipe),
         measured_error=error,
+        widths=record,
     )
+
+
+def _recorded_widths(
+    layouts: Mapping[str, GroupLayout], recipe: Recipe
+) -> tuple[int, int | None, tuple[str, ...], WidthRecord]:
+    """The usual width, the other one with its patterns, and what these can't say."""
+    if not recipe.widths or not layouts:
+        return recipe.bits, recipe.sensitive_bits, recipe.sensitive_patterns, {}
+    widths = {name: layout.bits for name, layout in layouts.items()}
+    sizes = {name: prod(layout.shape) for name, layout in layouts.items()}
+    main, record = record_widths(widths, sizes)
+    if len(record) == 1:
+        (other,) = record
+        special = [name for name, bits in widths.items() if bits == other]
+        patterns = substrings(special, widths.keys() - set(special))
+        if patterns:
+            return main, other, patterns, {}
+    return main, None, (), record
 
 
 def _check_globs(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -75,22 +112,67 @@ def _check_globs(checkpoint: Checkpoint, recipe: Recipe) -> None:
                 )
 
 
-def _task(tensor: Located, recipe: Recipe, learned: Learned) -> Task:
+def _with_tied_head(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """Where one tensor is head and embedding, what is asked for the head is meant for it."""
+    widths = recipe.widths
+    if not widths or "lm_head" not in widths.roles or "embeddings" in widths.roles:
+        return recipe
+    if any(role_of(tensor.info.name) == "lm_head" for tensor in checkpoint.tensors):
+        return recipe
+    roles = {**widths.roles, "embeddings": widths.roles["lm_head"]}
+    return replace(recipe, widths=replace(widths, roles=roles))
+
+
+def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
+    """The width of every tensor that may be compressed; None for one that the recipe leaves."""
+    tensors = {tensor.info.name: tensor for tensor, decision in fates if decision.compress}
+    if recipe.widths is None:
+        return {name: recipe.bits_for(name) for name in tensors}
+    yes = Decision(True, "")
+    sizes = {tensor.info.name: tensor.info.n_elements for tensor, _ in fates}
+
+    @cache
+    def stored_bytes(dtype: str, shape: tuple[int, ...], bits: Width) -> int:
+        one = Located(TensorInfo("", dtype, shape), "", 0)
+        return _task(one, yes, bits, recipe).bytes_out
+
+    infos = [tensor.info for tensor in tensors.values()]
+    allocation = Allocation(infos, sizes, recipe, stored_bytes)
+    if recipe.widths.target_bytes is None:
+        return allocation.best()
+
+    def plan_with(chosen: Chosen) -> Plan:
+        tasks = (_task(t, decision, chosen.get(t.info.name), recipe) for t, decision in fates)
+        return arrange(tasks, recipe.max_shard_bytes)
+
+    return fit(allocation, recipe.widths.target_bytes, plan_with)
+
+
+def _task(
+    tensor: Located,
+    decision: Decision,
+    bits: Width,
+    recipe: Recipe,
+    learned: Learned = NOTHING_LEARNED,
+) -> Task:
     name = tensor.info.name
     if exact_because := learned.exact.get(name):
         return replace(copy_task(tensor, exact_because), must_be_finite=False)
-    decision = decide(tensor.info, recipe)
-    if decision.compress:
+    if decision.compress and bits is not None:
         is_half = recipe.norms == "float16" and name not in learned.float32_norms
-        return _encode_task(tensor, recipe, decision.reason, "F16" if is_half else "F32")
+        norm_dtype = "F16" if is_half else "F32"
+        layout = GroupLayout(tensor.info.shape, bits, recipe.group_size, norm_dtype)
+        return _encode_task(tensor, layout, recipe, decision.reason)
+    reason = decision.reason
+    if decision.compress:
+        reason = why_exact(name, recipe) or reason
     if recipe.keep_dtype == "float16":
-        return cast_task(tensor, "F16", decision.reason)
-    return copy_task(tensor, decision.reason)
+        return cast_task(tensor, "F16", reason)
+    return copy_task(tensor, reason)
 
 
-def _encode_task(tensor: Located, recipe: Recipe, reason: str, norm_dtype: str) -> Task:
+def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: str) -> Task:
     info = tensor.info
-    layout = GroupLayout(info.shape, recipe.bits_for(info.name), recipe.group_size, norm_dtype)
     return Task(
         name=info.name,
         action=Action.ENCODE,

@@ -12,43 +12,40 @@ from fnmatch import fnmatchcase
 
 from tq3.format.header import FLOATS, TensorInfo
 from tq3.format.recipe import Recipe
+from tq3.format.widths import BY_NAME
+from tq3.plan.classes import LM_HEAD, POSITION_EMBEDDING, TOKEN_EMBEDDING
+from tq3.plan.roles import role_of
 
 MIN_DIMENSION = 128
 
 # Each pattern is matched against the end of a name, from the start of a component on. Repeats
 # behind a word are bounded: looking for the end again from each start would take hours.
 KEEP = tuple(
-    (re.compile(rf"(^|\.)({pattern})$"), why)
+    (re.compile(pattern), why)
     for pattern, why in (
         (
-            r"(\w+_)?(ln|norm|layernorm|rmsnorm|groupnorm)(_?\d+|_f|_embedding|_hidden)?\.weight",
+            r"(^|\.)(\w+_)?(ln|norm|layernorm|rmsnorm|groupnorm)(_?\d+|_f|_embedding|_hidden)?"
+            r"\.weight$",
             "norm: multiplies every activation",
         ),
+        (POSITION_EMBEDDING, "position embedding: looked up, not multiplied"),
         (
-            r"(\w+_)?((pos|position|positional)_embed(ding|dings)?|embed_positions|wpe)\.weight",
-            "position embedding: looked up, not multiplied",
-        ),
-        (
-            r"(\w+_)?patch_embed(ding|dings)?(\.\w+){0,8}\.weight",
+            r"(^|\.)(\w+_)?patch_embed(ding|dings)?(\.\w+){0,8}\.weight$",
             "patch embedding: a convolution, the first step from pixels",
         ),
+        (TOKEN_EMBEDDING, "token embedding: looked up, not multiplied"),
         (
-            r"(\w+_)?(embed(ding|dings)?|embed_in|embed_tokens(_\w{1,50})?)\.weight|wte\.weight",
-            "token embedding: looked up, not multiplied",
-        ),
-        (
-            r"(\w+_)?heads?(\.\d+|\.linear)?\.weight|(lm_head|predictions)\.decoder\.weight"
-            r"|(embed_out|score|classifier|qa_outputs|seq_relationship)\.weight",
+            rf"{LM_HEAD}|(^|\.)(\w+_)?heads?(\.\d+|\.linear)?\.weight$"
+            r"|(^|\.)(score|classifier|qa_outputs|seq_relationship)\.weight$",
             "output head: one step before the softmax, its error is the model's error",
         ),
-        (r"conv1d\.weight", "read raw by the causal-convolution kernel"),
-        (r"A_log|dt_bias", "decay of the recurrent state: its error grows with every token"),
-        (r"(\w+_)?bias", "bias: added, not multiplied"),
+        (r"(^|\.)conv1d\.weight$", "read raw by the causal-convolution kernel"),
+        (
+            r"(^|\.)(A_log|dt_bias)$",
+            "decay of the recurrent state: its error grows with every token",
+        ),
+        (r"(^|\.)(\w+_)?bias$", "bias: added, not multiplied"),
     )
-) + (
-    # At the top of a model only do these names mean T5's embedding and the head of Meta's files.
-    (re.compile(r"^(model\.)?shared\.weight$"), "token embedding: looked up, not multiplied"),
-    (re.compile(r"^(model\.)?output\.weight$"), "output head: one step before the softmax"),
 )
 
 
@@ -71,12 +68,35 @@ def decide(tensor: TensorInfo, recipe: Recipe) -> Decision:
         if not chosen_by:
             return Decision(False, "not chosen by --only")
         return Decision(impossible is None, impossible or f"asked for: --only {chosen_by!r}")
-    why = _why_kept(tensor.name) or impossible or _why_unsuitable(tensor)
-    return Decision(why is None, why or "a matrix of weights")
+    asked_for = _asked_for(tensor.name, recipe)
+    kept = None if asked_for else _why_kept(tensor.name)
+    why = kept or impossible or _why_unsuitable(tensor)
+    return Decision(why is None, why or asked_for or "a matrix of weights")
 
 
 def _first_match(name: str, globs: tuple[str, ...]) -> str | None:
     return next((glob for glob in globs if fnmatchcase(name, glob)), None)
+
+
+def may_compress(tensor: TensorInfo, recipe: Recipe) -> bool:
+    """Whether a recipe with widths by role has one for this tensor."""
+    if not recipe.widths or not decide(tensor, recipe).compress:
+        return False
+    return any(recipe.widths.choices(role_of(tensor.name), only=bool(recipe.only)))
+
+
+def why_exact(name: str, recipe: Recipe) -> str | None:
+    """Why a recipe with widths by role leaves what the policy would compress."""
+    return f"exact: {role_of(name)} in recipe {recipe.widths.name!r}" if recipe.widths else None
+
+
+def _asked_for(name: str, recipe: Recipe) -> str | None:
+    """Why a tensor that the patterns keep is compressed all the same: its role has a width."""
+    if not recipe.widths or not recipe.widths.roles.keys() & BY_NAME:
+        return None
+    role = role_of(name)
+    asked = role in BY_NAME and any(recipe.widths.choices(role))
+    return f"asked for: a width for {role}" if asked else None
 
 
 def _why_kept(name: str) -> str | None:

@@ -87,14 +87,15 @@ def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
     for name in (*config.shapes, *config.original_in_dims):
         if name not in layouts:
             raise BadInput("a shape for a tensor that is not there", file=FILE_NAME, tensor=name)
+    width_of = config.width_reader()
     for name, layout in layouts.items():
-        if layout.bits not in (config.bits, config.sensitive_bits):
+        if layout.bits != width_of(name):
             raise BadInput(
                 "its width is not the recorded one",
                 file=FILE_NAME,
                 tensor=name,
                 found=f"{layout.bits} bits",
-                expected=config.bits,
+                expected=width_of(name),
             )
     if config.compressed_layers not in (None, len(layouts)):
         raise BadInput(

@@ -1,0 +1,69 @@
+"""Options that go together, and options that do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tq3.errors import UsageError
+from tq3.format.recipe import Recipe
+from tq3.format.request import make_recipe
+from tq3.format.widths import load_widths
+
+
+def test_without_options_it_is_the_recipe_without_options():
+    assert make_recipe() == Recipe()
+
+
+def test_a_text_is_one_glob_and_a_list_several():
+    recipe = make_recipe(keep="*.x", only=["a", "b"], sensitive_bits=4, sensitive_patterns="v")
+    assert (recipe.keep, recipe.only, recipe.sensitive_patterns) == (("*.x",), ("a", "b"), ("v",))
+
+
+def test_other_options_are_the_recipes_own():
+    recipe = make_recipe(group_size=64, nonfinite="keep", max_shard_size="1KiB", bits=4)
+    assert recipe == Recipe(bits=4, group_size=64, nonfinite="keep", max_shard_bytes=1024)
+
+
+def test_a_recipe_is_named():
+    assert make_recipe(recipe="balanced").widths == load_widths("balanced")
+
+
+def test_a_target_alone_asks_for_the_best_recipe():
+    widths = make_recipe(target_size="13GiB").widths
+    assert widths
+    assert (widths.name, widths.targets) == ("best", {"target_size": 13 * 2**30})
+
+
+def test_a_target_takes_the_place_of_the_recipes_own():
+    widths = make_recipe(recipe="balanced", target_bpw=3.4).widths
+    assert widths
+    assert widths.targets == {"target_bpw": 3.4}
+
+
+def test_head_and_embeddings_have_widths_beside_uniform_bits_and_beside_a_recipe():
+    uniform = make_recipe(bits=2, lm_head=4).widths
+    assert uniform
+    assert (uniform.others, dict(uniform.roles)) == ((2,), {"lm_head": (4,)})
+    mixed = make_recipe(recipe="best", embeddings=3).widths
+    assert mixed
+    assert mixed.choices("embeddings") == (3,)
+    assert mixed.choices("router") == (None,)
+
+
+CONFLICTS = {
+    "bits and a recipe": ({"bits": 3, "recipe": "best"}, "leave --bits out"),
+    "bits and a size": ({"bits": 3, "target_size": "1GiB"}, "leave --bits out"),
+    "sensitive bits and a recipe": ({"sensitive_bits": 4, "recipe": "best"}, "--sensitive-bits"),
+    "sensitive bits and a head": ({"sensitive_bits": 4, "lm_head": 4}, "--sensitive-bits"),
+    "two targets": ({"target_size": 1, "target_bpw": 3.4}, "give one of them"),
+    "a target of one width": ({"recipe": "native", "target_bpw": 3.4}, "nothing to choose"),
+    "a head of 5 bits": ({"lm_head": 5}, "--lm-head is 5"),
+    "embeddings of 16 bits": ({"embeddings": 16}, "--embeddings is 16"),
+    "a size that is none": ({"target_size": "big"}, "not a size"),
+}
+
+
+@pytest.mark.parametrize(("options", "complaint"), CONFLICTS.values(), ids=CONFLICTS)
+def test_options_that_contradict_each_other_are_refused_with_a_way_out(options, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        make_recipe(**options)

@@ -1,0 +1,29 @@
+"""Real models by the names and shapes of their tensors alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tq3.format.header import TensorInfo
+from tq3.plan.sources import Checkpoint, Located
+
+DATA = Path(__file__).parent / "data" / "qwen3.6-27b.json"
+
+
+def qwen() -> Checkpoint:
+    """The model as one source file would hold it."""
+    listing = json.loads(DATA.read_text())
+    tensors, offset = [], 0
+    for template, shape, *layers in listing["tensors"]:
+        for layer in listing["layers"][layers[0]] if layers else [None]:
+            info = TensorInfo(template.format(layer), listing["dtype"], tuple(shape))
+            tensors.append(Located(info, "model.safetensors", offset))
+            offset += info.n_bytes
+    return Checkpoint(tuple(tensors), {"model.safetensors": "as it was"}, {})
+
+
+def checkpoint(*infos: TensorInfo) -> Checkpoint:
+    """A model of these tensors, in one source file."""
+    tensors = tuple(Located(info, "model.safetensors", 0) for info in infos)
+    return Checkpoint(tensors, {"model.safetensors": "as it was"}, {})

@@ -1,0 +1,123 @@
+"""From the options of a command or a call to a recipe: which of them go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tq3.errors import UsageError
+from tq3.format.recipe import (
+    DEFAULT_SENSITIVE_PATTERNS,
+    DEFAULT_SHARD_SIZE,
+    WIDTHS,
+    Recipe,
+    parse_size,
+)
+from tq3.format.widths import BY_NAME, Widths, load_widths, recipe_names
+
+DEFAULT_BITS = 3
+# What a target alone asks for.
+DEFAULT_RECIPE = "best"
+
+
+def make_recipe(
+    *,
+    bits: int | None = None,
+    recipe: str | None = None,
+    target_size: int | str | None = None,
+    target_bpw: float | None = None,
+    lm_head: int | None = None,
+    embeddings: int | None = None,
+    sensitive_bits: int | None = None,
+    sensitive_patterns: str | Sequence[str] | None = None,
+    keep: str | Sequence[str] | None = (),
+    only: str | Sequence[str] | None = (),
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    **others: Any,
+) -> Recipe:
+    """The recipe that these options ask for; `others` are fields of `Recipe` as they are.
+
+    bits: of every compressed tensor; None for what `recipe` says, else 3
+    recipe: the name of a recipe, or the path of a file that ends in .toml
+    target_size: bytes, or a text such as "13GiB"; target_bpw: see `Widths`
+    lm_head, embeddings: their width; None for what the recipe says, else uncompressed
+
+    Raises UsageError for options that contradict each other, BadInput for a faulty recipe file.
+    """
+    named = _named(lm_head=lm_head, embeddings=embeddings)
+    chooses = any(x is not None for x in (recipe, target_size, target_bpw))
+    if chooses and bits is not None:
+        raise UsageError(
+            "--bits, and a recipe or a target",
+            fix="leave --bits out, or the recipe and the target",
+        )
+    if sensitive_bits is not None and (chooses or named):
+        raise UsageError(
+            "--sensitive-bits, and widths by role",
+            fix="leave --sensitive-bits out, or write a recipe file: docs/recipes.md",
+        )
+    if sensitive_patterns and sensitive_bits is None:
+        raise UsageError(
+            "--sensitive-pattern alone changes nothing", fix="add --sensitive-bits 2, 3 or 4"
+        )
+    bits = DEFAULT_BITS if bits is None else bits
+    widths = None
+    if chooses:
+        widths = _with_target(load_widths(recipe or DEFAULT_RECIPE), target_size, target_bpw)
+    elif named:
+        widths = Widths(f"{bits} bits", others=(bits,))
+    return Recipe(
+        bits=bits,
+        widths=replace(widths, roles={**widths.roles, **named}) if widths else None,
+        sensitive_bits=sensitive_bits,
+        sensitive_patterns=_texts(sensitive_patterns) or DEFAULT_SENSITIVE_PATTERNS,
+        keep=_texts(keep),
+        only=_texts(only),
+        max_shard_bytes=parse_size(max_shard_size),
+        **others,
+    )
+
+
+def width_options(recipe: Recipe) -> Iterator[str]:
+    """What to ask the command for, so that it chooses the same widths."""
+    widths = recipe.widths
+    if not widths:
+        yield from ("--bits", str(recipe.bits))
+        return
+    known = load_widths(widths.name) if widths.name in recipe_names() else None
+    if known or widths.name.endswith(".toml"):
+        yield from ("--recipe", widths.name)
+    else:
+        yield from ("--bits", str(recipe.bits))
+    if widths.target_bytes is not None and (not known or known.target_bytes != widths.target_bytes):
+        yield from ("--target-size", str(widths.target_bytes))
+    if widths.target_bpw is not None and (not known or known.target_bpw != widths.target_bpw):
+        yield from ("--target-bpw", f"{widths.target_bpw:g}")
+    for role in sorted(BY_NAME, reverse=True):
+        choices = widths.choices(role)
+        if len(choices) == 1 and choices != (None,):
+            yield from (f"--{role.replace('_', '-')}", str(choices[0]))
+
+
+def _named(**roles: int | None) -> dict[str, tuple[int]]:
+    """Roles whose width is asked for by an option of their own."""
+    for role, bits in roles.items():
+        if bits not in (None, *WIDTHS):
+            option = role.replace("_", "-")
+            raise UsageError(f"--{option} is {bits!r}", expected="one of 2, 3, 4")
+    return {role: (bits,) for role, bits in roles.items() if bits is not None}
+
+
+def _with_target(widths: Widths, target_size: int | str | None, target_bpw: float | None) -> Widths:
+    """A target that is asked for takes the place of the recipe's own."""
+    if target_size is not None and target_bpw is not None:
+        raise UsageError("--target-size and --target-bpw", fix="give one of them")
+    if target_size is target_bpw is None:
+        return widths
+    n_bytes = None if target_size is None else parse_size(target_size)
+    return replace(widths, target_bytes=n_bytes, target_bpw=target_bpw, target_width=None)
+
+
+def _texts(found: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (found,) if isinstance(found, str) else tuple(found or ())

@@ -1,0 +1,122 @@
+"""What each role of tensors gets, and what that is expected to cost: the reasons of a choice."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import fsum
+from typing import Protocol
+
+from tq3.format.header import TensorInfo
+from tq3.format.recipe import WIDTHS, Recipe
+from tq3.format.widths import ROLES, Width
+from tq3.plan.policy import Decision, decide, may_compress
+from tq3.plan.readers import obstacles
+from tq3.plan.roles import OTHER, role_of
+from tq3.plan.sensitivity import alphas, relative_error
+
+
+class Line(Protocol):
+    """What is asked of a tensor: its name, width, shape, weights and bytes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bits(self) -> Width: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def n_weights(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoleLine:
+    """The tensors of one role and width.
+
+    bits: None for uncompressed
+    loss_share: of the expected loss of the whole model
+    saved: what part of that loss a bit more for these would save, for each part of the
+    checkpoint's size that it costs
+    """
+
+    role: str
+    bits: Width
+    n_tensors: int
+    n_weights: int
+    n_bytes: int
+    loss_share: float
+    saved: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen, or will be, and why.
+
+    recipe: its name, where widths go by role
+    allowed_bits_per_weight: over the tensors that may be compressed, which --target-bpw is about
+    loss: expected, beside that of the published recipe (3 bits throughout)
+    obstacles: why readers other than ours can't read it
+    """
+
+    recipe: str | None
+    roles: tuple[RoleLine, ...]
+    allowed_bits_per_weight: float | None
+    loss: float | None
+    obstacles: tuple[str, ...]
+
+
+def describe_choice(tensors: Sequence[Line], recipe: Recipe) -> Choice:
+    """The widths of a checkpoint's tensors, that are there or planned, by role."""
+    allowed = [line for line in tensors if line.bits or _may_be_compressed(line, recipe)]
+    n_weights = sum(line.n_weights for line in allowed)
+    n_bytes = sum(line.n_bytes for line in allowed)
+    alpha = alphas({line.name: line.n_weights for line in tensors})
+    # Correctly rounded sums: a checkpoint on disk has its tensors in another order.
+    loss = fsum(alpha[line.name] * relative_error(line.bits, recipe) for line in tensors)
+    published = replace(recipe, widths=None, bits=3)
+    usual = fsum(alpha[line.name] for line in tensors if _decide(line, published).compress)
+    return Choice(
+        recipe=recipe.widths.name if recipe.widths else None,
+        roles=_role_lines(tensors, recipe, alpha, loss),
+        allowed_bits_per_weight=n_bytes * 8 / n_weights if n_weights else None,
+        loss=loss / (usual * relative_error(3, recipe)) if usual else None,
+        obstacles=obstacles({line.name: line.bits for line in tensors if len(line.shape) > 1}),
+    )
+
+
+def _may_be_compressed(line: Line, recipe: Recipe) -> bool:
+    return may_compress(TensorInfo(line.name, "F16", line.shape), recipe)
+
+
+def _decide(line: Line, recipe: Recipe) -> Decision:
+    return decide(TensorInfo(line.name, "F16", line.shape), recipe)
+
+
+def _role_lines(
+    tensors: Sequence[Line], recipe: Recipe, alpha: Mapping[str, float], loss: float
+) -> tuple[RoleLine, ...]:
+    """One line for each role and width, in the order of roles; vectors are left out."""
+    together: defaultdict[tuple[str, Width], list[Line]] = defaultdict(list)
+    for line in tensors:
+        role = role_of(line.name)
+        if len(line.shape) > 1 and (line.bits or role != OTHER):
+            together[role, line.bits].append(line)
+    n_bytes = sum(line.n_bytes for line in tensors)
+    found = []
+    for role, bits in ((role, bits) for role in ROLES for bits in (*WIDTHS, None)):
+        members = together.get((role, bits), [])
+        n_weights = sum(line.n_weights for line in members)
+        share = fsum(alpha[line.name] for line in members) / (loss or 1.0)
+        error = relative_error(bits, recipe)
+        saved = None
+        if bits and bits + 1 in WIDTHS and n_weights:
+            cost = n_weights / 8 / n_bytes
+            saved = share * (error - relative_error(bits + 1, recipe)) / cost
+        line_bytes = sum(line.n_bytes for line in members)
+        found.append(
+            RoleLine(role, bits, len(members), n_weights, line_bytes, share * error, saved)
+        )
+    return tuple(line for line in found if line.n_tensors)

@@ -1,0 +1,130 @@
+"""What a tensor does in its layer, and which tensors hosts join into one.
+
+The only place where this is decided. Recipes name widths by role, sensitivities are measured by
+role. Patterns match whole components at the end of a name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from tq3.format.widths import QKV
+from tq3.plan.classes import (
+    ATTENTION,
+    EMBEDDINGS,
+    EXPERTS,
+    LINEAR_ATTENTION,
+    LM_HEAD,
+    MLP,
+    MTP,
+    POSITION_EMBEDDING,
+    TOKEN_EMBEDDING,
+    VISION,
+    class_of,
+)
+
+OTHER = "other"
+# Hosts join these of one layer into one matrix, or run all experts of a layer in one kernel.
+_JOINED = {
+    *("gate_up", "expert_gate_up", "expert_down", "shared_gate_up"),
+    *("linear_in", "linear_gates"),
+}
+
+
+def _compiled(*parts: tuple[str, str]) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    # Without .weight only fused experts are matrices; with .bias nothing is.
+    return tuple((role, re.compile(rf"(?:^|\.)(?:{ends})(?:\.weight)?$")) for role, ends in parts)
+
+
+_GATE_UP = (
+    r"gate_proj|up_proj|gate_up_proj|w1|w3|v1|c_fc|fc1|fc_in|linear_fc1|lin1|dense_h_to_4h"
+    r"|wi|wi_[01]|intermediate\.dense"
+)
+_DOWN = r"down_proj|w2|c_proj|fc2|fc_out|linear_fc2|lin2|dense_4h_to_h|wo|output\.dense"
+_ATTENTION_PARTS = _compiled(
+    ("qkv", r"qkv_proj|qkv|c_attn|query_key_value|[Ww]qkv|W_pack"),
+    ("q", r"q_proj|q|query|wq|q_lin|to_q|query_proj|q_a_proj|q_b_proj"),
+    ("k", r"k_proj|k|key|wk|k_lin|to_k|key_proj"),
+    # Keys and values from one matrix (multi-head latent attention) are as sensitive as values.
+    (
+        "v",
+        r"v_proj|v|value|wv|v_lin|to_v|value_proj|kv_proj|kv|kv_a_proj|kv_a_proj_with_mqa|kv_b_proj",
+    ),
+    ("o", r"o_proj|o|out_proj|wo|dense|c_proj|proj|out_lin|to_out(?:\.0)?|output\.dense"),
+)
+_MLP_PARTS = _compiled(
+    ("router", r"gate|gate\.wg|router|router\.(?:layer|classifier|gate)|shared_expert_gate"),
+    ("gate_up", _GATE_UP),
+    ("down", _DOWN),
+)
+_PARTS = {
+    ATTENTION: _ATTENTION_PARTS,
+    # What makes the gates of a state is tiny, and its error stays in the state.
+    LINEAR_ATTENTION: _compiled(
+        ("linear_gates", r"in_proj_a|in_proj_b|in_proj_ba|x_proj|dt_proj"),
+        ("linear_in", r"in_proj_qkv|in_proj_z|in_proj_qkvz|in_proj"),
+        ("linear_out", r"out_proj"),
+    ),
+    MLP: _MLP_PARTS,
+    EXPERTS: _MLP_PARTS,
+}
+# Inside a vision tower or an MTP layer the same parts are joined.
+_ANYWHERE = (*_ATTENTION_PARTS, *_MLP_PARTS)
+# First match wins: position_embedding would do for a token embedding, too.
+_TABLES = tuple(
+    (role, re.compile(pattern))
+    for role, pattern in (
+        (OTHER, POSITION_EMBEDDING),
+        ("lm_head", LM_HEAD),
+        ("embeddings", TOKEN_EMBEDDING),
+    )
+)
+_EXPERTS = re.compile(r"(?:^|\.)(expert|shared_expert)s?\.")
+_EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
+_LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")
+
+
+class _Part(NamedTuple):
+    """role: at its place; container: the path before the components that say so."""
+
+    role: str
+    container: str
+
+
+def role_of(name: str) -> str:
+    """The role of a tensor, one of `format.widths.ROLES`; that of a vector is `other`."""
+    label = class_of(name)
+    if label in (VISION, MTP):
+        return label.lower()
+    if label == EMBEDDINGS:
+        return next(role for role, pattern in _TABLES if pattern.search(name))
+    return _part_of(name, label).role
+
+
+def fused_set_of(name: str, *, split_qkv: bool) -> str:
+    """A key that all tensors share that must have one width; the name of one that is alone.
+
+    split_qkv: whether q, k and v of a layer may differ
+    """
+    part = _part_of(name, class_of(name))
+    if part.role in QKV and not split_qkv:
+        return f"{part.container}:qkv"
+    return f"{part.container}:{part.role}" if part.role in _JOINED else name
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to; None outside of layers."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def _part_of(name: str, label: str) -> _Part:
+    for role, pattern in _ANYWHERE if label in (VISION, MTP) else _PARTS.get(label, ()):
+        if found := pattern.search(name):
+            container = _EXPERT_NUMBER.sub(r"\1.", name[: found.start()] + ".").removesuffix(".")
+            experts = _EXPERTS.search(name) if role in ("gate_up", "down") else None
+            return _Part(
+                f"{experts[1].removesuffix('_expert')}_{role}" if experts else role, container
+            )
+    return _Part(OTHER, name)
