@@ -4,10 +4,11 @@ PYTHON ?= python3
 BIN := $(CURDIR)/build/venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 VLLM := $(CURDIR)/build/venv-vllm/bin
+HARNESS := $(CURDIR)/build/venv-harness
 WHEEL = $$(echo build/wheel/tq3-*.whl)
 SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check docs sanitize neon fuzz vllm clean
+.PHONY: demo test check docs sanitize neon fuzz vllm harness clean
 
 demo: build/venv/demo  ## a real model compressed, verified, restored, served packed and compared
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
@@ -38,6 +39,9 @@ fuzz: build/venv/fuzz  ## readers and kernels, fuzzed for a fixed number of runs
 vllm: build/venv/demo build/venv-vllm/tq3  ## packed checkpoints in vLLM on the CPU, in an environment of its own
 	$(BIN)/python scripts/make_demo_model.py build/smollm2
 	PATH="$(VLLM):$$PATH" $(VLLM)/pytest -W default --numprocesses 2 --dist loadscope tests/vllm_host
+
+harness: build/venv-harness/made  ## packed checkpoints in lm_eval, beside the packages of the tests
+	$(HARNESS)/bin/python $(BIN)/pytest -W default tests/harness
 
 clean:
 	rm -rf build
@@ -87,4 +91,12 @@ build/venv-vllm/made: constraints-vllm.txt scripts/make_vllm_env.py tests/vllm_h
 build/venv-vllm/tq3: build/venv-vllm/made build/wheel/made
 	$(VLLM)/python -m pip install --quiet --no-deps --force-reinstall $(WHEEL)
 	$(VLLM)/python -m pip install --quiet -c constraints-vllm.txt "$(WHEEL)[test]"
+	touch $@
+
+# 0.2 GB of its own; everything else, tq3 too, is that of build/venv.
+build/venv-harness/made: build/venv/test
+	$(PYTHON) -m venv $(HARNESS)
+	$(HARNESS)/bin/python -c "import site; print('$(CURDIR)/build/venv/' + site.getsitepackages()[0].split('/venv-harness/')[1], \
+	  file=open(site.getsitepackages()[0] + '/beside.pth', 'w'))"
+	$(HARNESS)/bin/python -m pip install --quiet -c constraints.txt "lm-eval>=0.4.9,<0.5"
 	touch $@

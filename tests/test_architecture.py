@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "runtime": {"format", "codec"},
     # A wing: it reads headers and tq_config.json, and puts modules of the runtime into a host.
     "integrations": {"format", "runtime"},
+    # Another wing, which only cli imports: models of a host whose weights it reads itself.
+    "evaluation": {"format", "codec", "plan", "storage", "hub", "pipelines", "integrations"},
 }
 FREE = {"errors", "units", "version"}
 TOP = {"cli", "api", "__init__", "__main__"}
@@ -40,9 +42,10 @@ THIRD_PARTY = {
     "cli": {"typer", "rich"},
     "runtime": {"numpy", "torch"},
     "integrations": {"torch", "transformers", "vllm"},
+    "evaluation": {"accelerate", "matplotlib", "numpy", "torch", "transformers"},
 }
 # What the compressor never imports, whatever else its layers may.
-HEAVY = {"torch", "transformers", "vllm", "safetensors", "scipy", "click"}
+HEAVY = {"torch", "transformers", "vllm", "safetensors", "scipy", "click", "matplotlib"}
 # It imports its host at the top, which is not installed where this suite runs.
 NEEDS_HOST = "tq3.integrations.vllm"
 

@@ -10,7 +10,8 @@ from tq3.format.request import make_recipe
 from tq3.hub.options import HubOptions
 from tq3.pipelines.checks import Verification
 from tq3.pipelines.compress import compress_checkpoint
-from tq3.pipelines.describe import Description, describe, describe_plan
+from tq3.pipelines.describe import describe, describe_plan
+from tq3.pipelines.description import Description
 from tq3.pipelines.events import Event, Finished, Published, Report, Run, StrPath, Verified
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import open_source

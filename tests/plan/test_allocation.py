@@ -34,7 +34,7 @@ def loss_of(plan: Plan, sizes: dict[str, int]) -> float:
     """The expected loss, from the definition."""
     alpha = alphas(sizes)
     return sum(
-        alpha[task.name] * expected_error(task.layout.bits, task.layout.group)
+        alpha[task.name] * expected_error(task.scale, task.layout.bits, task.layout.group)
         for task in plan.tasks
         if task.layout
     )
@@ -74,8 +74,9 @@ def test_the_choice_for_a_size_is_the_best_of_all(size):
         before = sets.get(key, (0.0, 0))
         sets[key] = before[0] + alpha[name], before[1] + n
     header = plan.file_bytes - plan.bytes_out
+    error = {bits: expected_error("search", bits, 128) for bits in (2, 3, 4)}
     best = min(
-        sum(a * expected_error(bits, 128) for bits, (a, _) in zip(some, sets.values(), strict=True))
+        sum(a * error[bits] for bits, (a, _) in zip(some, sets.values(), strict=True))
         for some in product((2, 3, 4), repeat=len(sets))
         if sum(n * bits // 8 + n // 32 for bits, (_, n) in zip(some, sets.values(), strict=True))
         <= size - header

@@ -214,10 +214,10 @@ def test_globs_are_matched_with_the_whole_name_and_its_case(glob, matches):
 def test_a_name_of_a_megabyte_is_decided_at_once(part):
     """A pattern that looks at a name's rest again from each of its parts would take hours."""
     name = "x" + part * (10**6 // len(part))
-    started = time.monotonic()
+    started = time.process_time()
     assert decision(name).reason
     assert class_of(name)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(

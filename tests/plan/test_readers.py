@@ -12,6 +12,7 @@ from listings import qwen
 from tq3.format.request import make_recipe
 from tq3.format.widths import Width
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.readers import obstacles, substrings
 
 PARTS = (
@@ -101,7 +102,7 @@ OBSTACLES: dict[str, tuple[dict[str, Width], str]] = {
 
 @pytest.mark.parametrize(("widths", "why"), OBSTACLES.values(), ids=OBSTACLES)
 def test_what_others_cannot_read_has_its_reason(widths, why):
-    (found,) = obstacles(widths)
+    (found,) = obstacles(widths, ["F32"])
     assert re.search(why, found)
 
 
@@ -109,7 +110,12 @@ def test_what_others_cannot_read_has_its_reason(widths, why):
     "widths", [{}, {"a.weight": 3, "b.weight": None}, attention(q=3, k=3, v=3, o=4)]
 )
 def test_what_others_can_read_has_none(widths):
-    assert obstacles(widths) == ()
+    assert obstacles(widths, ["F32"]) == ()
+
+
+def test_others_take_norms_of_half_the_size_for_whole_ones():
+    (found,) = obstacles({"a.weight": 3}, ["F32", "F16"])
+    assert "norms are F16" in found
 
 
 @pytest.mark.parametrize("bpw", [3.3, 3.5, 3.8, 4.1])
@@ -118,11 +124,11 @@ def test_a_balanced_model_of_27_billion_weights_can_be_read_by_others(bpw):
     plan = plan_compression(qwen(), recipe)
     widths = {task.name: task.layout.bits for task in plan.tasks if task.layout}
     config = describe_compression(
-        plan, recipe, {}, model="m", revision=None, writer="w", error=None
+        plan, recipe, NOTHING_LEARNED, model="m", revision=None, writer="w", error=None
     )
     assert config.widths == {}
     assert {name: config.width_reader()(name) for name in widths} == widths
-    assert obstacles(widths) == ()
+    assert obstacles(widths, ["F32"]) == ()
 
 
 def test_three_widths_are_recorded_for_our_own_reader():
@@ -130,7 +136,7 @@ def test_three_widths_are_recorded_for_our_own_reader():
     plan = plan_compression(qwen(), recipe)
     widths = {task.name: task.layout.bits for task in plan.tasks if task.layout}
     config = describe_compression(
-        plan, recipe, {}, model="m", revision=None, writer="w", error=None
+        plan, recipe, NOTHING_LEARNED, model="m", revision=None, writer="w", error=None
     )
     assert config.sensitive_bits is None
     assert {name: config.width_reader()(name) for name in widths} == widths

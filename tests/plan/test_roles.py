@@ -192,8 +192,8 @@ def test_the_layer_is_the_first_number_of_a_name():
 @pytest.mark.parametrize("part", ["a_", ".a", ".mlp", ".experts", ".0", "experts.0.", "q_proj."])
 def test_a_name_of_a_megabyte_has_its_role_at_once(part):
     name = "x" + part * (10**6 // len(part))
-    started = time.monotonic()
+    started = time.process_time()
     assert role_of(name)
     assert fused_set_of(name, split_qkv=False)
     layer_of(name)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

@@ -9,6 +9,7 @@ import typer
 
 import tq3
 from tq3.cli import options as opt
+from tq3.cli.evaluating import evaluate
 from tq3.cli.publishing import card, push
 from tq3.cli.screen import Screen
 from tq3.errors import UsageError
@@ -175,3 +176,4 @@ def verify(
 
 app.command()(push)
 app.command()(card)
+app.command("eval")(evaluate)

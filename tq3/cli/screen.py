@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -107,6 +107,15 @@ class Screen:
             self._object(description.to_dict())
         elif not self._quiet:
             for table in tables.of_description(description, tensors=tensors):
+                self._table(table)
+
+    def evaluation(self, evaluation: Any, shown: Iterable[Table]) -> None:
+        """Show what an evaluation found, as one object or as these tables."""
+        self._progress.stop()
+        if self._json:
+            self._object(evaluation.to_dict())
+        elif not self._quiet:
+            for table in shown:
                 self._table(table)
 
     def _show(self, event: events.Event) -> None:

@@ -6,25 +6,23 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 from rich.table import Table
 
+from tq3.cli.cells import add as _add
+from tq3.cli.cells import columns as _columns
+from tq3.cli.cells import facts as _facts
 from tq3.pipelines.checks import Comparison, Verification
-from tq3.pipelines.describe import Description
+from tq3.pipelines.description import Description
 from tq3.pipelines.events import Report
 from tq3.pipelines.publication import Publication
-from tq3.units import count, counted, printable, size
+from tq3.units import count, counted, size
 
 _WORST = 10
 # Faults of one check that people read.
 _ALIKE = 10
 _SCALES = {"search": "searched for the smallest error", "norm": "from the norm of each group"}
 _NO_MANIFEST = "none: there is no manifest"
-_NUMERIC = (
-    *("compressed", "kept", "weights", "size", "bits a weight", "tensors", "bits", "error"),
-    *("width", "share of loss", "next bit saves", "expected", "limit", "cosine", "worst group"),
-)
 
 
 def of_report(report: Report, out: Path) -> Table:
@@ -236,26 +234,4 @@ def _tensors(d: Description) -> Table:
             size(line.n_bytes),
             line.reason,
         )
-    return table
-
-
-def _add(table: Table, *cells: str | list[str]) -> None:
-    """A row; a list makes a cell of several lines."""
-    lines = ([cell] if isinstance(cell, str) else cell for cell in cells)
-    table.add_row(*("\n".join(map(printable, cell)) for cell in lines))
-
-
-def _facts() -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
-
-
-def _columns(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(first, overflow="fold")
-    for name in others:
-        justify: Literal["left", "right"] = "right" if name in _NUMERIC else "left"
-        table.add_column(name, justify=justify, overflow="fold")
     return table

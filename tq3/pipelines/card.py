@@ -14,7 +14,8 @@ from tq3.format.recipe import Recipe
 from tq3.format.request import width_options
 from tq3.hub.card import fill_in, read_template
 from tq3.hub.metadata import is_model_id, make_metadata, metadata_block, read_metadata
-from tq3.pipelines.describe import Description, describe
+from tq3.pipelines.describe import describe
+from tq3.pipelines.description import Description
 from tq3.pipelines.events import StrPath
 from tq3.pipelines.quality import quality_rows
 from tq3.plan.restoring import read_tq_config

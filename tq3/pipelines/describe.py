@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any
 
-from tq3.format import config as tq_config
-from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
+from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
-from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.format.width_record import record_widths
-from tq3.pipelines.roles import Choice, describe_choice
-from tq3.plan.classes import LABELS, class_of
+from tq3.pipelines.description import Description, TensorLine
+from tq3.pipelines.roles import describe_choice
+from tq3.plan.classes import class_of
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide, why_exact
@@ -25,131 +23,6 @@ from tq3.plan.sources import Checkpoint, Files, read_checkpoint
 _BASE_MEMORY_BYTES = 64 * 2**20
 # A tensor's entries in header, plan and index.
 _TENSOR_MEMORY_BYTES = 3000
-
-
-@dataclass(frozen=True, slots=True)
-class TensorLine:
-    """One tensor of the original model.
-
-    bits, norm_dtype: width of its codes and type of its norms, None where it is not compressed
-    dtype, n_bytes: as stored in the TQ3 checkpoint (codes and norms together)
-    """
-
-    name: str
-    label: str
-    shape: tuple[int, ...]
-    bits: int | None
-    dtype: str
-    n_weights: int
-    n_bytes: int
-    reason: str
-    norm_dtype: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ClassLine:
-    """All tensors of one class together."""
-
-    label: str
-    n_compressed: int
-    n_kept: int
-    n_weights: int
-    n_bytes: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        return self.n_bytes * 8 / self.n_weights if self.n_weights else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A TQ3 checkpoint, or with `planned` one that compress would make.
-
-    scale, source_bytes, measured_error: None where nobody recorded them
-    choice: widths by role, and what they are expected to cost
-    peak_memory_bytes: what compress would need, for a plan
-    """
-
-    path: str
-    planned: bool
-    bits: int
-    group_size: int
-    scale: str | None
-    original_model: str | None
-    source_revision: str | None
-    source_dtype: str | None
-    source_bytes: int | None
-    writer: str | None
-    measured_error: MeasuredError | None
-    shards: dict[str, int]
-    tensors: tuple[TensorLine, ...]
-    choice: Choice
-    peak_memory_bytes: int | None = None
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(line.n_bytes for line in self.tensors)
-
-    @property
-    def n_compressed(self) -> int:
-        return sum(line.bits is not None for line in self.tensors)
-
-    @property
-    def n_kept(self) -> int:
-        return len(self.tensors) - self.n_compressed
-
-    @property
-    def norm_dtypes(self) -> dict[str, int]:
-        """Type of the norms -> number of tensors with such norms, F32 first."""
-        dtypes = [line.norm_dtype for line in self.tensors]
-        return {dtype: n for dtype in NORM_DTYPES if (n := dtypes.count(dtype))}
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Every width that occurs."""
-        return tuple(sorted({line.bits for line in self.tensors if line.bits}))
-
-    @property
-    def widths_text(self) -> str:
-        """3; 3 and 4; 2, 3 and 4."""
-        *others, last = map(str, self.widths or (self.bits,))
-        return f"{', '.join(others)} and {last}" if others else last
-
-    @property
-    def bits_per_weight(self) -> float:
-        return self.n_bytes * 8 / max(sum(line.n_weights for line in self.tensors), 1)
-
-    @property
-    def classes(self) -> tuple[ClassLine, ...]:
-        """The classes that occur, in a fixed order."""
-        lines = (_class_line(label, self.tensors) for label in LABELS)
-        return tuple(line for line in lines if line.n_compressed or line.n_kept)
-
-    @property
-    def kept_reasons(self) -> dict[str, tuple[int, int]]:
-        """Reason -> number and bytes of the tensors kept for it, largest first."""
-        totals: dict[str, tuple[int, int]] = {}
-        for line in self.tensors:
-            if line.bits is None:
-                count, n_bytes = totals.get(line.reason, (0, 0))
-                totals[line.reason] = count + 1, n_bytes + line.n_bytes
-        return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, for --json."""
-        return {
-            **asdict(self),
-            "format": tq_config.FORMAT,
-            "n_bytes": self.n_bytes,
-            "n_compressed": self.n_compressed,
-            "n_kept": self.n_kept,
-            "norm_dtypes": self.norm_dtypes,
-            "bits_per_weight": self.bits_per_weight,
-            "widths": list(self.widths),
-            "classes": [
-                {**asdict(line), "bits_per_weight": line.bits_per_weight} for line in self.classes
-            ],
-        }
 
 
 def describe(files: Files, recipe: Recipe, workers: int) -> Description:
@@ -211,15 +84,15 @@ def _main_width(lines: Sequence[TensorLine], default: int) -> int:
 
 
 def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Description:
-    asked = Recipe(group_size=config.group_size)
-    recipe = recipe_from_record(config.recipe) if config.recipe else asked
+    recorded = recipe_from_record(config.recipe) if config.recipe else None
+    recipe = recorded or Recipe(group_size=config.group_size, scale="norm")
     lines = tuple(_stored_lines(checkpoint, config, recipe))
     return Description(
         path=files.label,
         planned=False,
         bits=config.bits,
         group_size=config.group_size,
-        scale=recipe_from_record(config.recipe).scale if config.recipe else None,
+        scale=recorded.scale if recorded else None,
         original_model=config.original_model,
         source_revision=config.source_revision,
         source_dtype=config.source_dtype,
@@ -286,18 +159,6 @@ def _line(
         n_bytes=n_bytes,
         reason=reason,
         norm_dtype=layout.norm_dtype if layout else None,
-    )
-
-
-def _class_line(label: str, tensors: Iterable[TensorLine]) -> ClassLine:
-    members = [line for line in tensors if line.label == label]
-    n_compressed = sum(line.bits is not None for line in members)
-    return ClassLine(
-        label=label,
-        n_compressed=n_compressed,
-        n_kept=len(members) - n_compressed,
-        n_weights=sum(line.n_weights for line in members),
-        n_bytes=sum(line.n_bytes for line in members),
     )
 
 

@@ -18,7 +18,7 @@ from tq3.plan.sensitivity import alphas, relative_error
 
 
 class Line(Protocol):
-    """What is asked of a tensor: its name, width, shape, weights and bytes."""
+    """What is asked of a tensor: name, width, shape, weights, bytes, and the type of its norms."""
 
     @property
     def name(self) -> str: ...
@@ -30,6 +30,8 @@ class Line(Protocol):
     def n_weights(self) -> int: ...
     @property
     def n_bytes(self) -> int: ...
+    @property
+    def norm_dtype(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,10 @@ def describe_choice(tensors: Sequence[Line], recipe: Recipe) -> Choice:
         roles=_role_lines(tensors, recipe, alpha, loss),
         allowed_bits_per_weight=n_bytes * 8 / n_weights if n_weights else None,
         loss=loss / (usual * relative_error(3, recipe)) if usual else None,
-        obstacles=obstacles({line.name: line.bits for line in tensors if len(line.shape) > 1}),
+        obstacles=obstacles(
+            {line.name: line.bits for line in tensors if len(line.shape) > 1},
+            {line.norm_dtype for line in tensors if line.norm_dtype},
+        ),
     )
 
 

@@ -12,12 +12,14 @@ from tq3.plan.roles import fused_set_of, role_of
 _EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
 
 
-def obstacles(widths: Mapping[str, Width]) -> tuple[str, ...]:
+def obstacles(widths: Mapping[str, Width], norm_dtypes: Iterable[str]) -> tuple[str, ...]:
     """Why other readers can't read a checkpoint; nothing where they can.
 
     widths: of each matrix by name, None for one that is not compressed
+    norm_dtypes: those that occur
     """
-    return tuple(_obstacles(widths))
+    halves = ("norms are F16: they take them for F32",) if "F16" in norm_dtypes else ()
+    return (*_obstacles(widths), *halves)
 
 
 def _obstacles(widths: Mapping[str, Width]) -> Iterator[str]:

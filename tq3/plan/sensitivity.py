@@ -6,7 +6,8 @@ group alone decide, and alpha is the tensor's own, whatever its width. It holds 
 at 2 bits it promises too much.
 
 `recipes/sensitivities.toml` has alpha by role, for all tensors of the role together. Each layer has
-an equal part of it, and each of several tensors of one role in a layer the part of its weights.
+its part of it, where the first and the last eighth of layers have factors of their own, and each of
+several tensors of one role in a layer the part of its weights.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ def relative_error(bits: Width, recipe: Recipe) -> float:
 
 def alphas(sizes: Mapping[str, int]) -> dict[str, float]:
     """The sensitivity of each tensor of a model, from names and numbers of weights."""
-    by_role = _by_role()
+    by_role = _table("alpha")
     places = {name: _place(name) for name in sizes}
-    n_layers = len({layer for _, layer in places.values() if layer is not None})
+    layers = sorted({layer for _, layer in places.values() if layer is not None})
+    part_of = {role: _parts(role, layers) for role in by_role}
     together: Counter[tuple[str, int | None]] = Counter()
     for name, n_weights in sizes.items():
         together[places[name]] += n_weights
     found = {}
     for name, n_weights in sizes.items():
         role, layer = places[name]
-        of_place = by_role[role] / (1 if layer is None else n_layers)
+        of_place = by_role[role] * part_of[role].get(layer, 1.0)
         found[name] = of_place * n_weights / max(together[role, layer], 1)
     return found
 
@@ -50,6 +52,16 @@ def _place(name: str) -> tuple[str, int | None]:
     return role, None if role in _TOWERS else layer_of(name)
 
 
+def _parts(role: str, layers: list[int]) -> dict[int | None, float]:
+    """What part of a role's alpha each layer would have, if all had the role."""
+    end = len(layers) // 8
+    factors = dict.fromkeys(layers, 1.0)
+    factors |= dict.fromkeys(layers[:end], _table("first").get(role, 1.0))
+    factors |= dict.fromkeys(layers[len(layers) - end :], _table("last").get(role, 1.0))
+    total = sum(factors.values())
+    return {layer: factor / total for layer, factor in factors.items()}
+
+
 @cache
-def _by_role() -> dict[str, float]:
-    return {role: float(alpha) for role, alpha in own_toml(SENSITIVITIES)["alpha"].items()}
+def _table(name: str) -> dict[str, float]:
+    return {role: float(value) for role, value in own_toml(SENSITIVITIES)[name].items()}

@@ -13,11 +13,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from tq3.errors import BadInput
 from tq3.format.header import Header, TensorInfo, read_header
-from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
 from tq3.format.recipe import WIDTHS
 
-# The host widens the smaller ones while it loads them, exactly.
-NORM_DTYPES = ("F32", "F16")
 # Rows of codes can be stacked, joined and cut as rows of weights can; nothing else can be done to
 # them. By name: the classes have come and gone between releases.
 _ROW_OPERATIONS = {"MergeModulelist", "SplitModulelist", "Concatenate", "Chunk", "Split"}
@@ -85,7 +83,7 @@ def read_pairs(files: Iterable[str]) -> tuple[dict[str, Pair], set[str]]:
     return pairs, {name for name in found if not name.endswith((PACKED, NORMS))}
 
 
-class _Renaming:
+class Renaming:
     """The names that the host will look for, for the names in the checkpoint."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -115,7 +113,7 @@ def find_places(model: PreTrainedModel, pairs: dict[str, Pair], group: int) -> l
 
     A tensor that the model has no parameter for is left to the host, which ignores or reports it.
     """
-    rename, state = _Renaming(model), model.state_dict()
+    rename, state = Renaming(model), model.state_dict()
     places: dict[str, Place] = {}
     for pair in pairs.values():
         names, converter = rename(pair.name, state)
@@ -129,7 +127,7 @@ def find_places(model: PreTrainedModel, pairs: dict[str, Pair], group: int) -> l
 
 def find_kept(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
     """The parameters of `model` that these tensors, which are not compressed, fill."""
-    rename, state = _Renaming(model), model.state_dict()
+    rename, state = Renaming(model), model.state_dict()
     return {parameter for name in names for parameter in rename(name, state)[0]}
 
 
@@ -138,7 +136,7 @@ def check_names(model: PreTrainedModel, pairs: dict[str, Pair]) -> None:
 
     It would only warn, and leave those modules as they were allocated.
     """
-    rename, state = _Renaming(model), model.state_dict()
+    rename, state = Renaming(model), model.state_dict()
     filled = {
         name
         for pair in pairs.values()

@@ -1,0 +1,125 @@
+"""The command that measures what a checkpoint lost: eval."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tq3.cli import options as opt
+from tq3.cli.evaluation_tables import of_evaluation
+from tq3.cli.screen import Screen
+from tq3.errors import UsageError
+from tq3.pipelines.events import Run
+
+_PACKAGES = ("accelerate", "matplotlib", "safetensors", "torch", "transformers")
+
+OutArg = Annotated[
+    str,
+    typer.Argument(metavar="OUT", help="A TQ3 checkpoint: a folder, or a repository of the Hub."),
+]
+SourceOpt = Annotated[
+    str,
+    typer.Option("--source", metavar="SOURCE", help="The checkpoint that OUT was made from."),
+]
+TextOpt = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Plain text to judge by; a short one is built in.", readable=False
+    ),
+]
+TokensOpt = Annotated[int, typer.Option(metavar="N", help="Tokens of the text, at most.")]
+ContextOpt = Annotated[int, typer.Option(metavar="N", help="Tokens of one sequence.")]
+DtypeOpt = Annotated[
+    str, typer.Option(help="Type that is computed in: float32, bfloat16 or float16.")
+]
+ByClassOpt = Annotated[
+    bool,
+    typer.Option(
+        "--by-class",
+        help="Also with one class of tensors compressed and all others as in SOURCE, each in turn.",
+    ),
+]
+BosOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--bos/--no-bos",
+        help="Begin sequences with the BOS token; default as tokenizer and config.json say.",
+        show_default=False,
+    ),
+]
+DownloadOpt = Annotated[
+    bool,
+    typer.Option(
+        "--download", help="Fetch SOURCE from the Hub into its cache first, and read that."
+    ),
+]
+PlotOpt = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Draw classes and layers, as PNG, SVG or PDF.", readable=False
+    ),
+]
+
+
+def evaluate(
+    path: OutArg,
+    source: SourceOpt,
+    text: TextOpt = None,
+    tokens: TokensOpt = 4096,
+    context: ContextOpt = 512,
+    dtype: DtypeOpt = "float32",
+    by_class: ByClassOpt = False,
+    bos: BosOpt = None,
+    plot: PlotOpt = None,
+    revision: opt.RevisionOpt = None,
+    source_revision: opt.SourceRevisionOpt = None,
+    download: DownloadOpt = False,
+    json: opt.JsonOpt = False,
+    quiet: opt.QuietOpt = False,
+) -> None:
+    """Measure OUT beside SOURCE on a text: perplexity, KL divergence, errors by layer.
+
+    One layer at a time is in memory. Needs pip install 'tq3[eval]'.
+    """
+    with Screen(json=json, quiet=quiet) as screen:
+        evaluation = _part("evaluate")
+        plotting = _part("plotting") if plot else None
+        if plotting:
+            plotting.check_file(plot)
+        run = evaluation.evaluate(
+            path,
+            source,
+            text=text,
+            tokens=tokens,
+            context=context,
+            dtype=dtype,
+            by_class=by_class,
+            bos=bos,
+            hub=screen.hub_options(revision, False),
+            source_hub=screen.hub_options(source_revision, download),
+        )
+        found: list[Any] = []
+        screen.follow(_until_found(run, found))
+        screen.evaluation(found[0], of_evaluation(found[0]))
+        if plotting:
+            plotting.draw(found[0], plot)
+
+
+def _until_found(run: Any, found: list[Any]) -> Run:
+    """The run's events; when they end, `found` has what it returned."""
+    found.append((yield from run))
+
+
+def _part(name: str) -> Any:
+    """A module of tq3.evaluation: imported here, so that a missing package has a sentence."""
+    try:
+        return import_module(f"tq3.evaluation.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in _PACKAGES:
+            raise
+        raise UsageError(
+            f"tq3 eval needs the package {error.name}", fix="pip install 'tq3[eval]'"
+        ) from error

@@ -1,0 +1,127 @@
+"""The tensors of a checkpoint by the names of its source, as torch tensors on the processor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from tq3.codec.backend import get_backend
+from tq3.errors import BadInput
+from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.plan.restoring import packed_layouts, read_tq_config
+from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint, refuse_quantised
+
+_DTYPES = {
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+
+
+class Tensors:
+    """Reads one tensor at a time; compressed ones are decoded to float32, as the format says.
+
+    shapes: name in the source -> shape
+    n_bytes: name -> bytes in the files, of codes and norms where it is compressed
+    """
+
+    def __init__(
+        self, files: Source, checkpoint: Checkpoint, layouts: Mapping[str, GroupLayout]
+    ) -> None:
+        self._files = files
+        self._located = {tensor.info.name: tensor for tensor in checkpoint.tensors}
+        self.layouts = layouts
+        kept = {name: (located,) for name, located in self._located.items()}
+        for name in layouts:
+            kept[name] = kept.pop(name + PACKED) + kept.pop(name + NORMS)  # type: ignore[assignment]
+        self.n_bytes = {n: sum(part.info.n_bytes for part in parts) for n, parts in kept.items()}
+        self.shapes = {
+            name: layouts[name].shape if name in layouts else parts[0].info.shape
+            for name, parts in kept.items()
+        }
+
+    def __call__(self, name: str) -> torch.Tensor:
+        """Of the stored type, or decoded. Raises BadInput for a type that no model computes in."""
+        if name in self.layouts:
+            return self._decoded(name, self.layouts[name])
+        return self._read(self._located[name])
+
+    def _decoded(self, name: str, layout: GroupLayout) -> torch.Tensor:
+        packed = self._read(self._located[name + PACKED])
+        norms = self._read(self._located[name + NORMS]).float()
+        weights = torch.empty(layout.shape)
+        words = weights.view(layout.rows, layout.cols).numpy().view(np.uint32)
+        codec = get_backend()
+        codec.decode(packed.numpy(), norms.numpy(), layout.bits, layout.group, words, "F32")
+        return weights
+
+    def _read(self, tensor: Located) -> torch.Tensor:
+        info = tensor.info
+        if info.dtype not in _DTYPES:
+            raise BadInput(
+                "a type that models don't compute in",
+                file=tensor.file,
+                tensor=info.name,
+                found=info.dtype,
+                expected=", ".join(_DTYPES),
+            )
+        read = torch.empty(info.n_bytes, dtype=torch.uint8)
+        self._files.read_into(tensor.file, tensor.offset, read.numpy().data)
+        return read.view(_DTYPES[info.dtype]).view(info.shape)
+
+
+def open_original(files: Source) -> Tensors:
+    """An ordinary checkpoint. Raises BadInput for one that is quantised."""
+    checkpoint = read_checkpoint(files)
+    refuse_quantised(checkpoint)
+    return Tensors(files, checkpoint, {})
+
+
+def open_compressed(files: Source) -> Tensors:
+    """A TQ3 checkpoint. Raises BadInput for anything else."""
+    checkpoint = read_checkpoint(files)
+    layouts = packed_layouts(checkpoint, read_tq_config(files, checkpoint.config))
+    return Tensors(files, checkpoint, layouts)
+
+
+def check_belong_together(ours: Tensors, original: Tensors, out: str, source: str) -> None:
+    """Raise BadInput unless both have the same tensors of the same shapes."""
+    for here, there, file, other in (
+        (original.shapes, ours.shapes, out, source),
+        (ours.shapes, original.shapes, source, out),
+    ):
+        missing = sorted(here.keys() - there.keys())
+        if missing:
+            raise _strangers(f"a tensor that {other} has is missing", file, missing[0], None, None)
+    for name, shape in original.shapes.items():
+        if ours.shapes[name] != shape:
+            found, expected = list(ours.shapes[name]), list(shape)
+            raise _strangers("not of the source's shape", out, name, found, expected)
+
+
+def bits_per_weight(tensors: Tensors, names: Iterable[str]) -> float:
+    """Stored bits, norms included, over the elements of these tensors."""
+    known = [name for name in names if name in tensors.shapes]
+    elements = sum(math.prod(tensors.shapes[name]) for name in known)
+    return 8 * sum(tensors.n_bytes[name] for name in known) / max(elements, 1)
+
+
+def _strangers(message: str, file: str, tensor: str, found: object, expected: object) -> BadInput:
+    return BadInput(
+        message,
+        file=file,
+        tensor=tensor,
+        found=found,
+        expected=expected,
+        fix="give the checkpoint that OUT was made from as --source",
+    )
