@@ -40,7 +40,7 @@ except StopIteration as end:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
 @pytest.mark.skipif(available_backends() == ("numpy",), reason="minutes without kernels")
 def test_a_model_needs_a_fraction_of_its_weights(tmp_path):
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16}
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     config = transformers.LlamaConfig(**sizes, num_attention_heads=8, vocab_size=512)
     model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     weights = sum(parameter.nbytes for parameter in model.parameters())

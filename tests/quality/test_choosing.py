@@ -1,0 +1,157 @@
+"""scripts/quality: widths are the best ones, slopes and depths what they should be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from allocation import PARTS, Costs, Sensitivity, layer_of, parts
+from balance import Balance
+from llama import type_in_mix
+from ours import Coded, Format
+from sensitivity import combined, slope
+
+SHAPES = {
+    "self_attn.q_proj": (256, 128),
+    "self_attn.k_proj": (128, 128),
+    "self_attn.v_proj": (128, 128),
+    "self_attn.o_proj": (128, 256),
+    "mlp.gate_proj": (192, 128),
+    "mlp.up_proj": (192, 128),
+    "mlp.down_proj": (128, 192),
+}
+ALPHAS = {"q": 1.0, "k": 1.0, "v": 9.0, "o": 2.0, "gate_up": 8.0, "down": 9.0}
+HEAD_DIM = 64
+
+
+@pytest.fixture(scope="module")
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"model.layers.{layer}.{part}.weight": torch.randn(shape, generator=generator)
+        for layer in range(3)
+        for part, shape in SHAPES.items()
+    }
+
+
+def test_the_ends_of_a_model_are_an_eighth_of_its_layers_and_at_least_one():
+    assert [list(layers) for layers in parts(3).values()] == [[0], [1], [2]]
+    assert [len(layers) for layers in parts(32).values()] == [4, 24, 4]
+
+
+def test_a_roles_layers_share_its_alpha():
+    depth = {"down": {"first eighth": 1.0, "middle": 1.0, "last eighth": 3.0}}
+    shares = Sensitivity({"down": 10.0, "q": 1.0}, depth).of_layers("down", 32)
+    assert shares["last eighth"] == pytest.approx(3 * shares["middle"])
+    total = sum(shares[part] * len(layers) for part, layers in parts(32).items())
+    assert total == pytest.approx(10.0)
+
+
+def test_the_widths_fit_and_no_swap_is_better(weights):
+    base = Format(3)
+    costs, sensitivity = Costs(weights, base), Sensitivity(ALPHAS, {})
+    plan = costs.best(sensitivity, 3.5)
+    assert plan is not None
+    way = plan.way(base)
+    coded = {name: way(name, weight) for name, weight in weights.items()}
+    n_weights = sum(weight.numel() for weight in weights.values())
+    assert 3.3 < sum(each.bits for each in coded.values()) / n_weights <= 3.5
+    # v: the most sensitivity in the fewest weights
+    assert all(plan.widths[layer, "v"] == 4 for layer in range(3))
+    assert plan.loss < costs.best(sensitivity, 3.4).loss
+    assert costs.best(sensitivity, 2.0) is None
+
+
+def test_bits_of_uniform_widths_are_the_formats(weights):
+    square = {name: weight for name, weight in weights.items() if "down" not in name}
+    assert Costs(square, Format(3)).uniform(4) == pytest.approx(4.25)
+
+
+def test_the_last_layers_get_the_bits_that_they_are_worth(weights):
+    depth = {"down": dict(zip(PARTS, (1.0, 1.0, 50.0), strict=True))}
+    plan = Costs(weights, Format(3)).best(Sensitivity(ALPHAS | {"down": 1.0}, depth), 3.4)
+    widths = [plan.widths[layer, "down"] for layer in range(3)]
+    assert widths[2] > widths[0]
+
+
+def test_balanced_columns_are_equally_large_and_come_back_scaled(weights):
+    scale = torch.linspace(0.5, 2, 192)
+    uneven = {n: w * scale[: w.shape[1]] for n, w in weights.items() if w.shape[1] <= 192}
+    uneven |= {n: w for n, w in weights.items() if w.shape[1] > 192}
+    seen = {}
+
+    def exactly(name, weight):
+        seen[name] = weight
+        return Coded(weight, 0)
+
+    way = Balance(uneven, HEAD_DIM).way(exactly)
+    for name, weight in uneven.items():
+        torch.testing.assert_close(way(name, weight).weight, weight)
+    sizes = (seen["model.layers.1.mlp.down_proj.weight"] ** 2).mean(0)
+    torch.testing.assert_close(sizes, sizes.mean().expand_as(sizes))
+
+
+def test_balancing_cancels_between_a_matrix_and_the_one_it_feeds(weights):
+    seen = {}
+    way = Balance(weights, HEAD_DIM).way(
+        lambda name, weight: seen.setdefault(name, Coded(weight, 0))
+    )
+    for name, weight in weights.items():
+        way(name, weight)
+    layer = "model.layers.0."
+    for first, second, heads in (
+        ("mlp.up_proj", "mlp.down_proj", 1),
+        ("self_attn.v_proj", "self_attn.o_proj", 2),
+    ):
+        before, after = (
+            _chain(source[f"{layer}{first}.weight"], source[f"{layer}{second}.weight"], heads)
+            for source in (weights, {name: coded.weight for name, coded in seen.items()})
+        )
+        columns = after / before  # what is left are the factors of the norm before the first one
+        torch.testing.assert_close(columns, columns[:1].expand_as(columns), rtol=1e-2, atol=1e-3)
+
+
+def _chain(first, second, heads):
+    """second @ first, each head of HEAD_DIM rows of `first` read by `heads` heads of columns."""
+    shared = first.view(-1, 1, min(HEAD_DIM, len(first)), first.shape[1])
+    shared = shared.expand(-1, heads, -1, -1).reshape(-1, first.shape[1])
+    return second.double() @ shared.double()
+
+
+def test_the_slope_goes_through_the_origin():
+    class Point:
+        def __init__(self, error, kl):
+            self.error, self.kl, self.kl_error = error, kl, 0.1
+
+    found = slope([Point(0.01, 0.05), Point(0.03, 0.15)])
+    assert found["alpha"] == pytest.approx(5)
+    assert found["se"] == pytest.approx(0.1 / 0.001**0.5)
+
+
+def test_models_count_alike_however_sensitive_they_are():
+    one = {role: {"alpha": alpha} for role, alpha in ALPHAS.items()}
+    ten = {role: {"alpha": alpha * 10} for role, alpha in ALPHAS.items()}
+    found = combined({"one": one, "ten": ten})
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["v"] == pytest.approx(9 / 30)
+
+
+@pytest.mark.parametrize(
+    ("mix", "role", "layer", "kind"),
+    [
+        ("Q3_K_M", "v", 1, "Q5_K"),
+        ("Q3_K_M", "v", 2, "Q4_K"),
+        ("Q3_K_M", "down", 0, "Q5_K"),
+        ("Q3_K_M", "down", 2, "Q4_K"),
+        ("Q3_K_M", "o", 9, "Q4_K"),
+        ("Q3_K_M", "q", 9, "Q3_K"),
+        ("IQ4_XS", "v", 9, "Q5_K"),
+        ("IQ4_XS", "down", 3, "Q5_K"),
+        ("IQ4_XS", "down", 4, "IQ4_XS"),
+    ],
+)
+def test_mixes_are_llama_quantizes(mix, role, layer, kind):
+    assert type_in_mix(mix, role, layer, 32) == kind
+
+
+def test_layers_are_read_from_names(weights):
+    assert {layer_of(name) for name in weights} == {0, 1, 2}
