@@ -16,6 +16,8 @@ import tq3.integrations.transformers
 # Of logits, relative: integer kernels round 3-bit levels, 0.1 % of each product. The generic path,
 # which multiplies the levels themselves, stays below 1e-5.
 BOUND = 1e-2
+# Where all levels are of 4 bits: 0.33 % of each product.
+BOUND_4_BITS = 2e-2
 # Here routers turn rounding into other experts; the dense model in bfloat16 is off by 0.11.
 BOUNDS = {"qwen3_5_moe": 1e-1}
 PROMPT = torch.arange(40).reshape(2, 20) * 7 % SIZES["vocab_size"]

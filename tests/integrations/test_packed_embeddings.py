@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers
 from packed_models import (
+    BOUND,
+    BOUND_4_BITS,
     PROMPT,
     Case,
     assert_close,
@@ -184,7 +186,8 @@ def test_a_head_of_its_own_is_served_although_config_json_ties_it(bits, tmp_path
     (case.compressed / "config.json").write_text(json.dumps(config))
     model = load(UNTIED, case.compressed)
     assert model.lm_head.weight.tq_packed is not model.model.embed_tokens.weight.tq_packed
-    assert_same_logits(UNTIED, model, load(UNTIED, case.restored))
+    bound = BOUND_4_BITS if bits == 4 else BOUND
+    assert_close(logits(model), logits(load(UNTIED, case.restored)), bound)
 
 
 def test_a_kept_head_beside_packed_embeddings_although_config_json_ties_it(tmp_path):

@@ -15,7 +15,6 @@ from layers import (
     BITS,
     DTYPES,
     GROUPS,
-    INTEGER_BITS,
     ROTATIONS,
     SPECIAL,
     activations,
@@ -66,14 +65,13 @@ class Driver:
 
 def width(bits, group, rotation):
     """The struct Width of linear.h."""
-    whole = arithmetic.integer_codebook(bits) if bits in INTEGER_BITS else ()
     record = np.zeros(1, [
-        ("sizes", "i4", 3), ("whole", "i1", 8), ("unit", "f4"), ("level", "f4", 16),
+        ("sizes", "i4", 3), ("whole", "i1", 16), ("unit", "f4"), ("level", "f4", 16),
         ("d1", "f4", 256), ("d2", "f4", 256), ("inverse_root_rotation", "f4"),
     ])  # fmt: skip
     record["sizes"] = bits, group, rotation
-    record["whole"][0, : len(whole)] = whole
-    record["unit"] = arithmetic.unit(bits, group, rotation) if whole else 0
+    record["whole"][0, : 1 << bits] = arithmetic.integer_codebook(bits)
+    record["unit"] = arithmetic.unit(bits, group, rotation)
     record["level"][0, : 1 << bits] = tables.codebook(bits, group)
     record["d1"][0, :group], record["d2"][0, :group] = tables.signs(group)
     record["inverse_root_rotation"] = 1 / np.sqrt(rotation)
@@ -115,10 +113,9 @@ def main(command: list[str]) -> None:
     for kernel in driver.kernels:
         checked = 1
         check_threads(driver, kernel)
-        for bits in INTEGER_BITS:
+        for bits in BITS:
             for group, rotation in ROTATIONS:
                 checked += check_linear(driver, kernel, bits, group, rotation)
-        for bits in BITS:
             for group in GROUPS:
                 check_decode(driver, kernel, bits, group)
         print(f"{kernel}: {checked} layers equal the reference")

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from tq3.codec import reference as codec
 
-INTEGER_BITS = (2, 3)
 BITS = (2, 3, 4)
 GROUPS = (32, 64, 128, 256)
 ROTATIONS = [(group, rotation) for group in GROUPS for rotation in GROUPS if rotation <= group]
@@ -62,7 +61,7 @@ def spoil(x, kind, row):
 @st.composite
 def problems(draw, most_tokens=20):
     """A layer and activations for it: bits, group, rotation, x, packed, norms."""
-    bits = draw(st.sampled_from(INTEGER_BITS))
+    bits = draw(st.sampled_from(BITS))
     group, rotation = draw(st.sampled_from(ROTATIONS))
     n = draw(st.sampled_from([1, 2, 7, 8, 9, 17]))
     tokens, rows = draw(st.integers(1, most_tokens)), draw(st.integers(1, 70))

@@ -9,7 +9,6 @@ from layers import (
     BITS,
     DTYPES,
     GROUPS,
-    INTEGER_BITS,
     ROTATIONS,
     SPECIAL,
     activations,
@@ -20,7 +19,7 @@ from layers import (
 )
 
 from tq3.errors import UsageError
-from tq3.runtime import generic, reference
+from tq3.runtime import arithmetic, generic, reference
 
 native = pytest.importorskip("tq3.runtime.native", reason="installed without kernels")
 
@@ -45,7 +44,7 @@ def test_any_layer_gives_what_the_reference_gives(kernels, problem):
 
 
 @every_kernel
-@pytest.mark.parametrize("bits", INTEGER_BITS)
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 40, 136])
 @pytest.mark.parametrize("tokens", [3, 17])
@@ -69,6 +68,20 @@ def test_every_number_of_tokens(kernels, tokens):
 def test_every_kind_of_activation(kernels, dtype, kind, tokens):
     x = spoil(activations(tokens, 400, dtype), kind, 1)
     assert_equals_the_reference(kernels, x, *layer(33, 4), 3, 128, 128)
+
+
+@every_kernel
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("tokens", [2, 7])
+def test_the_largest_sums_of_a_group_are_exact(kernels, bits, tokens):
+    """All activations are alike in rotated space, and all levels outermost."""
+    first, second = arithmetic.signs(256, torch.device("cpu"))
+    x = (first * arithmetic.transform(second, 256)).repeat(tokens, 1)
+    x[::2] *= -1
+    integers, _ = reference.quantise(reference.rotate(x, 1, 256, 256))
+    assert (integers.abs() == arithmetic.LARGEST).all()
+    packed = torch.tensor([0, 255], dtype=torch.uint8)[:, None].repeat(1, 32 * bits)
+    assert_equals_the_reference(kernels, x, packed, torch.ones(2, 1), bits, 256, 256)
 
 
 @every_kernel

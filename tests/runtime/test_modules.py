@@ -22,8 +22,10 @@ from tq3.runtime.modules import (
     look_up_packed,
 )
 
-# Integer kernels round their 3-bit levels: 0.1 % of a product; the generic path is exact.
+# Integer kernels round their 3-bit levels, 0.1 % of a product; the generic path is exact.
 BOUND = 3e-3
+# 4-bit levels are rounded more, 0.33 %.
+BOUND_4_BITS = 7e-3
 
 
 def packed_weight(shape, bits=3, group=128, kind=PackedWeight, **options) -> PackedWeight:
@@ -58,7 +60,8 @@ def test_a_packed_linear_computes_what_the_restored_one_does(bits, columns, grou
     layer = PackedLinear(weight, nn.Parameter(torch.randn(24)))
     x = torch.randn(2, 5, columns)
     wanted = nn.functional.linear(x, restored(weight), layer.bias)
-    assert_close(layer(x).detach(), wanted.detach())
+    bound = BOUND_4_BITS if bits == 4 else BOUND
+    assert_close(layer(x).detach(), wanted.detach(), bound)
 
 
 @pytest.mark.parametrize("stacked", [False, True])

@@ -103,6 +103,7 @@ def test_embeddings_that_a_model_builds_without_a_quantisation(work):
         work / "qwen3_5",
         BFLOAT16,
         only=["*proj*", "*embed_tokens*", "lm_head*"],
+        scale="norm",
     )
     dense = answers(pair.dense, BFLOAT16)
     with engine(pair.packed, BFLOAT16) as llm:

@@ -11,10 +11,11 @@ import torch
 from tq3.codec import tables
 
 # Positive halves of the codebooks as whole numbers, and the factor that gives them back their size:
-# levels = factor * integers, exactly for 2 bits, within 1.2e-6 (squared, relative) for 3 bits.
-# No int8 codebook of 4 bits is closer than 1.1e-5: those have no integer arithmetic.
-LEVELS = {2: (3, 10), 3: (10, 31, 55, 88)}
-FACTOR = {2: 0.151, 3: 0.024434769921949727}
+# levels = factor * integers, exactly for 2 bits, within 1.2e-6 for 3 and 1.11e-5 for 4 (squared,
+# relative, on Gaussian weights). No int8 codebook is closer: for each factor the best integers are
+# the nearest ones, so that all there are can be tried (tests/runtime/test_linear_reference.py).
+LEVELS = {2: (3, 10), 3: (10, 31, 55, 88), 4: (5, 16, 27, 39, 52, 67, 86, 114)}
+FACTOR = {2: 0.151, 3: 0.024434769921949727, 4: 0.023852298471808437}
 # Of a quantised activation: 127 * 256, so that its high byte fits a signed one.
 LARGEST = 32512
 # Below, a block of activations counts as zeros: its scale would not be a float32.

@@ -7,7 +7,6 @@ import sys
 import torch
 
 import tq3.runtime._linear as _linear  # noqa: PLR0402  a missing module must be told from a broken one
-from tq3.runtime import arithmetic as fixed
 from tq3.runtime.native import get_kernels
 
 # Up to so many tokens the integer kernel beats decoding and multiplying (docs/kernels.md): with
@@ -33,7 +32,7 @@ def linear(
     """Arguments and result as in `tq3.runtime.reference.linear`; equal to it for few tokens."""
     x, kernels = x.contiguous(), get_kernels()
     most = MOST_TOKENS[kernels.name == "amx"][multiplied_as(x)]
-    if bits not in fixed.LEVELS or len(x) > most:
+    if len(x) > most:
         return multiply_tiles(x, packed, norms, bits, group, rotation)
     out = x.new_empty(len(x), len(norms))
     kernels.linear(x, packed, norms, bits, group, rotation, out)

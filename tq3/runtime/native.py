@@ -56,7 +56,7 @@ class Kernels:
         rotation: int,
         out: torch.Tensor,
     ) -> None:
-        """Fill out (tokens, rows), of x's dtype, as `tq3.runtime.reference` does. 2 and 3 bits."""
+        """Fill out (tokens, rows), of x's dtype, as `tq3.runtime.reference` does."""
         tokens, columns = x.shape
         rows, n = norms.shape
         self._kernels.linear(
@@ -120,14 +120,13 @@ def _kernels() -> dict[str, Kernels]:
 
 @cache
 def _width(bits: int, group: int, rotation: int) -> _linear.Width:
-    whole = bits in fixed.LEVELS
     d1, d2 = tables.signs(group)
     return _linear.Width(
         bits=bits,
         group=group,
         rotation=rotation,
-        whole_levels=np.array(fixed.integer_codebook(bits) if whole else (), np.int8),
-        unit=fixed.unit(bits, group, rotation) if whole else 0.0,
+        whole_levels=np.array(fixed.integer_codebook(bits), np.int8),
+        unit=fixed.unit(bits, group, rotation),
         levels=tables.codebook(bits, group),
         d1=d1,
         d2=d2,

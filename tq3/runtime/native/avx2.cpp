@@ -30,14 +30,14 @@ struct Weights {
     __m256i levels[4];
 };
 
-// Each 16-bit word gets four codes in its highest bits. Shifted to the lowest three of its lower
+// Each 16-bit word gets four codes in its highest bits. Shifted to the lowest ones of its lower
 // byte, a code is looked up by vpshufb; the upper byte looks up code 0, which is 0.
 template <int bits>
 class Decoder {
   public:
     static constexpr int kBytes = kChunk * bits / 8;
 
-    explicit Decoder(const std::int8_t (&level)[8]) {
+    explicit Decoder(const std::int8_t (&level)[1 << kMaxBits]) {
         alignas(32) std::uint8_t spread[32], table[32];
         for (int i = 0; i < 32; ++i) {
             const int lane = i / 4 % 4, byte = i % 4;
@@ -67,6 +67,8 @@ class Decoder {
 
   private:
     __attribute__((always_inline)) __m256i fours(const std::uint8_t* codes) const {
+        if constexpr (bits == 4)  // as they lie
+            return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
         const __m128i lower = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
         if constexpr (bits == 2)
             return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(lower), spread_);

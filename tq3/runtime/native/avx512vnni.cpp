@@ -48,7 +48,7 @@ class Decoder {
   public:
     static constexpr int kBytes = kChunk * bits / 8;
 
-    explicit Decoder(const std::int8_t (&level)[8]) {
+    explicit Decoder(const std::int8_t (&level)[1 << kMaxBits]) {
         alignas(64) std::uint8_t spread[64], from_first[64], from_second[64], table[64];
         for (int i = 0; i < 64; ++i) {
             // Each 32-bit lane gets the bytes of eight codes.
@@ -69,9 +69,10 @@ class Decoder {
     // Weights behind `n_bytes` of codes are any.
     __attribute__((always_inline)) Weights operator()(const std::uint8_t* codes,
                                                       int n_bytes = kBytes) const {
-        const __mmask64 there = (std::uint64_t{1} << n_bytes) - 1;
+        const __mmask64 there = ~std::uint64_t{0} >> (64 - n_bytes);
         const __m512i bytes = _mm512_maskz_loadu_epi8(there, codes);
-        const __m512i eights = _mm512_permutexvar_epi8(spread_, bytes);
+        // Eight codes of 4 bits fill a lane as they lie.
+        const __m512i eights = bits == 4 ? bytes : _mm512_permutexvar_epi8(spread_, bytes);
         const __m512i first = _mm512_multishift_epi64_epi8(from_first_, eights);
         const __m512i second = _mm512_multishift_epi64_epi8(from_second_, eights);
         return {_mm512_permutexvar_epi8(first, table_), _mm512_permutexvar_epi8(second, table_)};

@@ -14,9 +14,9 @@ namespace tq3 {
 // The constants of one (bits, group, rotation), filled from tq3/runtime/arithmetic.py.
 struct Width {
     int bits, group, rotation;
-    std::int8_t whole_level[8];  // levels as whole numbers; none at 4 bits
-    float unit;                  // of a level times a quantised activation
-    float level[1 << kMaxBits];  // as the format has them
+    std::int8_t whole_level[1 << kMaxBits];  // levels as whole numbers
+    float unit;                              // of a level times a quantised activation
+    float level[1 << kMaxBits];              // as the format has them
     float d1[kMaxGroup], d2[kMaxGroup];
     float inverse_root_rotation;  // 1 / sqrt(rotation)
 };
@@ -40,7 +40,7 @@ struct LinearKernels {
     // 64 bytes, zero at first.
     void (*quantise)(const Width&, std::size_t groups, std::size_t columns, Dtype, const void* x,
                      std::size_t tokens, std::size_t token, char* quantised);
-    // Outputs `rows` of all tokens; out is (tokens, layer.rows). 2 and 3 bits.
+    // Outputs `rows` of all tokens; out is (tokens, layer.rows).
     void (*multiply)(const Width&, const Layer&, Range rows, std::size_t tokens, char* quantised,
                      Dtype, void* out);
     // The other way, for many tokens: activations and weights in rotated space, for a GEMM.

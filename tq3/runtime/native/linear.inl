@@ -241,7 +241,8 @@ void with_group(int group, const Work& work) {
 template <class Work>
 void with_width(const Width& width, const Work& work) {
     if (width.bits == 2) return with_group<2>(width.group, work);
-    return with_group<3>(width.group, work);
+    if (width.bits == 3) return with_group<3>(width.group, work);
+    return with_group<4>(width.group, work);
 }
 
 void multiply(const Width& width, const Layer& layer, Range rows, std::size_t tokens,

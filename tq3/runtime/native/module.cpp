@@ -6,8 +6,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <iterator>
 #include <string>
 
 #include "layer.h"
@@ -41,9 +39,7 @@ void make_width(Width* width, int bits, int group, int rotation,
         throw nb::value_error("no such width");
     new (width) Width{bits, group, rotation, {}, unit, {}, {}, {}, inverse_root_rotation};
     const std::size_t count = std::size_t{1} << bits;
-    // The bound tells GCC what the condition means.
-    const std::size_t whole = std::min(count, std::size(width->whole_level));
-    if (bits < kMaxBits) fill("whole_levels", whole_levels, width->whole_level, whole);
+    fill("whole_levels", whole_levels, width->whole_level, count);
     fill("levels", levels, width->level, count);
     fill("d1", d1, width->d1, static_cast<std::size_t>(group));
     fill("d2", d2, width->d2, static_cast<std::size_t>(group));

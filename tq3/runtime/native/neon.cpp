@@ -32,7 +32,7 @@ class Decoder {
   public:
     static constexpr int kBytes = kChunk * bits / 8;
 
-    explicit Decoder(const std::int8_t (&level)[8]) {
+    explicit Decoder(const std::int8_t (&level)[1 << kMaxBits]) {
         std::uint8_t spread[16];
         std::int8_t table[16];
         for (int i = 0; i < 16; ++i) {

@@ -28,7 +28,7 @@ class Decoder {
   public:
     static constexpr int kBytes = kChunk * bits / 8;
 
-    explicit Decoder(const std::int8_t (&level)[8]) {
+    explicit Decoder(const std::int8_t (&level)[1 << kMaxBits]) {
         for (int code = 0; code < 1 << bits; ++code) level_[code] = level[code];
     }
 
