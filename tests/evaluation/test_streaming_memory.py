@@ -42,7 +42,12 @@ except StopIteration as end:
 def test_a_model_needs_a_fraction_of_its_weights(tmp_path):
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     config = transformers.LlamaConfig(**sizes, num_attention_heads=8, vocab_size=512)
-    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    model.to_empty(device="cpu")  # drawing 400 million normal numbers would take longest of all
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.uniform_(-0.03, 0.03) if parameter.ndim > 1 else parameter.data.fill_(1)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     model.save_pretrained(tmp_path / "source")
     byte_tokenizer().save_pretrained(tmp_path / "source")

@@ -8,7 +8,8 @@ import pytest
 from evaluated import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from tq3.evaluation.texts import first_token, sequences
+from tq3.errors import UsageError
+from tq3.evaluation.texts import check_predicted, first_token, sequences
 
 BOS_ID = 256
 
@@ -33,6 +34,12 @@ def test_each_sequence_begins_with_the_first_token():
 @pytest.mark.parametrize(("ids", "kept"), [([1, 2, 3, 4], [[1, 2, 3]]), ([1, 2], [[1, 2]])])
 def test_a_rest_that_predicts_nothing_is_left_out(ids, kept):
     assert lists(ids, 3, None) == kept
+
+
+def test_a_single_predicted_token_is_refused():
+    check_predicted(sequences([1, 2, 3, 4], 2, None))
+    with pytest.raises(UsageError, match="too few tokens are predicted.*found 1"):
+        check_predicted(sequences([1, 2, 3], 2, None))
 
 
 def test_a_tokenizer_that_adds_bos_decides_by_itself():

@@ -85,6 +85,14 @@ FAULTS = {
         'target_bpw = "3"\n[roles]\nothers = [3, 4]\n',
         "target_bpw.*number",
     ),
+    "a target without end": (
+        "target_width = " + "9" * 400 + "\n[roles]\nothers = [3, 4]\n",
+        "target_width.*found 99999.*at most 32",
+    ),
+    "a target that is no number": (
+        "target_bpw = nan\n[roles]\nothers = [3, 4]\n",
+        "target_bpw.*found nan.*above 0",
+    ),
     "a size that is none": (
         'target_size = "big"\n[roles]\nothers = [3, 4]\n',
         "target_size.*13GiB|5GiB",
@@ -154,7 +162,10 @@ def test_a_record_gives_the_same_widths_again(widths):
     assert recipe_from_record(recipe_record(recipe)) == recipe
 
 
-@pytest.mark.parametrize("widths", [5, [], "best", {"roles": {"others": 9}}, {"name": 5}])
+ENDLESS = {"roles": {"others": [3, 4]}, "target_width": 10**400}
+
+
+@pytest.mark.parametrize("widths", [5, [], "best", {"roles": {"others": 9}}, {"name": 5}, ENDLESS])
 def test_a_record_that_is_none_is_refused(widths):
     with pytest.raises(BadInput):
         recipe_from_record({"widths": widths})

@@ -147,6 +147,18 @@ def test_a_width_for_the_head_is_one_for_tied_embeddings_too():
     assert (own[embedding.name], own[head.name]) == (None, 4)
 
 
+def test_one_tensor_cannot_have_two_widths():
+    embedding = TensorInfo("model.embed_tokens.weight", "BF16", (256, 128))
+    with pytest.raises(UsageError, match="one width for lm_head, another one for embeddings"):
+        plan_compression(checkpoint(embedding), make_recipe(lm_head=3, embeddings=4))
+
+
+@pytest.mark.parametrize("size", range(120_000, 400_000, 37_777))
+def test_a_size_is_kept_where_some_tensors_stay_exact(size):
+    plan = plan_compression(SMALL, make_recipe(recipe="best", target_size=size))
+    assert plan.file_bytes <= size
+
+
 def test_other_heads_and_position_embeddings_stay_as_they_are():
     names = ("classifier.weight", "score.weight", "wpe.weight")
     infos = (TensorInfo(name, "BF16", (256, 128)) for name in names)

@@ -44,6 +44,12 @@ def test_tensors_of_one_role_in_a_layer_share_by_their_weights():
     assert found[stem + "gate_proj.weight"] == pytest.approx(0.75 * TABLES["alpha"]["gate_up"])
 
 
+def test_embeddings_that_are_the_head_have_both_sensitivities():
+    name, alpha = "model.embed_tokens.weight", TABLES["alpha"]
+    assert alphas({name: 5})[name] == pytest.approx(alpha["embeddings"] + alpha["lm_head"])
+    assert alphas({name: 5, "lm_head.weight": 5})[name] == pytest.approx(alpha["embeddings"])
+
+
 def test_what_lies_in_no_layer_has_its_role_alone():
     assert alphas({"lm_head.weight": 5}) == pytest.approx(
         {"lm_head.weight": TABLES["alpha"]["lm_head"]}

@@ -81,6 +81,7 @@ def evaluate(
         used = {name for part in skeleton.used for name in part.tensors}
         variants = {_WHOLE: _taken(ours)} | (_by_class(ours, used) if by_class else {})
         sequences = texts.sequences(ids, context, first)
+        texts.check_predicted(sequences)
         with _sentences(source):
             lost = yield from compare(
                 skeleton, original, variants, sequences, original.n_bytes.__getitem__

@@ -28,7 +28,11 @@ def check_file(path: Path) -> None:
             expected=", ".join(FORMATS),
         )
     if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError("the picture can't be written there", file=path)
+        raise UsageError(
+            "the picture can't be written there",
+            file=path,
+            expected="a file in a folder that exists and may be written to",
+        )
 
 
 def draw(evaluation: Evaluation, path: Path) -> None:

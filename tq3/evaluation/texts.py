@@ -51,6 +51,18 @@ def tokens_of(text: str, tokenizer: Any, n_tokens: int, label: str) -> list[int]
     return ids[:n_tokens]
 
 
+def check_predicted(sequences: Sequence[torch.Tensor]) -> None:
+    """Raise UsageError where fewer than two tokens are predicted: one has no error of a mean."""
+    predicted = sum(len(some) * (some.shape[1] - 1) for some in sequences)
+    if predicted < LEAST:
+        raise UsageError(
+            "too few tokens are predicted",
+            found=predicted,
+            expected=f"at least {LEAST}, better some thousands",
+            fix="give more --tokens of a longer text, or a larger --context",
+        )
+
+
 def sequences(ids: Sequence[int], context: int, first: int | None) -> list[torch.Tensor]:
     """(sequences, tokens) int64 of `context` tokens each, then the rest if it predicts anything.
 

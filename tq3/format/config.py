@@ -218,7 +218,7 @@ def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
     }
     try:
         if "widths" in options:
-            found = dict(options["widths"])
+            found = dict(_typed(record, "widths", dict, {}))
             options["widths"] = parse_widths(found, str(found.pop("name", "?")), FILE_NAME)
         return Recipe(**options)
     except (TypeError, ValueError, UsageError) as error:

@@ -64,7 +64,9 @@ def make_recipe(
     bits = DEFAULT_BITS if bits is None else bits
     widths = None
     if chooses:
-        widths = _with_target(load_widths(recipe or DEFAULT_RECIPE), target_size, target_bpw)
+        widths = _with_target(
+            load_widths(DEFAULT_RECIPE if recipe is None else recipe), target_size, target_bpw
+        )
     elif named:
         widths = Widths(f"{bits} bits", others=(bits,))
     return Recipe(

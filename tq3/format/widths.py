@@ -37,6 +37,10 @@ _KEYS = {
     "target_size": str,
 }
 _SUFFIX = ".toml"
+MOST_BITS = 32
+_BITS = f"above 0 and at most {MOST_BITS}: 3.5, say"
+# Of a number that may have no end.
+_SHOWN = 20
 
 Width = int | None  # None: not compressed
 
@@ -94,8 +98,8 @@ class Widths:
                 fix="add --target-size or --target-bpw, or a target to the recipe",
             )
         for bits in (self.target_bpw, self.target_width):
-            if bits is not None and not 0 < bits <= 32:
-                raise UsageError(f"a target of {bits} bits", expected="3.5, say")
+            if bits is not None and not 0 < bits <= MOST_BITS:
+                raise UsageError(f"a target of {bits} bits", expected=_BITS)
         if has_target and not self.may_choose:
             raise UsageError(
                 f"a target, but recipe {self.name!r} leaves nothing to choose",
@@ -154,15 +158,14 @@ def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
         raise _fault(file, f"roles.{OTHERS} is missing", expected="a width for all other roles")
     choices = {role: _choices(role, found, file) for role, found in roles.items()}
     target_size = raw.get("target_size")
-    target_bpw, target_width = (_typed(raw, key, file) for key in ("target_bpw", "target_width"))
     widths = Widths(
         name=name,
         others=choices.pop(OTHERS),
         roles=choices,
         split_qkv=_typed(raw, "split_qkv", file) is not False,
         target_bytes=None if target_size is None else _size(target_size, file),
-        target_bpw=None if target_bpw is None else float(target_bpw),
-        target_width=None if target_width is None else float(target_width),
+        target_bpw=_bits(raw, "target_bpw", file),
+        target_width=_bits(raw, "target_width", file),
     )
     if len(widths.targets) > 1:
         raise _fault(file, " and ".join(widths.targets), expected="one of them")
@@ -200,6 +203,13 @@ def _typed(raw: Mapping[str, Any], key: str, file: str) -> Any:
         names = {dict: "a table", bool: "true or false", float: "a number"}
         raise _fault(file, key, found=repr(value), expected=names.get(kind, "a text"))
     return value
+
+
+def _bits(raw: Mapping[str, Any], key: str, file: str) -> float | None:
+    found = _typed(raw, key, file)
+    if found is not None and not 0 < found <= MOST_BITS:  # before float(), for a number without end
+        raise _fault(file, key, found=str(found)[:_SHOWN], expected=_BITS)
+    return None if found is None else float(found)
 
 
 def _size(found: Any, file: str) -> int:

@@ -109,7 +109,8 @@ class Allocation:
             found=f"{budget * 8 / n_weights:.3f} bits a weight",
             expected=" to ".join(f"{bits:.3f}" for bits in ends)
             + f" with recipe {self._widths.name!r}",
-            fix="padding of rows and small groups add to every weight",
+            fix="ask for what is possible: norms, padding of rows and small groups count, too; "
+            "--norms float16 has smaller ones",
         )
 
     def best_within(self, budget: int) -> Chosen | None:
@@ -164,8 +165,8 @@ def fit(allocation: Allocation, target: int, plan_with: Callable[[Chosen], Plan]
     """The best choice whose weight files together have at most `target` bytes.
 
     plan_with: the output of a choice. What lies in the files beside the sets (kept tensors,
-    headers) hardly depends on the choice, so it is found in a few steps. Raises UsageError where
-    even the smallest output is larger.
+    headers) hardly depends on the choice, so it is found in a few steps: best for all but the few
+    bytes by which headers differ. Raises UsageError where even the smallest output is larger.
     """
     chosen, besides = allocation.at(min), 0
     smallest = plan_with(chosen).file_bytes
@@ -185,4 +186,8 @@ def fit(allocation: Allocation, target: int, plan_with: Callable[[Chosen], Plan]
             return allocation.at(min)
         chosen, file_bytes = better, plan_with(better).file_bytes
         if file_bytes <= target:
-            return chosen
+            break
+    # Headers are shorter where tensors stay exact: these bytes, too, may be worth something.
+    better = allocation.best_within(target - (file_bytes - allocation.n_bytes(chosen)))
+    fits = better is not None and plan_with(better).file_bytes <= target
+    return better if better is not None and fits else chosen

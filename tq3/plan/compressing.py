@@ -113,14 +113,23 @@ def _check_globs(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 
 def _with_tied_head(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
-    """Where one tensor is head and embedding, what is asked for the head is meant for it."""
+    """Where one tensor is head and embedding, what is asked for the head is meant for it.
+
+    Raises UsageError where something else is asked for the embeddings.
+    """
     widths = recipe.widths
-    if not widths or "lm_head" not in widths.roles or "embeddings" in widths.roles:
+    if not widths or "lm_head" not in widths.roles:
         return recipe
     if any(role_of(tensor.info.name) == "lm_head" for tensor in checkpoint.tensors):
         return recipe
-    roles = {**widths.roles, "embeddings": widths.roles["lm_head"]}
-    return replace(recipe, widths=replace(widths, roles=roles))
+    head = widths.roles["lm_head"]
+    if widths.roles.get("embeddings", head) != head:
+        raise UsageError(
+            "one width for lm_head, another one for embeddings",
+            found="a model whose embeddings are its head, too",
+            fix="ask for the same width, or for one of them",
+        )
+    return replace(recipe, widths=replace(widths, roles={**widths.roles, "embeddings": head}))
 
 
 def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:

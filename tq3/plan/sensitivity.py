@@ -30,9 +30,14 @@ def relative_error(bits: Width, recipe: Recipe) -> float:
 
 
 def alphas(sizes: Mapping[str, int]) -> dict[str, float]:
-    """The sensitivity of each tensor of a model, from names and numbers of weights."""
-    by_role = _table("alpha")
+    """The sensitivity of each tensor of a model, from names and numbers of weights.
+
+    Where there is no head, the embeddings are it, too, and have both sensitivities.
+    """
+    by_role = dict(_table("alpha"))
     places = {name: _place(name) for name in sizes}
+    if all(role != "lm_head" for role, _ in places.values()):
+        by_role["embeddings"] += by_role["lm_head"]
     layers = sorted({layer for _, layer in places.values() if layer is not None})
     part_of = {role: _parts(role, layers) for role in by_role}
     together: Counter[tuple[str, int | None]] = Counter()
