@@ -153,6 +153,12 @@ def test_one_tensor_cannot_have_two_widths():
         plan_compression(checkpoint(embedding), make_recipe(lm_head=3, embeddings=4))
 
 
+def test_what_shorter_headers_of_exact_tensors_leave_is_used():
+    """The first choice that fits has longer headers to reckon with, and is smaller."""
+    plan = plan_compression(SMALL, make_recipe(recipe="best", target_size=235_118))
+    assert plan.file_bytes == 235_064
+
+
 @pytest.mark.parametrize("size", range(120_000, 400_000, 37_777))
 def test_a_size_is_kept_where_some_tensors_stay_exact(size):
     plan = plan_compression(SMALL, make_recipe(recipe="best", target_size=size))
