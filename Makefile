@@ -20,7 +20,7 @@ check: build/venv/test build/venv/lint  ## linters, types, generated documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror tq3/codec/native/* tq3/runtime/native/* tests/*/*.cpp
+	$(BIN)/clang-format --dry-run --Werror tq3/codec/native/* tq3/runtime/native/* tq3/runtime/cuda/*.cu* tests/*/*.cpp tests/cuda/*.h
 	PATH="$(BIN):$$PATH" python scripts/make_cli_docs.py --check
 
 docs: build/venv/test  ## write docs/cli.md anew

@@ -59,9 +59,9 @@ def spoil(x, kind, row):
 
 
 @st.composite
-def problems(draw, most_tokens=20):
+def problems(draw, most_tokens=20, widths=BITS):
     """A layer and activations for it: bits, group, rotation, x, packed, norms."""
-    bits = draw(st.sampled_from(BITS))
+    bits = draw(st.sampled_from(widths))
     group, rotation = draw(st.sampled_from(ROTATIONS))
     n = draw(st.sampled_from([1, 2, 7, 8, 9, 17]))
     tokens, rows = draw(st.integers(1, most_tokens)), draw(st.integers(1, 70))

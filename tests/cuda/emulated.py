@@ -1,0 +1,135 @@
+"""CUDA kernels compiled for the processor by a host compiler, and a device that runs them there."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from layers import GROUPS, ROTATIONS
+
+from tq3.runtime.cuda import calls, layout, source
+from tq3.runtime.cuda.calls import Call
+
+HERE = Path(__file__).parent
+ORDERS = {"forward": 0, "reverse": 1, "random": 2}
+BITS = (2, 3)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+NAMES = ("Dtype::kBF16", "Dtype::kF16", "Dtype::kF32")
+# The compiler must round as CUDA's intrinsics do.
+FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared")
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+GUARD_BYTES = 256
+POISON = 0xAB
+
+
+def instances(kernel: str, dtypes=NAMES) -> list[str]:
+    """Every instance of a kernel, as the compiler for the device knows it by name."""
+    if kernel == "rotate_quantise":
+        widths = [f"{group}, {rotation}" for group, rotation in ROTATIONS]
+    else:
+        widths = [
+            f"{bits}, {group}, {columns}"
+            for bits, group, columns in itertools.product(BITS, GROUPS, (1, 2, 4, 8))
+        ]
+    return [f"{kernel}<{dtype}, {width}>" for dtype in dtypes for width in widths]
+
+
+def compiled(host: str, folder: Path, *defines: str) -> ctypes.CDLL:
+    """The library of a host program of this folder."""
+    compiler = shutil.which("g++") or pytest.skip("needs g++")
+    library = folder / "emulated.so"
+    command = [compiler, *FLAGS, *WARNINGS, *defines, f"-I{HERE}", str(HERE / host)]
+    subprocess.run([*command, "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def compiled_kernel(kernel: str, folder: Path, text: str = "", dtypes=NAMES) -> ctypes.CDLL:
+    """The library of `kernel`.cu, or of another text in its place."""
+    (folder / "kernel.cu").write_text(text or source.kernel(kernel))
+    wanted = [f"KERNEL_INSTANCE({instance})\n" for instance in instances(kernel, dtypes)]
+    (folder / "instances.inl").write_text("".join(wanted))
+    files = {"KERNEL": folder / "kernel.cu", "INSTANCES": folder / "instances.inl"}
+    defines = [f'-D{name}="{file}"' for name, file in files.items()]
+    return compiled("launch_host.cpp", folder, *defines)
+
+
+def call(function, *arguments) -> str:
+    """Call it with tensors (by address), whole numbers, floats, texts; what went wrong, or ''."""
+    function.restype = ctypes.c_char_p
+    return function(*map(as_c, arguments)).decode()
+
+
+def as_c(argument):
+    """As a driver is given it."""
+    if isinstance(argument, torch.Tensor):
+        assert argument.is_contiguous()
+        return ctypes.c_void_p(argument.data_ptr())
+    kinds = {float: ctypes.c_float, int: ctypes.c_int, str: lambda text: text.encode()}
+    return kinds[type(argument)](argument)
+
+
+class Device:
+    """Launches calls on the processor: each tensor lies between guards, and what is in a result
+    before is poison.
+    """
+
+    def __init__(self, order: str = "forward", **libraries: ctypes.CDLL) -> None:
+        self.order, self._libraries = ORDERS[order], libraries
+
+    def launch(self, call_: Call) -> None:
+        """Run a call; what it wrote is in its tensors."""
+        guarded = [_Guarded(each) if _is_tensor(each) else each for each in call_.arguments]
+        values = [as_c(each.inside if isinstance(each, _Guarded) else each) for each in guarded]
+        addresses = (ctypes.c_void_p * len(values))(
+            *(ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in values)
+        )
+        launch = self._libraries[call_.kernel].launch_emulated
+        launch.restype = ctypes.c_char_p
+        grid = call_.blocks, call_.threads, self.order
+        failure = launch(call_.instance.encode(), addresses, *grid).decode()
+        assert failure == ""
+        for each in guarded:
+            if isinstance(each, _Guarded):
+                each.give_back()
+
+
+class _Guarded:
+    """A copy of a tensor's bytes with guards around it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        assert tensor.is_contiguous()
+        self._tensor = tensor
+        self._memory = torch.full((tensor.nbytes + 2 * GUARD_BYTES,), POISON, dtype=torch.uint8)
+        self.inside = self._memory[GUARD_BYTES : GUARD_BYTES + tensor.nbytes]
+        self.inside.copy_(tensor.reshape(-1).view(torch.uint8))
+
+    def give_back(self) -> None:
+        """Copy the bytes back; nothing may have been written around them."""
+        end = GUARD_BYTES + self._tensor.nbytes
+        around = torch.cat([self._memory[:GUARD_BYTES], self._memory[end:]])
+        assert bool((around == POISON).all()), "written beyond the end"
+        self._tensor.view(-1).view(torch.uint8).copy_(self.inside)
+
+
+def _is_tensor(argument) -> bool:
+    return isinstance(argument, torch.Tensor)
+
+
+def quantise(device, x, n, bits, group, rotation):
+    """The kernel's integers (tokens, n, group) and worths (tokens, n), of the padding too."""
+    quantised, worths = calls.quantise(device, x, n, bits, group, rotation)
+    integers = layout.integers(quantised).reshape(len(x), len(worths), group)
+    return integers, worths.T.contiguous()
+
+
+def multiply(device, x, packed, norms, bits, group, rotation):
+    """Both kernels, one after the other: what `reference.linear` computes.  (tokens, rows)"""
+    rows, n = norms.shape
+    tiled = layout.repack(packed, norms, bits, group)
+    activations = calls.quantise(device, x, n, bits, group, rotation)
+    return calls.multiply(device, tiled, activations, rows, group, x.dtype)

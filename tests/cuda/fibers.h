@@ -1,0 +1,174 @@
+// The threads of a block as fibers of a processor; blocks run one after another.
+//
+// Threads change only where they wait, at barriers and operations of a warp, in the order asked
+// for: what depends on the order differs. What CUDA leaves undefined (a barrier that some threads
+// never reach, lanes in different operations) is an error here.
+//
+// Not seen: races that none of the orders shows, reads of shared memory that an earlier block
+// wrote.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace emulation {
+
+constexpr unsigned kLanes = 32;
+constexpr unsigned kMostWords = 6;
+constexpr std::size_t kStackBytes = 64 << 10;
+
+enum Order { kForward, kReverse, kRandom };
+
+struct Index {
+    unsigned x = 0, y = 0, z = 0;
+};
+
+// Threads that wait for each other; `passed` counts how often all of them had come.
+struct Meeting {
+    unsigned members = 0, arrived = 0, passed = 0;
+};
+
+using Words = std::array<std::uint32_t, kMostWords>;
+using WarpWords = std::array<Words, kLanes>;
+
+struct Warp {
+    Meeting meeting;
+    const char* operation = nullptr;
+    // Two: a lane may bring words to the next operation before the others have read those of this
+    // one.
+    WarpWords words[2];
+};
+
+struct Thread {
+    ucontext_t context;
+    std::vector<char> stack = std::vector<char>(kStackBytes);
+    unsigned index = 0;
+    bool done = false;
+    const Meeting* waits_for = nullptr;
+    unsigned passed_before = 0;
+
+    bool can_run() const {
+        return !done && (waits_for == nullptr || waits_for->passed != passed_before);
+    }
+};
+
+struct Block {
+    Index grid, size, index;
+    std::function<void()> body;
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    Meeting barrier;
+    ucontext_t scheduler;
+    std::string failure;
+};
+
+inline Block* block = nullptr;
+inline Thread* self = nullptr;
+
+inline void leave() {
+    swapcontext(&self->context, &block->scheduler);
+}
+
+// The launch ends: this thread does not run again.
+inline void fail(const std::string& what) {
+    block->failure = what + ", thread " + std::to_string(self->index);
+    leave();
+}
+
+inline void meet(Meeting& meeting) {
+    self->waits_for = &meeting;
+    self->passed_before = meeting.passed;
+    if (++meeting.arrived == meeting.members) {
+        meeting.arrived = 0;
+        ++meeting.passed;
+    }
+    leave();
+    self->waits_for = nullptr;
+}
+
+// Each lane of the warp brings words; all see what all brought.
+inline const WarpWords& exchange(const char* operation, const Words& mine) {
+    Warp& warp = block->warps[self->index / kLanes];
+    WarpWords& words = warp.words[warp.meeting.passed & 1];
+    if (warp.meeting.arrived == 0) warp.operation = operation;
+    if (std::strcmp(warp.operation, operation) != 0)
+        fail(std::string(operation) + " while other lanes of the warp are in " + warp.operation);
+    words[self->index % kLanes] = mine;
+    meet(warp.meeting);
+    return words;
+}
+
+inline void run_thread() {
+    block->body();
+    self->done = true;
+    leave();
+}
+
+inline void start_threads() {
+    const auto n = static_cast<unsigned>(block->threads.size());
+    block->barrier = {n, 0, 0};
+    block->warps.assign((n + kLanes - 1) / kLanes, Warp{});
+    for (unsigned w = 0; w < block->warps.size(); ++w)
+        block->warps[w].meeting.members = std::min(kLanes, n - w * kLanes);
+    for (unsigned i = 0; i < n; ++i) {
+        Thread& thread = block->threads[i];
+        thread.index = i;
+        thread.done = false;
+        thread.waits_for = nullptr;
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.data();
+        thread.context.uc_stack.ss_size = thread.stack.size();
+        thread.context.uc_link = nullptr;
+        makecontext(&thread.context, run_thread, 0);
+    }
+}
+
+// In each round every thread that can run does so until it waits.
+inline void run_block(Order order, std::mt19937& random) {
+    start_threads();
+    std::vector<Thread*> turns;
+    for (Thread& thread : block->threads) turns.push_back(&thread);
+    if (order == kReverse) std::reverse(turns.begin(), turns.end());
+    for (bool ran = true; ran && block->failure.empty();) {
+        if (order == kRandom) std::shuffle(turns.begin(), turns.end(), random);
+        ran = false;
+        for (Thread* thread : turns) {
+            if (!thread->can_run() || !block->failure.empty()) continue;
+            ran = true;
+            self = thread;
+            swapcontext(&block->scheduler, &thread->context);
+        }
+    }
+    for (const Thread& thread : block->threads)
+        if (!thread.done && block->failure.empty())
+            block->failure =
+                "waits for threads that never come, thread " + std::to_string(thread.index);
+}
+
+// Run a kernel of `blocks` blocks of `threads`; `body` calls it. Returns what went wrong, "" if
+// nothing did.
+inline std::string launch(unsigned blocks, unsigned threads, Order order,
+                          std::function<void()> body) {
+    Block memory;
+    block = &memory;
+    memory.grid.x = blocks;
+    memory.size.x = threads;
+    memory.body = std::move(body);
+    memory.threads = std::vector<Thread>(threads);
+    std::mt19937 random(blocks * 1000 + threads);
+    for (unsigned i = 0; i < blocks && memory.failure.empty(); ++i) {
+        memory.index.x = i;
+        run_block(order, random);
+    }
+    return memory.failure;
+}
+
+}  // namespace emulation

@@ -1,0 +1,1 @@
+"""Kernels for CUDA devices, as source: compiled where they run."""

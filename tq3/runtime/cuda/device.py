@@ -1,0 +1,78 @@
+"""A GPU as a place where kernels run: loaded once, launched on torch's current stream."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from cuda.bindings import driver
+
+from tq3.runtime.cuda import compiler
+from tq3.runtime.cuda.calls import Call
+
+
+class Device:
+    """The CUDA device `index`. architecture: what its kernels are compiled for."""
+
+    def __init__(self, index: int, architecture: str) -> None:
+        self.index, self.architecture = index, architecture
+        self._kernels: dict[tuple[str, str], Any] = {}
+
+    def load(self, kernel: str, instance: str) -> Any:
+        """The handle of an instance, which is compiled when it is new: never while a CUDA graph is
+        being captured, which therefore needs an earlier call.
+        """
+        key = kernel, instance
+        if key not in self._kernels:
+            code = compiler.compiled(kernel, instance, self.architecture)
+            with torch.cuda.device(self.index):
+                library = _answer(driver.cuLibraryLoadData(code.cubin, [], [], 0, [], [], 0))
+                self._kernels[key] = _answer(
+                    driver.cuLibraryGetKernel(library, code.function.encode())
+                )
+        return self._kernels[key]
+
+    def launch(self, call: Call) -> None:
+        """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""
+        handle = self.load(call.kernel, call.instance)
+        values = tuple(
+            each.data_ptr() if isinstance(each, torch.Tensor) else each for each in call.arguments
+        )
+        kinds = tuple(_KINDS[type(each)] for each in call.arguments)
+        stream = torch.cuda.current_stream(self.index).cuda_stream
+        with torch.cuda.device(self.index):
+            _answer(
+                driver.cuLaunchKernel(
+                    driver.CUfunction(int(handle)),
+                    *(call.blocks, 1, 1),
+                    *(call.threads, 1, 1),
+                    0,
+                    stream,
+                    (values, kinds),
+                    0,
+                )
+            )
+
+
+_KINDS: dict[type, Any] = {
+    torch.Tensor: ctypes.c_void_p,
+    int: ctypes.c_int,
+    float: ctypes.c_float,
+}
+
+
+@cache
+def device(index: int) -> Device:
+    """The CUDA device `index`, whose capability must be one that `compiler` knows."""
+    architecture = compiler.architecture_for(torch.cuda.get_device_capability(index))
+    assert architecture, "asked before"
+    return Device(index, architecture)
+
+
+def _answer(result: tuple[Any, ...]) -> Any:
+    error, *values = result
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"CUDA: {error.name}")
+    return values[0] if values else None
