@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from layers import GROUPS, ROTATIONS
 
 from tq3.runtime.cuda import calls, layout, source
 from tq3.runtime.cuda.calls import Call
 
 HERE = Path(__file__).parent
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
-BITS = (2, 3)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-NAMES = ("Dtype::kBF16", "Dtype::kF16", "Dtype::kF32")
 # The compiler must round as CUDA's intrinsics do.
 FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 GUARD_BYTES = 256
 POISON = 0xAB
-
-
-def instances(kernel: str, dtypes=NAMES) -> list[str]:
-    """Every instance of a kernel, as the compiler for the device knows it by name."""
-    if kernel == "rotate_quantise":
-        widths = [f"{group}, {rotation}" for group, rotation in ROTATIONS]
-    else:
-        widths = [
-            f"{bits}, {group}, {columns}"
-            for bits, group, columns in itertools.product(BITS, GROUPS, (1, 2, 4, 8))
-        ]
-    return [f"{kernel}<{dtype}, {width}>" for dtype in dtypes for width in widths]
 
 
 def compiled(host: str, folder: Path, *defines: str) -> ctypes.CDLL:
@@ -48,14 +33,16 @@ def compiled(host: str, folder: Path, *defines: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def compiled_kernel(kernel: str, folder: Path, text: str = "", dtypes=NAMES) -> ctypes.CDLL:
-    """The library of `kernel`.cu, or of another text in its place."""
-    (folder / "kernel.cu").write_text(text or source.kernel(kernel))
-    wanted = [f"KERNEL_INSTANCE({instance})\n" for instance in instances(kernel, dtypes)]
-    (folder / "instances.inl").write_text("".join(wanted))
-    files = {"KERNEL": folder / "kernel.cu", "INSTANCES": folder / "instances.inl"}
-    defines = [f'-D{name}="{file}"' for name, file in files.items()]
-    return compiled("launch_host.cpp", folder, *defines)
+@cache
+def compiled_kernel(text: str, instance: str) -> ctypes.CDLL:
+    """The library of one instance of a kernel with this source; compiled once in a process."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "kernel.cu").write_text(text)
+        (folder / "instances.inl").write_text(f"KERNEL_INSTANCE({instance})\n")
+        files = {"KERNEL": folder / "kernel.cu", "INSTANCES": folder / "instances.inl"}
+        defines = [f'-D{name}="{file}"' for name, file in files.items()]
+        return compiled("launch_host.cpp", folder, *defines)
 
 
 def call(function, *arguments) -> str:
@@ -66,6 +53,8 @@ def call(function, *arguments) -> str:
 
 def as_c(argument):
     """As a driver is given it."""
+    if argument is None:
+        return ctypes.c_void_p(None)
     if isinstance(argument, torch.Tensor):
         assert argument.is_contiguous()
         return ctypes.c_void_p(argument.data_ptr())
@@ -75,11 +64,11 @@ def as_c(argument):
 
 class Device:
     """Launches calls on the processor: each tensor lies between guards, and what is in a result
-    before is poison.
+    before is poison. texts: sources that stand for the package's, by kernel.
     """
 
-    def __init__(self, order: str = "forward", **libraries: ctypes.CDLL) -> None:
-        self.order, self._libraries = ORDERS[order], libraries
+    def __init__(self, order: str = "forward", processors: int = 1, **texts: str) -> None:
+        self.order, self.processors, self._texts = ORDERS[order], processors, texts
 
     def launch(self, call_: Call) -> None:
         """Run a call; what it wrote is in its tensors."""
@@ -88,9 +77,10 @@ class Device:
         addresses = (ctypes.c_void_p * len(values))(
             *(ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in values)
         )
-        launch = self._libraries[call_.kernel].launch_emulated
+        text = self._texts.get(call_.kernel) or source.kernel(call_.kernel)
+        launch = compiled_kernel(text, call_.instance).launch_emulated
         launch.restype = ctypes.c_char_p
-        grid = call_.blocks, call_.threads, self.order
+        grid = *call_.grid, call_.threads, self.order
         failure = launch(call_.instance.encode(), addresses, *grid).decode()
         assert failure == ""
         for each in guarded:

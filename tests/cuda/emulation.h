@@ -101,15 +101,15 @@ inline int __float2int_rn(float value) {
     return static_cast<int>(std::nearbyint(value));
 }
 
-// Four bytes of eight. What the highest bit of a selector does differs between this function and
-// the instruction.
-inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selectors) {
-    if (selectors & 0x8888U) emulation::fail("a selector above 7 in __byte_perm");
+// Four bytes of eight, or their signs.
+inline unsigned permute(unsigned low, unsigned high, unsigned selectors) {
     const std::uint64_t bytes = std::uint64_t{high} << 32 | low;
     unsigned chosen = 0;
     for (unsigned i = 0; i < 4; ++i) {
-        const unsigned selector = selectors >> 4 * i & 7;
-        chosen |= static_cast<unsigned>(bytes >> 8 * selector & 0xff) << 8 * i;
+        const unsigned selector = selectors >> 4 * i & 15;
+        unsigned byte = static_cast<unsigned>(bytes >> 8 * (selector & 7) & 0xff);
+        if (selector & 8) byte = byte & 0x80 ? 0xff : 0;
+        chosen |= byte << 8 * i;
     }
     return chosen;
 }
@@ -129,7 +129,7 @@ inline int __dp4a(int a, int b, int sum) {
     return sum;
 }
 
-#define TQ3_TENSOR_CORE  // tensor_core.cuh is not needed
+#define TQ3_INSTRUCTIONS  // instructions.cuh is not needed
 // mma.m16n8k32.s8: sum (16 x 8) += a (16 x 32) times b (32 x 8), in the fragments of the PTX
 // manual. A lane is (r, t) = (lane / 4, lane % 4), and four bytes lie in a word:
 //   a[i]    row r + 8 (i % 2), columns 4 t + 16 (i / 2) and following

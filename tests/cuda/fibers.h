@@ -153,19 +153,19 @@ inline void run_block(Order order, std::mt19937& random) {
                 "waits for threads that never come, thread " + std::to_string(thread.index);
 }
 
-// Run a kernel of `blocks` blocks of `threads`; `body` calls it. Returns what went wrong, "" if
+// Run a kernel with a grid of blocks of `threads`; `body` calls it. Returns what went wrong, "" if
 // nothing did.
-inline std::string launch(unsigned blocks, unsigned threads, Order order,
-                          std::function<void()> body) {
+inline std::string launch(Index grid, unsigned threads, Order order, std::function<void()> body) {
     Block memory;
     block = &memory;
-    memory.grid.x = blocks;
+    memory.grid = grid;
     memory.size.x = threads;
     memory.body = std::move(body);
     memory.threads = std::vector<Thread>(threads);
+    const unsigned blocks = grid.x * grid.y * grid.z;
     std::mt19937 random(blocks * 1000 + threads);
     for (unsigned i = 0; i < blocks && memory.failure.empty(); ++i) {
-        memory.index.x = i;
+        memory.index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
         run_block(order, random);
     }
     return memory.failure;

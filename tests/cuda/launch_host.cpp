@@ -12,7 +12,11 @@
 
 namespace {
 
-using Launch = std::string (*)(void** arguments, unsigned blocks, unsigned threads, int order);
+struct Grid {
+    unsigned x, y, z, threads;
+    int order;
+};
+using Launch = std::string (*)(void** arguments, const Grid& grid);
 
 template <class Parameters, std::size_t... i>
 auto read(void** arguments, std::index_sequence<i...>) {
@@ -20,17 +24,17 @@ auto read(void** arguments, std::index_sequence<i...>) {
 }
 
 template <auto kernel, class... Parameter>
-std::string launch(void (*)(Parameter...), void** arguments, unsigned blocks, unsigned threads,
-                   int order) {
+std::string launch(void (*)(Parameter...), void** arguments, const Grid& grid) {
     using Parameters = std::tuple<std::remove_cv_t<Parameter>...>;
     const auto read_once = read<Parameters>(arguments, std::index_sequence_for<Parameter...>());
-    return emulation::launch(blocks, threads, static_cast<emulation::Order>(order),
+    const auto order = static_cast<emulation::Order>(grid.order);
+    return emulation::launch({grid.x, grid.y, grid.z}, grid.threads, order,
                              [&] { std::apply(kernel, read_once); });
 }
 
 template <auto kernel>
-std::string launch_instance(void** arguments, unsigned blocks, unsigned threads, int order) {
-    return launch<kernel>(kernel, arguments, blocks, threads, order);
+std::string launch_instance(void** arguments, const Grid& grid) {
+    return launch<kernel>(kernel, arguments, grid);
 }
 
 const std::map<std::string, Launch>& instances() {
@@ -44,12 +48,12 @@ const std::map<std::string, Launch>& instances() {
 }  // namespace
 
 // Returns what went wrong, or an empty text; valid until the next call.
-extern "C" const char* launch_emulated(const char* instance, void** arguments, unsigned blocks,
-                                       unsigned threads, int order) {
+extern "C" const char* launch_emulated(const char* instance, void** arguments, unsigned x,
+                                       unsigned y, unsigned z, unsigned threads, int order) {
     static std::string failure;
     const auto found = instances().find(instance);
     failure = found == instances().end() ? std::string("no such instance: ") + instance
-                                         : found->second(arguments, blocks, threads, order);
+                                         : found->second(arguments, {x, y, z, threads, order});
     return failure.c_str();
 }
 

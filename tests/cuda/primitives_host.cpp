@@ -7,7 +7,7 @@ std::string failure;
 
 template <class Body>
 const char* one_block(unsigned threads, int order, Body body) {
-    failure = emulation::launch(1, threads, static_cast<emulation::Order>(order), body);
+    failure = emulation::launch({1, 1, 1}, threads, static_cast<emulation::Order>(order), body);
     return failure.c_str();
 }
 
@@ -84,7 +84,7 @@ const char* multiplied(int order, int* sums, const unsigned* a, const unsigned* 
 const char* permuted(int n, const unsigned* low, const unsigned* high, unsigned* selectors) {
     return one_block(n, 0, [=] {
         const unsigned i = threadIdx.x;
-        selectors[i] = __byte_perm(low[i], high[i], selectors[i]);
+        selectors[i] = permute(low[i], high[i], selectors[i]);
     });
 }
 

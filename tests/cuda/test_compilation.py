@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from emulated import instances
+from instances import ARCHITECTURES, KERNELS, instances
 
 from tq3.runtime.cuda import source
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
-KERNELS = ("rotate_quantise", "multiply")
 
 
 def answer(result):

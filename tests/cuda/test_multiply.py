@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from emulated import BITS, DTYPES, NAMES, ORDERS, Device, call, compiled_kernel, multiply
+from emulated import ORDERS, Device, call, compiled_kernel, multiply
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import GROUPS, activations, assert_same, layer, problems
+from layers import BITS, DTYPES, GROUPS, SPECIAL, activations, assert_same, layer, spoil
 
 from tq3.runtime import reference
-from tq3.runtime.cuda import source
+from tq3.runtime.cuda import calls, layout, source
 
-SOURCE = source.kernel("multiply")
+# Multiprocessors of a device for which these layers are large, and for which all are small.
+FEW, MANY = 1, 1000
 
-# Each makes the kernel wrong, and the check below must see it: what it does, and what it becomes.
+# Each makes a kernel wrong, and the check below must see it: what it does, and what it becomes.
 FAULTS = {
     "a level": ("0x58371f0aU", "0x59371f0aU"),
     "a code's highest bit": ("words[2] >> 1 & 4 * kOnes", "words[2] >> 1 & 2 * kOnes"),
     "rows exchanged": (
-        "a[1] = __byte_perm(low, high, lower)",
-        "a[1] = __byte_perm(low, high, upper)",
+        "{levels<bits>(upper), levels<bits>(lower)",
+        "{levels<bits>(lower), levels<bits>(upper)",
     ),
     "halves of the unit exchanged": ("x.half[stretch / 2]", "x.half[1 - stretch / 2]"),
     "low bytes as high ones": ("256 * high + low", "256 * low + high"),
@@ -30,71 +33,123 @@ FAULTS = {
         "__fmul_rn(__fmul_rn(sum, worth), norm.value[i])",
         "__fmul_rn(sum, __fmul_rn(worth, norm.value[i]))",
     ),
+    "codes of the unit after the next": ("at.words += units_on", "at.words += 2 * units_on"),
+    "codes of no unit": (
+        "if (!step_ends || step + stride < steps) packed",
+        "if (step + 2 * stride < steps) packed",
+    ),
+    "the norms of other rows": ("g * 8 + lane / 4}", "g * 8 + lane % 4}"),
+    "the worths of another token": ("k * work.tokens + c * kTokens]", "c * kTokens]"),
+}
+FAULTS_OF_MULTIPLY = {
     "another order of partial sums": ("p[k], p[k + half]", "p[k], p[2 * half - 1 - k]"),
-    "the norms of other rows": ("g * 8 + lane / 4", "g * 8 + lane % 4"),
-    "the worths of another token": ("g * work.tokens + token", "g * work.tokens"),
     "no barrier before partial sums are read": (
         "        __syncthreads();\n        constexpr",
         "        constexpr",
     ),
     "no barrier before they are written again": ("if (c > 0) __syncthreads();", ""),
     "rows beyond the last": ("row >= rows ||", ""),
-    "tokens beyond the last": ("|| token >= tokens", ""),
+    "tokens beyond the last": ("|| token >= job.end", ""),
+    "the tokens of the first block": ("static_cast<int>(blockIdx.x) * columns * kTokens", "0"),
+}
+FAULTS_OF_SPLIT = {
+    "terms of all groups in one sum": (
+        "p[k] = __fadd_rn(p[k], terms",
+        "p[0] = __fadd_rn(p[0], terms",
+    ),
+    "groups that are not there": ("if (g + k < groups)", ""),
+    "units left out": ("blockIdx.x * kWarpsABlock + warp,", "warp,"),
+    "rows beyond the last": ("row >= rows ||", ""),
+    "results beyond the last": ("if (i >= results)", "if (i > results)"),
 }
 
 
-@pytest.fixture(scope="module")
-def rotating(tmp_path_factory):
-    return compiled_kernel("rotate_quantise", tmp_path_factory.mktemp("rotating"))
-
-
-@pytest.fixture(scope="module")
-def multiplying(tmp_path_factory):
-    return compiled_kernel("multiply", tmp_path_factory.mktemp("multiplying"))
-
-
-def assert_equals_the_reference(kernels, x, packed, norms, bits, group, rotation, order):
-    device = Device(order, rotate_quantise=kernels[0], multiply=kernels[1])
+def assert_equals_the_reference(x, packed, norms, bits, group, rotation, device):
     found = multiply(device, x, packed, norms, bits, group, rotation)
     assert_same(found, reference.linear(x, packed, norms, bits, group, rotation))
 
 
-@settings(max_examples=40)
-@given(problem=problems(most_tokens=32, widths=BITS), order=st.sampled_from(list(ORDERS)))
-def test_any_layer_gives_what_the_reference_gives(rotating, multiplying, problem, order):
-    bits, group, rotation, x, packed, norms = problem
-    kernels = rotating, multiplying
-    assert_equals_the_reference(kernels, x, packed, norms, bits, group, rotation, order)
+def dtype_of(bits, group, tokens):
+    """One for each instance, so that few are compiled and every dtype occurs with every width."""
+    columns = calls.columns_for(tokens, group)
+    return DTYPES[(bits + GROUPS.index(group) + columns.bit_length()) % 3]
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group", GROUPS)
-def test_more_groups_than_partial_sums_and_several_tiles(rotating, multiplying, bits, group):
-    x = activations(3, 21 * group - 3, torch.bfloat16)
-    packed, norms = layer(70, 21, bits, group)
-    kernels = rotating, multiplying
-    assert_equals_the_reference(kernels, x, packed, norms, bits, group, group, "random")
+@settings(max_examples=60)
+@given(
+    bits=st.sampled_from(BITS),
+    group=st.sampled_from(GROUPS),
+    n=st.sampled_from([1, 2, 7, 8, 9, 17]),
+    missing=st.sampled_from([0, 1, 8, 31]),
+    tokens=st.integers(1, 40),
+    rows=st.integers(1, 70),
+    kinds=st.lists(st.tuples(st.sampled_from(SPECIAL), st.integers(0, 39)), max_size=3),
+    order=st.sampled_from(list(ORDERS)),
+    processors=st.sampled_from([FEW, MANY]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_layer_gives_what_the_reference_gives(
+    bits, group, n, missing, tokens, rows, kinds, order, processors, seed
+):
+    x = activations(tokens, n * group - missing, dtype_of(bits, group, tokens), seed)
+    for kind, token in kinds:
+        spoil(x, kind, token % tokens)
+    packed, norms = layer(rows, n, bits, group, seed)
+    device = Device(order, processors)
+    assert_equals_the_reference(x, packed, norms, bits, group, group, device)
+
+
+@pytest.mark.parametrize("processors", [FEW, MANY])
+@pytest.mark.parametrize(("bits", "group"), list(itertools.product(BITS, GROUPS)))
+def test_more_groups_than_partial_sums_and_several_tiles(bits, group, processors):
+    x = activations(3, 41 * group - 3, dtype_of(bits, group, 3))
+    packed, norms = layer(70, 41, bits, group)
+    device = Device("random", processors)
+    assert_equals_the_reference(x, packed, norms, bits, group, group, device)
 
 
 @pytest.mark.parametrize("tokens", [*range(1, 10), 16, 17, 32, 33, 70])
-def test_numbers_of_tokens(rotating, multiplying, tokens):
-    x = activations(tokens, 400, DTYPES[tokens % 3])
-    kernels = rotating, multiplying
-    assert_equals_the_reference(kernels, x, *layer(33, 4), 3, 128, 128, "reverse")
+def test_numbers_of_tokens(tokens):
+    x = activations(tokens, 400, dtype_of(3, 128, tokens))
+    assert_equals_the_reference(x, *layer(33, 4), 3, 128, 128, Device("reverse"))
 
 
-def test_large_and_tiny_norms_overflow_and_vanish_alike(rotating, multiplying):
-    packed, norms = layer(33, 9)
+@pytest.mark.parametrize("processors", [FEW, MANY])
+def test_large_and_tiny_norms_overflow_and_vanish_alike(processors):
+    packed, norms = layer(33, 17)
     norms[::3] *= 1e38
     norms[1::3] *= 1e-42
     for dtype in DTYPES:
-        x = activations(2, 1152, dtype)
-        kernels = rotating, multiplying
-        assert_equals_the_reference(kernels, x, packed, norms, 3, 128, 128, "forward")
+        x = activations(2, 17 * 128, dtype)
+        device = Device("forward", processors)
+        assert_equals_the_reference(x, packed, norms, 3, 128, 128, device)
+
+
+def test_blocks_share_a_tile_where_a_device_has_more_of_them():
+    few_tiles = {"tiles": 4, "units": 40, "tokens": 4, "group": 128}
+    assert calls.parts_of_a_tile(**few_tiles, processors=108) == 5
+    assert calls.parts_of_a_tile(**few_tiles, processors=4) == 1
+    assert calls.parts_of_a_tile(**few_tiles | {"tokens": 5}, processors=108) == 1
+    assert calls.parts_of_a_tile(**few_tiles | {"tiles": 100}, processors=132) == 2
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_jobs_multiply_their_tokens_by_their_layer(bits):
+    layers = [layer(70, 9, bits, 64, seed) for seed in range(3)]
+    repacked = [layout.repack(*each, bits, 64) for each in layers]
+    words, norms = (torch.stack(parts) for parts in zip(*repacked, strict=True))
+    x = activations(7, 9 * 64, dtype_of(bits, 64, 4))
+    jobs = torch.tensor([[2, 0, 3, 0], [0, 3, 7, 0], [1, 0, 0, 0]], dtype=torch.int32)
+    device = Device("random")
+    quantised = calls.quantise(device, x, 9, bits, 64, 64)
+    found = calls.multiply_jobs(device, (words, norms), quantised, 70, 64, x.dtype, jobs, 1)
+    expected = [(x[:3], layers[2]), (x[3:], layers[0])]
+    expected = torch.cat([reference.linear(x, *each, bits, 64) for x, each in expected])
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_results_are_rounded_as_torch_rounds(multiplying, dtype):
+def test_results_are_rounded_as_torch_rounds(dtype):
     rng = np.random.default_rng(0)
     words = rng.integers(-(2**31), 2**31, 100_000, np.int64).astype(np.int32)
     exact = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
@@ -104,19 +159,29 @@ def test_results_are_rounded_as_torch_rounds(multiplying, dtype):
     edges = torch.tensor([65519.996, 65520, 65504, 2.0**-24, 2.0**-25, 3 * 2.0**-26, -0.0])
     values = torch.cat([torch.from_numpy(words).view(torch.float32), *beside, *around, edges])
     found = torch.empty(len(values), dtype=dtype)
-    assert call(multiplying.stored, DTYPES.index(dtype), len(values), values, found) == ""
+    library = compiled_kernel(source.kernel("split"), "add_terms<Dtype::kF32>")
+    assert call(library.stored, DTYPES.index(dtype), len(values), values, found) == ""
     assert_same(found, values.to(dtype))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_seen(rotating, fault, tmp_path):
-    right, wrong = FAULTS[fault]
-    assert SOURCE.count(right) == 1
-    faulty = compiled_kernel("multiply", tmp_path, SOURCE.replace(right, wrong), NAMES[2:])
+FAULTY = [
+    *(("multiply", fault) for fault in (FAULTS | FAULTS_OF_MULTIPLY).items()),
+    *(("split", fault) for fault in FAULTS_OF_SPLIT.items()),
+]
+
+
+@pytest.mark.parametrize(("kernel", "fault"), FAULTY, ids=lambda each: each[0])
+def test_a_fault_is_seen(kernel, fault):
+    _, (right, wrong) = fault
+    text = source.kernel(kernel)
+    assert text.count(right) == 1
+    processors = {"multiply": FEW, "split": MANY}[kernel]
+    tokens = {"multiply": 7, "split": 3}[kernel]
     with pytest.raises(AssertionError):
-        for order in ORDERS:
-            for group in (64, 128):
-                x = activations(7, 20 * group - 3)
-                width = 3, group, group
-                packed, norms = layer(41, 20, 3, group)
-                assert_equals_the_reference((rotating, faulty), x, packed, norms, *width, order)
+        for order, group in itertools.product(ORDERS, (128, 64)):
+            device = Device(order, processors, **{kernel: text.replace(right, wrong)})
+            x = activations(tokens, 20 * group - 3)
+            packed, norms = layer(41, 20, 3, group)
+            assert_equals_the_reference(x, packed, norms, 3, group, group, device)
+            x = activations(37 if kernel == "multiply" else tokens, 20 * group - 3)
+            assert_equals_the_reference(x, packed, norms, 3, group, group, device)

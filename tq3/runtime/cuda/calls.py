@@ -1,4 +1,4 @@
-"""A packed layer times activations as calls of kernels: which instance, how many blocks, with what.
+"""A packed layer times activations as calls of kernels: which instance, what grid, with what.
 
 Nothing here needs a GPU: a *device* is what launches calls, and tests have one that runs them on
 the processor.
@@ -12,36 +12,48 @@ from typing import Protocol
 import torch
 
 from tq3.runtime import arithmetic as fixed
-from tq3.runtime.cuda.layout import TILE, UNIT, padded_groups
+from tq3.runtime.cuda.layout import UNIT, padded_groups
 
-# Tokens of a launch, and those that a product of tensor cores takes.
-MOST_TOKENS = 32
+# Tokens that a product of tensor cores takes, and the most such products of a block, which decodes
+# its weights once for all of them: what registers hold. Small groups need more of them.
 TOKENS_A_COLUMN = 4
+MOST_COLUMNS = {32: 4, 64: 8, 128: 8, 256: 8}
+# Up to so many tokens, blocks may share a tile. A term has 4 bytes, for each group of a row and
+# each token; 128 weights of 3 bits have 48.
+MOST_SPLIT_TOKENS = 4
 _WARPS = 8
 _THREADS = 256
 _DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 
+Activations = tuple[torch.Tensor, torch.Tensor]
+Layer = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A kernel, its grid, and its arguments: tensors, whole numbers (32 bits) and floats."""
+    """A kernel, its grid of blocks, and its arguments: tensors, whole numbers (32 bits), floats,
+    and None for no tensor.
+    """
 
     kernel: str
     instance: str
-    blocks: int
+    grid: tuple[int, int, int]
     threads: int
-    arguments: tuple[torch.Tensor | int | float, ...]
+    arguments: tuple[torch.Tensor | int | float | None, ...]
 
 
 class Launcher(Protocol):
-    """Where calls run, one after the other."""
+    """Where calls run, one after the other. processors: multiprocessors of the device."""
+
+    @property
+    def processors(self) -> int: ...
 
     def launch(self, call: Call) -> None: ...
 
 
 def quantise(
     on: Launcher, x: torch.Tensor, n: int, bits: int, group: int, rotation: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Activations:
     """Activations (tokens, columns) of rows of `n` groups, as the multiplication reads them.
 
     Returns integers (units, tokens, 2, 128) int8, and worths (padded groups, tokens) float32.
@@ -56,7 +68,7 @@ def quantise(
         Call(
             "rotate_quantise",
             f"rotate_quantise<Dtype::{_DTYPES[x.dtype]}, {group}, {rotation}>",
-            -(-padded * tokens // _WARPS),
+            (-(-padded * tokens // _WARPS), 1, 1),
             _THREADS,
             (x, columns, tokens, padded, first, second, unit, quantised, worths),
         )
@@ -66,35 +78,120 @@ def quantise(
 
 def multiply(
     on: Launcher,
-    layer: tuple[torch.Tensor, torch.Tensor],
-    activations: tuple[torch.Tensor, torch.Tensor],
+    layer: Layer,
+    activations: Activations,
     rows: int,
     group: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """(tokens, rows) in `dtype`: a launch for every 32 tokens, each of which reads the weights.
+    """(tokens, rows) in `dtype`.
 
     layer: words and norms of `layout.repack`; activations: what `quantise` returns
     """
     (words, norms), (quantised, worths) = layer, activations
-    units, tokens = quantised.shape[:2]
+    tiles, units, bits = words.shape[:3]
+    tokens = quantised.shape[1]
+    columns = columns_for(tokens, group)
+    parts = parts_of_a_tile(tiles, units, tokens, group, on.processors)
+    if parts > 1:
+        return _multiply_split(on, layer, activations, rows, group, dtype, parts)
     y = words.new_empty(tokens, rows, dtype=dtype)
-    tiles_a_block = max(1, UNIT // group)
-    for first in range(0, tokens, MOST_TOKENS):
-        width = f"{words.shape[2]}, {group}, {_columns(tokens - first)}"
-        on.launch(
-            Call(
-                "multiply",
-                f"multiply<Dtype::{_DTYPES[dtype]}, {width}>",
-                -(-rows // (TILE * tiles_a_block)),
-                _THREADS,
-                (words, norms, quantised, worths, y, rows, units, tokens, first),
-            )
+    of_tokens = -(-tokens // (TOKENS_A_COLUMN * columns))
+    on.launch(
+        Call(
+            "multiply",
+            f"multiply<Dtype::{_DTYPES[dtype]}, {bits}, {group}, {columns}>",
+            (of_tokens, -(-tiles // max(1, UNIT // group)), 1),
+            _THREADS,
+            (words, norms, quantised, worths, y, rows, units, tokens, None),
         )
+    )
     return y
 
 
-def _columns(tokens: int) -> int:
-    """Products of four tokens each that a launch takes for so many: 1, 2, 4 or 8."""
-    needed = -(-min(tokens, MOST_TOKENS) // TOKENS_A_COLUMN)
+def multiply_jobs(
+    on: Launcher,
+    layers: Layer,
+    activations: Activations,
+    rows: int,
+    group: int,
+    dtype: torch.dtype,
+    jobs: torch.Tensor,
+    columns: int,
+) -> torch.Tensor:
+    """The same for several layers of one shape: (tokens, rows), of tokens that no job has nothing.
+
+    layers: as `multiply` takes them, with a dimension for the layers before
+    jobs: (any, 4) int32, each a layer, the first token and the one after the last, of
+    `TOKENS_A_COLUMN` * columns at most, and 0; one without tokens is no work
+    """
+    (words, norms), (quantised, worths) = layers, activations
+    tiles, units, bits = words.shape[1:4]
+    tokens = quantised.shape[1]
+    y = words.new_empty(tokens, rows, dtype=dtype)
+    on.launch(
+        Call(
+            "multiply",
+            f"multiply<Dtype::{_DTYPES[dtype]}, {bits}, {group}, {columns}>",
+            (len(jobs), -(-tiles // max(1, UNIT // group)), 1),
+            _THREADS,
+            (words, norms, quantised, worths, y, rows, units, tokens, jobs),
+        )
+    )
+    return y
+
+
+def columns_for(tokens: int, group: int) -> int:
+    """Products of four tokens each that a block does for so many tokens: 1, 2, 4 or 8."""
+    needed = min(-(-tokens // TOKENS_A_COLUMN), MOST_COLUMNS[group])
     return 1 << (needed - 1).bit_length()
+
+
+def parts_of_a_tile(tiles: int, units: int, tokens: int, group: int, processors: int) -> int:
+    """How many blocks share a tile's units, so that each multiprocessor has two blocks.
+
+    1: the plain kernel, whose terms never leave a processor; more only where there are few tokens,
+    whose terms are small beside the weights.
+    """
+    steps = units // max(1, group // UNIT)
+    blocks = -(-tiles // max(1, UNIT // group))
+    if tokens > MOST_SPLIT_TOKENS or blocks >= processors:
+        return 1
+    return max(1, min(2 * processors // tiles, steps // _WARPS))
+
+
+def _multiply_split(
+    on: Launcher,
+    layer: Layer,
+    activations: Activations,
+    rows: int,
+    group: int,
+    dtype: torch.dtype,
+    parts: int,
+) -> torch.Tensor:
+    (words, norms), (quantised, worths) = layer, activations
+    tiles, units, bits = words.shape[:3]
+    groups, tokens = worths.shape
+    terms = worths.new_empty(groups, tokens, rows)
+    columns = columns_for(tokens, group)
+    on.launch(
+        Call(
+            "split",
+            f"multiply_terms<{bits}, {group}, {columns}>",
+            (parts, tiles, -(-tokens // (TOKENS_A_COLUMN * columns))),
+            _THREADS,
+            (words, norms, quantised, worths, terms, rows, units, tokens),
+        )
+    )
+    y = words.new_empty(tokens, rows, dtype=dtype)
+    results = tokens * rows
+    on.launch(
+        Call(
+            "split",
+            f"add_terms<Dtype::{_DTYPES[dtype]}>",
+            (-(-results // _THREADS), 1, 1),
+            _THREADS,
+            (terms, y, groups, results),
+        )
+    )
+    return y

@@ -18,6 +18,7 @@ class Device:
 
     def __init__(self, index: int, architecture: str) -> None:
         self.index, self.architecture = index, architecture
+        self.processors = torch.cuda.get_device_properties(index).multi_processor_count
         self._kernels: dict[tuple[str, str], Any] = {}
 
     def load(self, kernel: str, instance: str) -> Any:
@@ -46,7 +47,7 @@ class Device:
             _answer(
                 driver.cuLaunchKernel(
                     driver.CUfunction(int(handle)),
-                    *(call.blocks, 1, 1),
+                    *call.grid,
                     *(call.threads, 1, 1),
                     0,
                     stream,
@@ -58,6 +59,7 @@ class Device:
 
 _KINDS: dict[type, Any] = {
     torch.Tensor: ctypes.c_void_p,
+    type(None): ctypes.c_void_p,
     int: ctypes.c_int,
     float: ctypes.c_float,
 }

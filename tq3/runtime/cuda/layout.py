@@ -28,7 +28,7 @@ def padded_groups(n: int, group: int) -> int:
 def repack(
     packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer of 2 or 3 bits, in tiles and units.
+    """A layer in tiles and units.
 
     packed: (rows * n, group * bits / 8) uint8; norms: (rows, n) float32
     Returns words (tiles, units, bits, 32 lanes, 4) int32, of the size of packed when nothing is
@@ -51,38 +51,62 @@ def repack(
     return words, in_tiles.contiguous()
 
 
+def rows_of(words: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The codes of some rows, as they were before.  (len(rows), units * 128) int32
+
+    rows: int64, below tiles * 32
+    """
+    tiles, units, bits = words.shape[:3]
+    tile, row = rows // TILE, rows % TILE
+    # tile, unit, chunk, r, t, word of the chunk  ->  row, unit, t, row / 8, word
+    lanes = words.view(tiles, units, bits, 8, 4, 4)[tile, :, :, row % 8]
+    lanes = lanes.permute(0, 1, 3, 2, 4).reshape(len(rows), units, 4, 4, bits)
+    mine = lanes[torch.arange(len(rows), device=rows.device), :, :, row // 8]
+    eights = _spread(mine).transpose(2, 3)
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
+    codes = eights[..., None] >> shifts & (1 << bits) - 1
+    return _exchanged(codes, bits).reshape(len(rows), units * UNIT)
+
+
+def norms_of(in_tiles: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The norms of some rows.  (len(rows), padded groups)"""
+    return in_tiles[rows // TILE, :, rows % 8, rows % TILE // 8]
+
+
 def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """(rows, columns) int32, whole tiles and units -> (tiles, units, bits, 32, 4) int32"""
     tiles, units = len(codes) // TILE, codes.shape[1] // UNIT
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=codes.device)
     # Codes of eight neighbours, in nibbles: how the device chooses bytes.
-    eights = (codes.reshape(tiles, 4, 8, units, 4, 4, 8) << shifts).sum(-1, dtype=torch.int32)
+    nibbles = _exchanged(codes, bits).reshape(tiles, 4, 8, units, 4, 4, 8) << shifts
     # tile, row / 8, r, unit, stretch of 32, t  ->  tile, unit, r, t, row / 8, stretch
-    eights = eights.permute(0, 3, 2, 5, 1, 4)
+    eights = nibbles.sum(-1, dtype=torch.int32).permute(0, 3, 2, 5, 1, 4)
     words = _squeeze(eights, bits)
     return words.reshape(tiles, units, 32, bits, 4).transpose(2, 3)
+
+
+def _exchanged(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """At 4 bits, the two highest bits exchanged: the highest then chooses between two levels of one
+    sign (codes.cuh). Twice, it is the code.
+    """
+    return codes & 3 | (codes & 4) << 1 | (codes & 8) >> 1 if bits == 4 else codes
 
 
 def _squeeze(eights: torch.Tensor, bits: int) -> torch.Tensor:
     """Four words of codes in nibbles, without their unused bits.  (..., 4) -> (..., bits)"""
     a, b, c, d = eights.unbind(-1)
+    if bits == 4:
+        return eights
     if bits == 2:
         return torch.stack((a | b << 2, c | d << 2), -1)
     ones = 0x11111111
     return torch.stack((a | (d & ones) << 3, b | (d & 2 * ones) << 2, c | (d & 4 * ones) << 1), -1)
 
 
-def codes_of(words: torch.Tensor) -> torch.Tensor:
-    """The codes that were repacked, with their padding.  (tiles * 32, units * 128) int32"""
-    tiles, units, bits = words.shape[:3]
-    lanes = words.transpose(2, 3).reshape(tiles, units, 8, 4, 4, bits)
-    eights = _spread(lanes).permute(0, 4, 2, 1, 5, 3)
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
-    return (eights[..., None] >> shifts & (1 << bits) - 1).reshape(tiles * TILE, units * UNIT)
-
-
 def _spread(words: torch.Tensor) -> torch.Tensor:
     """What `_squeeze` was given; above a code may lie other bits.  (..., bits) -> (..., 4)"""
+    if words.shape[-1] == 4:
+        return words
     if words.shape[-1] == 2:
         a, c = words.unbind(-1)
         return torch.stack((a, a >> 2, c, c >> 2), -1)

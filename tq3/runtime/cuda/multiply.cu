@@ -1,176 +1,26 @@
-// A packed layer of 2 or 3 bits times quantised activations, up to 32 tokens a launch.
+// A packed layer times quantised activations.
 //
 // A warp does the units of a tile of 32 rows that are its turn: it decodes each weight once, to
 // bytes that a tensor core multiplies by the high and the low bytes of four tokens at a time. The
-// terms of its groups go to the partial sums that docs/kernels.md gives them (sections 2.3 to 2.6);
-// the warps of a block add those up in the end.
-#include "tensor_core.cuh"
-#include "values.cuh"
+// terms of its groups go to the partial sums that docs/kernels.md gives them (section 2.5); the
+// warps of a block add those up in the end.
+#include "products.cuh"
 
-constexpr int kTile = 32;
-constexpr int kWarps = 8;
+constexpr int kWarpsATile = 8;
 constexpr int kPartialSums = 8;
-// Tokens that a tensor core takes at once: eight columns of high or low bytes.
-constexpr int kTokens = 4;
 
-struct alignas(16) Words {
-    unsigned word[4];
-};
-struct alignas(16) Floats {
-    float value[4];
+// What a block is to multiply of several layers: tokens `first` to `end` by layer `layer`.
+struct alignas(16) Job {
+    int layer, first, end, unused;
 };
 
-// Levels, code 0 first, as bytes of two words; 2 bits use the first.
-template <int bits>
-struct Levels;
-template <>
-struct Levels<2> {
-    static constexpr unsigned kLow = 0x0a03fdf6U, kHigh = 0;  // -10 -3 3 10
-};
-template <>
-struct Levels<3> {
-    static constexpr unsigned kLow = 0xf6e1c9a8U;   // -88 -55 -31 -10
-    static constexpr unsigned kHigh = 0x58371f0aU;  // 10 31 55 88
-};
-
-// 32 codes of a lane in nibbles, eight for each 32 inputs of the unit (layout.py).
-template <int bits>
-__device__ __forceinline__ void spread(const unsigned* words, unsigned (&selectors)[4]) {
-    if constexpr (bits == 2) {
-        constexpr unsigned kCodes = 0x33333333U;
-        selectors[0] = words[0] & kCodes;
-        selectors[1] = words[0] >> 2 & kCodes;
-        selectors[2] = words[1] & kCodes;
-        selectors[3] = words[1] >> 2 & kCodes;
-    } else {
-        constexpr unsigned kOnes = 0x11111111U, kCodes = 7 * kOnes;
-        for (int i = 0; i < 3; ++i) selectors[i] = words[i] & kCodes;
-        selectors[3] =
-            (words[0] >> 3 & kOnes) | (words[1] >> 2 & 2 * kOnes) | (words[2] >> 1 & 4 * kOnes);
-    }
-}
-
-// The bytes of 16 rows and 32 inputs, from the codes of a row and of the row eight below.
-template <int bits>
-__device__ __forceinline__ void decode(unsigned upper, unsigned lower, unsigned (&a)[4]) {
-    constexpr unsigned low = Levels<bits>::kLow, high = Levels<bits>::kHigh;
-    a[0] = __byte_perm(low, high, upper);
-    a[1] = __byte_perm(low, high, lower);
-    a[2] = __byte_perm(low, high, upper >> 16);
-    a[3] = __byte_perm(low, high, lower >> 16);
-}
-
-// What a lane holds of a unit of activations: a token's high or low bytes, of 8 inputs in each 32.
-struct Activations {
-    Words half[2];
-};
-
-__device__ __forceinline__ Activations load_activations(const signed char* quantised, int unit,
-                                                        int tokens, int first_token, int lane) {
-    const int token = first_token + lane / 8, part = lane / 4 % 2, t = lane % 4;
-    if (token >= tokens) return {};
-    const long long token_unit = static_cast<long long>(unit) * tokens + token;
-    const signed char* bytes = quantised + (token_unit * 2 + part) * kUnit + t * 16;
-    return {*reinterpret_cast<const Words*>(bytes),
-            *reinterpret_cast<const Words*>(bytes + kUnit / 2)};
-}
-
-// Adds the products of inputs 32 * stretch and following: sums[s] of rows 16 s to 16 s + 15.
-template <int bits>
-__device__ __forceinline__ void multiply_stretch(const unsigned (&selectors)[4][4], int stretch,
-                                                 const Activations& x, int (&sums)[2][4]) {
-    const Words& words = x.half[stretch / 2];
-    const unsigned b[2] = {words.word[stretch % 2 * 2], words.word[stretch % 2 * 2 + 1]};
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-        unsigned a[4];
-        decode<bits>(selectors[2 * s][stretch], selectors[2 * s + 1][stretch], a);
-        mma_m16n8k32(sums[s], a, b);
-    }
-}
-
-// The selectors of a lane's rows r, r + 8, r + 16 and r + 24.
-template <int bits>
-__device__ __forceinline__ void load_selectors(const Words* words, unsigned (&selectors)[4][4]) {
-    unsigned mine[4 * bits];
-#pragma unroll
-    for (int i = 0; i < bits; ++i) {
-        const Words four = words[i * kLanes];
-        for (int k = 0; k < 4; ++k) mine[4 * i + k] = four.word[k];
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) spread<bits>(mine + i * bits, selectors[i]);
-}
-
-// The sums of a group become terms, are added to the totals of a lane's four rows, and start anew.
-__device__ __forceinline__ void add_terms(int (&sums)[2][4], float worth, const Floats& norm,
-                                          float (&totals)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        int &high = sums[i / 2][i % 2 * 2], &low = sums[i / 2][i % 2 * 2 + 1];
-        const float sum = __int2float_rn(256 * high + low);
-        totals[i] = __fadd_rn(totals[i], __fmul_rn(__fmul_rn(sum, worth), norm.value[i]));
-        high = low = 0;
-    }
-}
-
-// How groups, units and the warps of a block go together. Groups whose numbers differ by eight
-// share a partial sum, and a warp has all units of some partial sums: where units hold several
-// groups, fewer warps do a tile.
+// Groups whose numbers differ by eight share a partial sum, and a warp has all units of some
+// partial sums: where units hold several groups, fewer warps do a tile, and a block several tiles.
 template <int group>
-struct Shape {
-    static constexpr int groups_a_unit = group < kUnit ? kUnit / group : 1;
-    static constexpr int units_a_group = group < kUnit ? 1 : group / kUnit;
-    static constexpr int stretches_a_group = group < kUnit ? group / 32 : 4;
-    static constexpr int tiles_a_block = groups_a_unit;
-    static constexpr int warps_a_tile = kWarps / tiles_a_block;
+struct Turns {
+    static constexpr int tiles_a_block = Shape<group>::groups_a_unit;
+    static constexpr int warps_a_tile = kWarpsATile / tiles_a_block;
 };
-
-// What a block is given; pointers to weights and norms are those of its warp's tile. tokens: all of
-// the activations, of which this launch does those from `first` on that its columns take.
-struct Work {
-    const Words* words;
-    const Floats* norms;
-    const signed char* quantised;
-    const float* worths;
-    int units, tokens, first;
-};
-
-// Totals of the partial sums that are this warp's: of units `turn`, `turn` + warps_a_tile, ... (of
-// pairs in groups of 256).
-template <int bits, int group, int columns>
-__device__ __forceinline__ void sum_terms(
-    const Work& work, int turn, int lane,
-    float (&totals)[Shape<group>::groups_a_unit][columns][4]) {
-    using S = Shape<group>;
-    for (int step = turn; step < work.units / S::units_a_group; step += S::warps_a_tile) {
-        int sums[columns][2][4] = {};
-#pragma unroll
-        for (int part = 0; part < S::units_a_group; ++part) {
-            const int unit = step * S::units_a_group + part;
-            unsigned selectors[4][4];
-            load_selectors<bits>(work.words + static_cast<long long>(unit) * bits * kLanes + lane,
-                                 selectors);
-#pragma unroll
-            for (int c = 0; c < columns; ++c) {
-                const int first = work.first + c * kTokens, token = first + lane % 4;
-                const Activations x =
-                    load_activations(work.quantised, unit, work.tokens, first, lane);
-#pragma unroll
-                for (int stretch = 0; stretch < 4; ++stretch) {
-                    multiply_stretch<bits>(selectors, stretch, x, sums[c]);
-                    const bool group_ends = (stretch + 1) % S::stretches_a_group == 0;
-                    if (!group_ends || part + 1 < S::units_a_group) continue;
-                    const int k = stretch / S::stretches_a_group;
-                    const long long g = step * S::groups_a_unit + k;
-                    const float worth =
-                        token < work.tokens ? work.worths[g * work.tokens + token] : 0.0F;
-                    add_terms(sums[c], worth, work.norms[g * 8 + lane / 4], totals[k][c]);
-                }
-            }
-        }
-    }
-}
 
 __device__ __forceinline__ float add_up(float (&partial)[kPartialSums][kTokens][kTile + 1],
                                         int token, int row) {
@@ -183,33 +33,44 @@ __device__ __forceinline__ float add_up(float (&partial)[kPartialSums][kTokens][
     return p[0];
 }
 
-// words: (tiles, units, bits, 32, 4); norms: (tiles, groups of the units, 8, 4), both of
-// layout.repack. quantised, worths: of rotate_quantise. y: (tokens, rows), of which a launch writes
-// 4 * columns tokens from `first` on, if there are as many.
-// Threads: kWarps warps a block, a block for each Shape<group>::tiles_a_block tiles.
+// words: (layers, tiles, units, bits, 32, 4); norms: (layers, tiles, groups of the units, 8, 4),
+// both of layout.repack. quantised, worths: of rotate_quantise. y: (tokens, rows).
+// jobs: one for each column of the grid; null for one layer, where column i has the tokens from
+// 4 * columns * i on. Rows of the grid: a block for each Turns<group>::tiles_a_block tiles.
+// Threads: kWarpsATile warps.
 template <Dtype dtype, int bits, int group, int columns>
-__global__ void __launch_bounds__(kWarps* kLanes)
+__global__ void __launch_bounds__(kWarpsATile* kLanes)
     multiply(const Words* __restrict__ words, const Floats* __restrict__ norms,
              const signed char* __restrict__ quantised, const float* __restrict__ worths,
-             void* __restrict__ y, int rows, int units, int tokens, int first) {
+             void* __restrict__ y, int rows, int units, int tokens, const Job* __restrict__ jobs) {
     using S = Shape<group>;
+    using T = Turns<group>;
     // The last float keeps rows of one partial sum out of each other's banks.
-    __shared__ float partial[S::tiles_a_block][kPartialSums][kTokens][kTile + 1];
+    __shared__ float partial[T::tiles_a_block][kPartialSums][kTokens][kTile + 1];
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-    const int in_block = warp / S::warps_a_tile, turn = warp % S::warps_a_tile;
-    const long long tile = blockIdx.x * S::tiles_a_block + in_block;
+    const int in_block = warp / T::warps_a_tile, turn = warp % T::warps_a_tile;
+    const int first_tile = blockIdx.y * T::tiles_a_block, tile = first_tile + in_block;
+    const Job job = jobs ? jobs[blockIdx.x]
+                         : Job{0, static_cast<int>(blockIdx.x) * columns * kTokens, tokens, 0};
+    if (job.first >= job.end) return;
 
     float totals[S::groups_a_unit][columns][4] = {};
     if (tile * kTile < rows) {
-        const long long groups = units * S::groups_a_unit / S::units_a_group;
-        const Work work{words + tile * units * bits * kLanes,
-                        norms + tile * groups * 8,
+        const long long tiles = (rows + kTile - 1) / kTile, at = job.layer * tiles + tile;
+        const int groups = units / S::units_a_group * S::groups_a_unit;
+        const Work work{words + at * units * bits * kLanes,
+                        norms + at * groups * 8,
                         quantised,
                         worths,
                         units,
                         tokens,
-                        first};
-        sum_terms<bits, group, columns>(work, turn, lane, totals);
+                        job.first,
+                        job.end};
+        each_group<bits, group, columns>(
+            work, turn, T::warps_a_tile, lane, [&](int, int k, int c, const float (&terms)[4]) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) totals[k][c][i] = __fadd_rn(totals[k][c][i], terms[i]);
+            });
     }
 #pragma unroll
     for (int c = 0; c < columns; ++c) {
@@ -220,14 +81,14 @@ __global__ void __launch_bounds__(kWarps* kLanes)
                 partial[in_block][turn * S::groups_a_unit + k][lane % 4][lane / 4 + 8 * i] =
                     totals[k][c][i];
         __syncthreads();
-        constexpr int results = S::tiles_a_block * kTokens * kTile;
-        for (int i = threadIdx.x; i < results; i += kWarps * kLanes) {
+        constexpr int results = T::tiles_a_block * kTokens * kTile;
+        for (int i = threadIdx.x; i < results; i += kWarpsATile * kLanes) {
             const int of_tile = i / (kTokens * kTile), in_column = i / kTile % kTokens;
-            const int token = first + c * kTokens + in_column;
-            const int row = (blockIdx.x * S::tiles_a_block + of_tile) * kTile + i % kTile;
-            if (row >= rows || token >= tokens) continue;
-            const long long at = static_cast<long long>(token) * rows + row;
-            store<dtype>(y, at, add_up(partial[of_tile], in_column, i % kTile));
+            const int token = job.first + c * kTokens + in_column;
+            const int row = (first_tile + of_tile) * kTile + i % kTile;
+            if (row >= rows || token >= job.end) continue;
+            const long long place = static_cast<long long>(token) * rows + row;
+            store<dtype>(y, place, add_up(partial[of_tile], in_column, i % kTile));
         }
     }
 }

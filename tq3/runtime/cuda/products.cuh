@@ -1,0 +1,133 @@
+// The sums of products of a group, as integers that tensor cores add up, and their terms
+// (docs/kernels.md, sections 2.3 and 2.4): what both multiplications share.
+#pragma once
+
+#include "codes.cuh"
+
+// Tokens that a tensor core takes at once: eight columns of high or low bytes.
+constexpr int kTokens = 4;
+
+// How groups and units go together.
+template <int group>
+struct Shape {
+    static constexpr int groups_a_unit = group < kUnit ? kUnit / group : 1;
+    static constexpr int units_a_group = group < kUnit ? 1 : group / kUnit;
+    static constexpr int stretches_a_group = group < kUnit ? group / 32 : 4;
+};
+
+// What a warp multiplies: a tile, by tokens `first` to `end` (those that its columns take), of
+// activations of `tokens` in all.
+struct Work {
+    const Words* words;
+    const Floats* norms;
+    const signed char* quantised;
+    const float* worths;
+    int units, tokens, first, end;
+};
+
+// What a lane holds of a unit of activations: a token's high or low bytes, of 8 inputs in each 32.
+struct Activations {
+    Words half[2];
+};
+
+// bytes: of the token, the part and the inputs that are the lane's.
+__device__ __forceinline__ Activations load_activations(const signed char* bytes, bool is_some) {
+    if (!is_some) return {};
+    return {*reinterpret_cast<const Words*>(bytes),
+            *reinterpret_cast<const Words*>(bytes + kUnit / 2)};
+}
+
+// Adds the products of inputs 32 * stretch and following: sums[s] of rows 16 s to 16 s + 15.
+template <int bits>
+__device__ __forceinline__ void multiply_stretch(const unsigned (&codes)[4][4], int stretch,
+                                                 const Activations& x, int (&sums)[2][4]) {
+    const Words& words = x.half[stretch / 2];
+    const unsigned b[2] = {words.word[stretch % 2 * 2], words.word[stretch % 2 * 2 + 1]};
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+        const unsigned upper = codes[2 * s][stretch], lower = codes[2 * s + 1][stretch];
+        const unsigned a[4] = {levels<bits>(upper), levels<bits>(lower), levels<bits>(upper >> 16),
+                               levels<bits>(lower >> 16)};
+        mma_m16n8k32(sums[s], a, b);
+    }
+}
+
+// The sums of a group become the terms of a lane's four rows, and start anew.
+__device__ __forceinline__ void take_terms(int (&sums)[2][4], float worth, const Floats& norm,
+                                           float (&terms)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        int &high = sums[i / 2][i % 2 * 2], &low = sums[i / 2][i % 2 * 2 + 1];
+        const float sum = __int2float_rn(256 * high + low);
+        terms[i] = __fmul_rn(__fmul_rn(sum, worth), norm.value[i]);
+        high = low = 0;
+    }
+}
+
+// Where a lane reads: the codes and activations of a unit, the worths and norms of its group or
+// first group.
+struct Place {
+    const Words* words;
+    const signed char* bytes;
+    const float* worths;
+    const Floats* norms;
+};
+
+template <int bits, int group>
+__device__ __forceinline__ Place place_of(const Work& work, int step, int lane) {
+    using S = Shape<group>;
+    const long long unit = step * S::units_a_group, g = step * S::groups_a_unit;
+    const long long token_unit = unit * work.tokens + work.first + lane / 8;
+    return {work.words + unit * bits * kLanes + lane,
+            work.quantised + (token_unit * 2 + lane / 4 % 2) * kUnit + lane % 4 * 16,
+            work.worths + g * work.tokens + work.first + lane % 4, work.norms + g * 8 + lane / 4};
+}
+
+// Does steps `step`, `step` + `stride`, ...: a unit each, or the two of a group of 256. For the
+// k-th group of a step and each column c: take(step, k, c, terms of rows r, r + 8, ...), of token
+// `first` + 4 c + lane % 4.
+template <int bits, int group, int columns, class Take>
+__device__ __forceinline__ void each_group(const Work& work, int step, int stride, int lane,
+                                           Take take) {
+    using S = Shape<group>;
+    constexpr int unit_words = bits * kLanes;
+    const int steps = work.units / S::units_a_group, unit_bytes = work.tokens * 2 * kUnit;
+    if (step >= steps) return;
+    Place at = place_of<bits, group>(work, step, lane);
+    int sums[columns][2][4] = {};
+    Packed<bits> packed = load_packed<bits>(at.words);
+    for (; step < steps; step += stride) {
+#pragma unroll
+        for (int part = 0; part < S::units_a_group; ++part) {
+            unsigned codes[4][4];
+#pragma unroll
+            for (int row = 0; row < 4; ++row) spread<bits>(packed, row, codes[row]);
+            // The codes of the next unit are on their way while this one is multiplied.
+            const bool step_ends = part + 1 == S::units_a_group;
+            const int units_on = step_ends ? (stride - 1) * S::units_a_group + 1 : 1;
+            at.words += units_on * unit_words;
+            if (!step_ends || step + stride < steps) packed = load_packed<bits>(at.words);
+#pragma unroll
+            for (int c = 0; c < columns; ++c) {
+                const int token = work.first + c * kTokens;
+                const Activations x = load_activations(at.bytes + c * kTokens * 2 * kUnit,
+                                                       token + lane / 8 < work.end);
+#pragma unroll
+                for (int stretch = 0; stretch < 4; ++stretch) {
+                    multiply_stretch<bits>(codes, stretch, x, sums[c]);
+                    if (!step_ends || (stretch + 1) % S::stretches_a_group != 0) continue;
+                    const int k = stretch / S::stretches_a_group;
+                    const float worth = token + lane % 4 < work.end
+                                            ? at.worths[k * work.tokens + c * kTokens]
+                                            : 0.0F;
+                    float terms[4];
+                    take_terms(sums[c], worth, at.norms[k * 8], terms);
+                    take(step, k, c, terms);
+                }
+            }
+            at.bytes += static_cast<long long>(units_on) * unit_bytes;
+        }
+        at.worths += static_cast<long long>(stride * S::groups_a_unit) * work.tokens;
+        at.norms += stride * S::groups_a_unit * 8;
+    }
+}

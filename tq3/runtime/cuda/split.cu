@@ -1,0 +1,58 @@
+// The same for layers with too few tiles to keep a device busy: more warps do a tile, each leaves
+// its terms in memory, and a second kernel adds them up in the order of docs/kernels.md (section
+// 2.5).
+#include "products.cuh"
+
+constexpr int kWarpsABlock = 8;
+constexpr int kPartialSums = 8;
+
+// Arguments as of multiply.cu. terms: (groups of the units, tokens, rows).
+// Columns of the grid share the units of a tile; rows of the grid are tiles, its layers the tokens
+// from 4 * columns * i on.
+template <int bits, int group, int columns>
+__global__ void __launch_bounds__(kWarpsABlock* kLanes)
+    multiply_terms(const Words* __restrict__ words, const Floats* __restrict__ norms,
+                   const signed char* __restrict__ quantised, const float* __restrict__ worths,
+                   float* __restrict__ terms, int rows, int units, int tokens) {
+    using S = Shape<group>;
+    const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, tile = blockIdx.y;
+    const int groups = units / S::units_a_group * S::groups_a_unit;
+    const int first = blockIdx.z * columns * kTokens;
+    const Work work{words + static_cast<long long>(tile) * units * bits * kLanes,
+                    norms + static_cast<long long>(tile) * groups * 8,
+                    quantised,
+                    worths,
+                    units,
+                    tokens,
+                    first,
+                    tokens};
+    each_group<bits, group, columns>(work, blockIdx.x * kWarpsABlock + warp,
+                                     gridDim.x * kWarpsABlock, lane,
+                                     [&](int step, int k, int c, const float (&of_rows)[4]) {
+                                         const long long g = step * S::groups_a_unit + k;
+                                         const int token = first + c * kTokens + lane % 4;
+                                         for (int i = 0; i < 4; ++i) {
+                                             const int row = tile * kTile + lane / 4 + 8 * i;
+                                             if (row >= rows || token >= tokens) continue;
+                                             terms[(g * tokens + token) * rows + row] = of_rows[i];
+                                         }
+                                     });
+}
+
+// A thread for each of `results`, tokens times rows. terms: (groups, results); y: (results,)
+template <Dtype dtype>
+__global__ void __launch_bounds__(kWarpsABlock* kLanes)
+    add_terms(const float* __restrict__ terms, void* __restrict__ y, int groups, int results) {
+    const int i = blockIdx.x * kWarpsABlock * kLanes + threadIdx.x;
+    if (i >= results) return;
+    float p[kPartialSums] = {};
+    for (int g = 0; g < groups; g += kPartialSums)
+#pragma unroll
+        for (int k = 0; k < kPartialSums; ++k)
+            if (g + k < groups)
+                p[k] = __fadd_rn(p[k], terms[static_cast<long long>(g + k) * results + i]);
+#pragma unroll
+    for (int half = kPartialSums / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; ++k) p[k] = __fadd_rn(p[k], p[k + half]);
+    store<dtype>(y, i, p[0]);
+}
