@@ -10,7 +10,6 @@ from tq3.runtime.cuda import source
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
 
-
 def answer(result):
     error, *values = result
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, error

@@ -71,3 +71,16 @@ def test_a_unit_of_activations_holds_each_input_once():
     found = layout.integers(places).reshape(layout.UNIT, layout.UNIT)
     assert torch.equal(found.sum(0), torch.ones(layout.UNIT, dtype=found.dtype))
     assert torch.equal(found.sum(1), torch.ones(layout.UNIT, dtype=found.dtype))
+
+
+@every_width
+@pytest.mark.parametrize(("rows", "n"), [(33, 3), (64, 8)])
+def test_layers_are_restored_as_they_were(monkeypatch, rows, n, bits, group):
+    monkeypatch.setattr(layout, "PIECE_WEIGHTS", 20 * n * group)
+    parts = [layer(rows, n, bits, group, seed) for seed in range(2)]
+    packed, norms = (torch.stack(part) for part in zip(*parts, strict=True))
+    tiles = layout.repack(packed, norms, bits, group)
+    back = layout.restore(tiles, rows, n)
+    assert all(map(torch.equal, back, (packed, norms)))
+    for i, part in enumerate(parts):
+        assert torch.equal(tiles.words[i], layout.repack(*part, bits, group).words)

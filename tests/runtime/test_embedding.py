@@ -7,7 +7,7 @@ import torch
 from layers import BITS, DTYPES, GROUPS, assert_same, layer
 
 import tq3.runtime.ops  # noqa: F401  it defines torch.ops.tq3
-from tq3.runtime import reference, rows
+from tq3.runtime import generic, reference, rows
 
 embedding = torch.ops.tq3.embedding
 
@@ -32,7 +32,8 @@ def test_other_devices_compute_the_same_bits(bits, group, dtype):
     packed, norms = layer(9, 3, bits, group)
     norms[0], norms[1], norms[2] = 1e-42, 3e38, torch.inf
     wanted = reference.embedding(torch.arange(9), packed, norms, bits, group, 3 * group - 5, dtype)
-    assert_same(rows._by_torch(packed, norms, bits, group, 3 * group - 5, dtype), wanted)
+    codes = generic.unpack(packed, bits)
+    assert_same(rows.decode_codes(codes, norms, bits, group, 3 * group - 5, dtype), wanted)
 
 
 def test_ids_may_have_any_shape_and_packed_too():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 
 from tq3.codec import tables
 from tq3.format.recipe import GROUP_SIZES
+from tq3.runtime.cuda.layout import TILE, UNIT, padded_groups
 
 # Of activations.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -39,9 +42,7 @@ def check_experts(
     if x.dim() != 2:
         refuse("x.shape", tuple(x.shape), "(pairs, columns)")
     _check_tensors(x, packed, norms, bits, group)
-    if experts.dtype != torch.int64 or experts.shape != x.shape[:1]:
-        found = f"{tuple(experts.shape)} of {experts.dtype}"
-        refuse("experts", found, f"{tuple(x.shape[:1])} of torch.int64")
+    _check_experts(x, experts)
 
 
 def check_embedding(
@@ -57,10 +58,7 @@ def check_embedding(
     _check_width(bits, group, group)
     if norms.dim() != 2:
         refuse("norms.shape", tuple(norms.shape), "(rows, groups of a row)")
-    if ids.dtype not in (torch.int64, torch.int32):
-        refuse("ids.dtype", ids.dtype, "torch.int64 or torch.int32")
-    if dtype not in DTYPES:
-        refuse("dtype", dtype, "torch.bfloat16, torch.float16 or torch.float32")
+    _check_ids(ids, dtype)
     _check_pair(packed, norms, bits, group)
     _check_devices(ids, packed, norms)
     n = norms.shape[1]
@@ -68,7 +66,55 @@ def check_embedding(
         refuse("columns", columns, _columns_of(n, group))
 
 
-def refuse(what: str, found: object, expected: object) -> None:
+def check_tiled(
+    x: torch.Tensor, words: torch.Tensor, norms: torch.Tensor, rows: int, group: int, rotation: int
+) -> None:
+    """Refuse what is no layer in tiles for that x."""
+    if words.dim() != 5:
+        refuse("words.shape", tuple(words.shape), "(tiles, units, bits, 32, 4)")
+    _check_tiles(words, norms, rows, group, rotation)
+    if x.dim() == 0:
+        refuse("x.shape", (), "at least one dimension")
+    _check_activations(x, words, norms, group)
+
+
+def check_tiled_experts(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    experts: torch.Tensor,
+    rows: int,
+    group: int,
+    rotation: int,
+) -> None:
+    """Refuse what are no experts in tiles for that x."""
+    if words.dim() != 6:
+        refuse("words.shape", tuple(words.shape), "(experts, tiles, units, bits, 32, 4)")
+    _check_tiles(words, norms, rows, group, rotation)
+    if x.dim() != 2:
+        refuse("x.shape", tuple(x.shape), "(pairs, columns)")
+    _check_activations(x, words, norms, group)
+    _check_experts(x, experts)
+
+
+def check_tiled_embedding(
+    ids: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> None:
+    """Refuse what are no rows in tiles, or no numbers of rows."""
+    if words.dim() != 5:
+        refuse("words.shape", tuple(words.shape), "(tiles, units, bits, 32, 4)")
+    _check_tiles(words, norms, len(words) * TILE, group, group)
+    _check_ids(ids, dtype)
+    _check_devices(ids, words, norms)
+    _check_columns("columns", columns, words, group)
+
+
+def refuse(what: str, found: object, expected: object) -> NoReturn:
     """An error in the words of the codec's."""
     raise ValueError(f"{what}: found {found}, expected {expected}")
 
@@ -92,6 +138,52 @@ def _check_tensors(
     n = norms.shape[-1]
     if x.dim() and not max(0, n - 1) * group < x.shape[-1] <= n * group:
         refuse("x.shape", tuple(x.shape), _columns_of(n, group))
+
+
+def _check_experts(x: torch.Tensor, experts: torch.Tensor) -> None:
+    if experts.dtype != torch.int64 or experts.shape != x.shape[:1]:
+        found = f"{tuple(experts.shape)} of {experts.dtype}"
+        refuse("experts", found, f"{tuple(x.shape[:1])} of torch.int64")
+
+
+def _check_ids(ids: torch.Tensor, dtype: torch.dtype) -> None:
+    if ids.dtype not in (torch.int64, torch.int32):
+        refuse("ids.dtype", ids.dtype, "torch.int64 or torch.int32")
+    if dtype not in DTYPES:
+        refuse("dtype", dtype, "torch.bfloat16, torch.float16 or torch.float32")
+
+
+def _check_tiles(
+    words: torch.Tensor, norms: torch.Tensor, rows: int, group: int, rotation: int
+) -> None:
+    *lead, tiles, units, bits, lanes, word = words.shape
+    _check_width(bits, group, rotation)
+    if words.dtype != torch.int32 or (lanes, word) != (TILE, 4):
+        found = f"{tuple(words.shape)} of {words.dtype}"
+        refuse("words", found, f"(..., {TILE}, 4) of torch.int32")
+    expected = (*lead, tiles, units * UNIT // group, 8, 4)
+    if norms.dtype != torch.float32 or norms.shape != expected:
+        found = f"{tuple(norms.shape)} of {norms.dtype}"
+        refuse("norms", found, f"{expected} of torch.float32")
+    if not words.is_contiguous() or not norms.is_contiguous():
+        refuse("words and norms", "strided memory", "contiguous tensors")
+    if not (tiles - 1) * TILE < rows <= tiles * TILE:
+        refuse("rows", rows, f"those of {tiles} tiles of {TILE}")
+
+
+def _check_activations(
+    x: torch.Tensor, words: torch.Tensor, norms: torch.Tensor, group: int
+) -> None:
+    if x.dtype not in DTYPES:
+        refuse("x.dtype", x.dtype, "torch.bfloat16, torch.float16 or torch.float32")
+    _check_devices(x, words, norms)
+    _check_columns("x.shape", x.shape[-1], words, group)
+
+
+def _check_columns(what: str, columns: int, words: torch.Tensor, group: int) -> None:
+    units = words.shape[-4]
+    if padded_groups(-(-columns // group), group) * group != units * UNIT:
+        refuse(what, f"{columns} columns", f"those of {units} units of {UNIT}")
 
 
 def _check_pair(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> None:

@@ -15,7 +15,9 @@ from torch import nn
 
 from tq3.errors import UsageError
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.runtime import ops, rows
+from tq3.runtime import ops, rows, tiled
+from tq3.runtime.cuda import layout as in_tiles
+from tq3.runtime.cuda import support
 
 __all__ = [
     "PackedEmbedding",
@@ -26,6 +28,7 @@ __all__ = [
     "hold_decoded",
     "look_up_packed",
     "ops",
+    "tiled",
 ]
 
 
@@ -34,6 +37,9 @@ class PackedWeight(nn.Module):
 
     stacked: codes and norms have a dimension for the matrices, where the checkpoint has flat rows
     dtype: that of the parameter, for models that ask a weight what activations it wants
+
+    On a GPU that has kernels, codes and norms lie in tiles, in the same parameters; state dicts
+    have them as the checkpoint does.
     """
 
     tq_packed: nn.Parameter
@@ -58,6 +64,10 @@ class PackedWeight(nn.Module):
             shape = (layout.shape[0], rows // layout.shape[0], width) if stacked else (rows, width)
             empty = torch.empty(shape, dtype=kind, device=device)
             self.register_parameter(name[1:], nn.Parameter(empty, requires_grad=False))
+        self._is_stacked = stacked
+        self.register_state_dict_post_hook(_as_in_the_checkpoint)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_as_it_is_loaded)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_as_it_is_read)  # type: ignore[no-untyped-call]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,10 +97,38 @@ class PackedWeight(nn.Module):
         """Bytes of codes and norms."""
         return self.tq_packed.nbytes + self.tq_norms.nbytes
 
+    @property
+    def is_tiled(self) -> bool:
+        """Whether codes and norms lie as kernels of a GPU read them."""
+        return self.tq_packed.dtype == torch.int32
+
+    def arrange(self) -> None:
+        """Bring codes and norms into tiles, where their device has kernels that read those."""
+        if self.is_tiled or support.launcher(self.device) is None:
+            return
+        layout = self.layout
+        norms = self.tq_norms.detach().view(*layout.shape[:-1], layout.groups_per_row)
+        self._hold(*in_tiles.repack(self.tq_packed.detach(), norms, layout.bits, layout.group))
+
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and norms as the checkpoint has them."""
+        packed, norms = self.tq_packed.detach(), self.tq_norms.detach()
+        if not self.is_tiled:
+            return packed, norms
+        layout, tiles = self.layout, in_tiles.Tiles(packed, norms)
+        packed, norms = in_tiles.restore(tiles, layout.shape[-2], layout.groups_per_row)
+        if self._is_stacked:
+            return packed, norms
+        return packed.view(-1, layout.group_bytes), norms.view(layout.rows, -1)
+
+    def _hold(self, packed: torch.Tensor, norms: torch.Tensor) -> None:
+        # In the same parameters: another module may share them.
+        self.tq_packed.data, self.tq_norms.data = packed, norms
+
     def decoded(self) -> torch.Tensor:
         """The weight as the codec restores it, float32, on the same device."""
         layout = self.layout
-        packed, norms = self.tq_packed.cpu(), self.tq_norms.detach().cpu()
+        packed, norms = (part.cpu() for part in self.stored())
         norms = norms.reshape(layout.rows, layout.groups_per_row)
         weight = rows.decode(packed, norms, layout.bits, layout.group, layout.cols, torch.float32)
         return weight.reshape(layout.shape).to(self.device)
@@ -100,10 +138,12 @@ class PackedWeight(nn.Module):
 
         Called as a module, so that a host which moves weights about sees when they are used.
         """
-        layout = self.layout
-        y: torch.Tensor = torch.ops.tq3.linear(
-            x, self.tq_packed, self.tq_norms, layout.bits, layout.group
-        )
+        layout, parts = self.layout, (self.tq_packed, self.tq_norms)
+        y: torch.Tensor
+        if self.is_tiled:
+            y = torch.ops.tq3.linear_tiled(x, *parts, layout.rows, layout.group)
+        else:
+            y = torch.ops.tq3.linear(x, *parts, layout.bits, layout.group)
         return y
 
     def extra_repr(self) -> str:
@@ -111,14 +151,30 @@ class PackedWeight(nn.Module):
         return f"{self.layout.shape}, bits={self.layout.bits}, group={self.layout.group}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        """Norms stay float32 where a model is cast; codes are not floating point."""
+        """Norms stay float32 where a model is cast; codes are not floating point. Both come to lie
+        as the kernels of their new device read them.
+        """
+        self._hold(*self.stored())
         norms = self.tq_norms.detach()
         self.dtype = fn(norms.new_empty(0, dtype=self.dtype)).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.tq_norms.dtype != torch.float32:
-            # The same parameter as before: another module may share it.
-            self.tq_norms.data = norms.to(self.tq_norms.device)
+            self._hold(self.tq_packed.data, norms.to(self.tq_norms.device))
+        self.arrange()
         return self
+
+
+def _as_in_the_checkpoint(weight: PackedWeight, state: dict[str, Any], prefix: str, _: Any) -> None:
+    if weight.is_tiled:
+        state[prefix + PACKED[1:]], state[prefix + NORMS[1:]] = weight.stored()
+
+
+def _as_it_is_loaded(weight: PackedWeight, *_: Any) -> None:
+    weight._hold(*weight.stored())
+
+
+def _as_it_is_read(weight: PackedWeight, _: Any) -> None:
+    weight.arrange()
 
 
 class PackedLinear(nn.Module):
@@ -148,10 +204,13 @@ class PackedRows(PackedWeight):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: any shape -> (*ids.shape, columns) of `dtype`"""
-        layout = self.layout
-        found: torch.Tensor = torch.ops.tq3.embedding(
-            ids, self.tq_packed, self.tq_norms, layout.bits, layout.group, layout.cols, self.dtype
-        )
+        layout, parts = self.layout, (self.tq_packed, self.tq_norms)
+        of_rows = layout.cols, self.dtype
+        found: torch.Tensor
+        if self.is_tiled:
+            found = torch.ops.tq3.embedding_tiled(ids, *parts, layout.group, *of_rows)
+        else:
+            found = torch.ops.tq3.embedding(ids, *parts, layout.bits, layout.group, *of_rows)
         return found
 
 
@@ -189,11 +248,14 @@ class PackedExperts(PackedWeight):
 
     def forward(self, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Row i of x goes through expert experts[i].  (pairs, columns) -> (pairs, rows)"""
-        layout = self.layout
-        norms = self.tq_norms.view(layout.shape[0], layout.shape[1], layout.groups_per_row)
-        y: torch.Tensor = torch.ops.tq3.experts(
-            x, self.tq_packed, norms, experts, layout.bits, layout.group
-        )
+        (count, rows, _), group = self.layout.shape, self.layout.group
+        codes = x, self.tq_packed
+        y: torch.Tensor
+        if self.is_tiled:
+            y = torch.ops.tq3.experts_tiled(*codes, self.tq_norms, experts, rows, group)
+        else:
+            norms = self.tq_norms.view(count, rows, -1)
+            y = torch.ops.tq3.experts(*codes, norms, experts, self.layout.bits, group)
         return y
 
 
@@ -213,5 +275,4 @@ def _as_stored(
     name: str, weight: PackedWeight, _: nn.Module, state: dict[str, Any], prefix: str, __: Any
 ) -> None:
     del state[prefix + name]
-    state[prefix + name + PACKED] = weight.tq_packed.detach()
-    state[prefix + name + NORMS] = weight.tq_norms.detach()
+    state[prefix + name + PACKED], state[prefix + name + NORMS] = weight.stored()

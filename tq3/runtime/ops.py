@@ -23,6 +23,7 @@ A bias is added by the caller. Weights are constants: no operator has a gradient
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Protocol
 
@@ -32,21 +33,17 @@ from tq3.runtime import generic, rows
 from tq3.runtime.arguments import check_embedding, check_experts, check_linear, refuse
 
 _library = torch.library.Library("tq3", "DEF")
-_library.define(
-    "linear(Tensor x, Tensor packed, Tensor norms, int bits, int group, int? rotation=None)"
-    " -> Tensor",
-    tags=(torch.Tag.needs_contiguous_strides,),
-)
-_library.define(
-    "experts(Tensor x, Tensor packed, Tensor norms, Tensor experts, int bits, int group,"
-    " int? rotation=None) -> Tensor",
-    tags=(torch.Tag.needs_contiguous_strides,),
-)
-_library.define(
-    "embedding(Tensor ids, Tensor packed, Tensor norms, int bits, int group, int columns,"
-    " ScalarType dtype) -> Tensor",
-    tags=(torch.Tag.needs_contiguous_strides,),
-)
+
+
+def define(
+    schema: str, real: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]
+) -> None:
+    """Define an operator: what it does with real tensors, and with the shapes of others."""
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.needs_contiguous_strides,))
+    _library.impl(name, real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tq3::{name}", fake, lib=_library)
+    torch.library.register_autograd(f"tq3::{name}", _no_gradient, lib=_library)
 
 
 def linear(
@@ -181,12 +178,21 @@ def _no_gradient(ctx: object, *gradients: torch.Tensor) -> None:
     )
 
 
-_library.impl("linear", linear, "CompositeExplicitAutograd")
-_library.impl("experts", experts, "CompositeExplicitAutograd")
-_library.impl("embedding", embedding, "CompositeExplicitAutograd")
-torch.library.register_fake("tq3::linear", _fake_linear, lib=_library)
-torch.library.register_fake("tq3::experts", _fake_experts, lib=_library)
-torch.library.register_fake("tq3::embedding", _fake_embedding, lib=_library)
-torch.library.register_autograd("tq3::linear", _no_gradient, lib=_library)
-torch.library.register_autograd("tq3::experts", _no_gradient, lib=_library)
-torch.library.register_autograd("tq3::embedding", _no_gradient, lib=_library)
+define(
+    "linear(Tensor x, Tensor packed, Tensor norms, int bits, int group, int? rotation=None)"
+    " -> Tensor",
+    linear,
+    _fake_linear,
+)
+define(
+    "experts(Tensor x, Tensor packed, Tensor norms, Tensor experts, int bits, int group,"
+    " int? rotation=None) -> Tensor",
+    experts,
+    _fake_experts,
+)
+define(
+    "embedding(Tensor ids, Tensor packed, Tensor norms, int bits, int group, int columns,"
+    " ScalarType dtype) -> Tensor",
+    embedding,
+    _fake_embedding,
+)

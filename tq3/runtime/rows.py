@@ -24,9 +24,31 @@ def decode(
 
     packed: the bytes of rows * n groups, in any shape; norms: (rows, n) float32
     """
-    path = _by_the_codec if packed.is_cpu else _by_torch
     groups = packed.view(norms.numel(), group * bits // 8)
-    return path(groups, norms, bits, group, columns, dtype)
+    if packed.is_cpu:
+        return _by_the_codec(groups, norms, bits, group, columns, dtype)
+    codes = generic.unpack(groups, bits)
+    return decode_codes(codes, norms, bits, group, columns, dtype)
+
+
+def decode_codes(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The same for codes, (rows * n, group), by torch's operations.
+
+    Operation for operation as `tq3.codec.reference.decode`, so to the same bits.
+    """
+    first, second = fixed.signs(group, codes.device)
+    levels = fixed.codebook(bits, group, codes.device)[codes]
+    factor = float(np.float32(1 / np.sqrt(group)))
+    unit = fixed.transform(levels * second, group) * factor * first
+    weights = (unit * norms.reshape(-1, 1)).reshape(len(norms), -1)
+    return weights[:, :columns].to(dtype)
 
 
 def _by_the_codec(
@@ -42,20 +64,3 @@ def _by_the_codec(
     unsigned = words.view(np.dtype(f"u{words.itemsize}"))
     get_backend().decode(packed.numpy(), norms.numpy(), bits, group, unsigned, _NAMES[dtype])
     return out
-
-
-def _by_torch(
-    packed: torch.Tensor,
-    norms: torch.Tensor,
-    bits: int,
-    group: int,
-    columns: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Operation for operation as `tq3.codec.reference.decode`, so to the same bits."""
-    first, second = fixed.signs(group, packed.device)
-    levels = fixed.codebook(bits, group, packed.device)[generic.unpack(packed, bits)]
-    factor = float(np.float32(1 / np.sqrt(group)))
-    unit = fixed.transform(levels * second, group) * factor * first
-    weights = (unit * norms.reshape(-1, 1)).reshape(len(norms), -1)
-    return weights[:, :columns].to(dtype)

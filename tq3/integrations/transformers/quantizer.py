@@ -87,6 +87,9 @@ class Tq3Quantizer(HfQuantizer):
             for name, child in list(owner.named_children()):
                 if type(child) is PackedWeight and not isinstance(owner, PackedLinear):
                     _hold_decoded(owner, name, child)
+        for module in model.modules():
+            if isinstance(module, PackedWeight):
+                module.arrange()
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
         """Called by save_pretrained, before it writes config.json: that gains what tq_config.json

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from tq3.runtime import arithmetic as fixed
-from tq3.runtime.cuda.layout import UNIT, padded_groups
+from tq3.runtime.cuda.layout import UNIT, Tiles, padded_groups
 
 # Tokens that a product of tensor cores takes, and the most such products of a block, which decodes
 # its weights once for all of them: what registers hold. Small groups need more of them.
@@ -26,7 +26,6 @@ _THREADS = 256
 _DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 
 Activations = tuple[torch.Tensor, torch.Tensor]
-Layer = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ def quantise(
 
 def multiply(
     on: Launcher,
-    layer: Layer,
+    layer: Tiles,
     activations: Activations,
     rows: int,
     group: int,
@@ -111,7 +110,7 @@ def multiply(
 
 def multiply_jobs(
     on: Launcher,
-    layers: Layer,
+    layers: Tiles,
     activations: Activations,
     rows: int,
     group: int,
@@ -162,7 +161,7 @@ def parts_of_a_tile(tiles: int, units: int, tokens: int, group: int, processors:
 
 def _multiply_split(
     on: Launcher,
-    layer: Layer,
+    layer: Tiles,
     activations: Activations,
     rows: int,
     group: int,

@@ -27,6 +27,8 @@ OPTIONS = (
     "--diag-suppress=177",
 )
 _DIGEST_BYTES = 32
+# Tensor cores that multiply 16 x 32 bytes.
+LEAST_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,14 @@ class Code:
 
 def architecture_for(capability: tuple[int, int]) -> str | None:
     """The architecture to compile for, such as "sm_90"; None for a device that takes no code of
-    this NVRTC, or no tensor cores of bytes.
+    this NVRTC, or is older than LEAST_CAPABILITY.
 
     Code runs on devices of its own major version, from its minor version on.
     """
     major, minor = capability
     known = [divmod(number, 10) for number in _answer(nvrtc.nvrtcGetSupportedArchs())]
     fits = [of for of in known if of[0] == major and of[1] <= minor]
-    return f"sm_{major}{max(fits)[1]}" if fits and major >= 8 else None
+    return f"sm_{major}{max(fits)[1]}" if fits and capability >= LEAST_CAPABILITY else None
 
 
 def compiled(kernel: str, instance: str, architecture: str, cache: Path | None = None) -> Code:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 import torch
@@ -63,14 +62,6 @@ _KINDS: dict[type, Any] = {
     int: ctypes.c_int,
     float: ctypes.c_float,
 }
-
-
-@cache
-def device(index: int) -> Device:
-    """The CUDA device `index`, whose capability must be one that `compiler` knows."""
-    architecture = compiler.architecture_for(torch.cuda.get_device_capability(index))
-    assert architecture, "asked before"
-    return Device(index, architecture)
 
 
 def _answer(result: tuple[Any, ...]) -> Any:

@@ -8,6 +8,8 @@ of rows r, r + 8, r + 16 and r + 24 for lane 4 r + t. docs/kernels.md has pictur
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -15,8 +17,8 @@ from tq3.runtime.generic import unpack
 
 UNIT = 128
 TILE = 32
-# Weights repacked at a time: their codes and words need about 25 MiB.
-PIECE_WEIGHTS = 1 << 21
+# Weights repacked at a time: their codes and words need about 100 MiB.
+PIECE_WEIGHTS = 1 << 23
 
 
 def padded_groups(n: int, group: int) -> int:
@@ -25,30 +27,49 @@ def padded_groups(n: int, group: int) -> int:
     return -(-n // a_unit) * a_unit
 
 
-def repack(
-    packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer in tiles and units.
+class Tiles(NamedTuple):
+    """A layer in tiles and units; for several layers, with a dimension for them before.
 
-    packed: (rows * n, group * bits / 8) uint8; norms: (rows, n) float32
-    Returns words (tiles, units, bits, 32 lanes, 4) int32, of the size of packed when nothing is
-    padded, and norms (tiles, padded groups, 8, 4) float32, of rows r, r + 8, r + 16, r + 24.
-    Padding has the norm 0.
+    words: (tiles, units, bits, 32 lanes, 4) int32, of the size of the codes when nothing is padded
+    norms: (tiles, padded groups, 8, 4) float32, of rows r, r + 8, r + 16, r + 24; 0 for padding
     """
-    rows, n = norms.shape
+
+    words: torch.Tensor
+    norms: torch.Tensor
+
+
+def repack(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> Tiles:
+    """A layer, or several, in tiles and units.
+
+    packed: the bytes of (rows * n) groups, in any shape; norms: (rows, n) or (layers, rows, n)
+    """
+    *lead, rows, n = norms.shape
     tiles, units = -(-rows // TILE), padded_groups(n, group) * group // UNIT
-    words = packed.new_empty(tiles, units, bits, 32, 4, dtype=torch.int32)
-    step = max(1, PIECE_WEIGHTS // (TILE * units * UNIT))
-    for first in range(0, tiles, step):
-        part = words[first : first + step]
-        groups = slice(first * TILE * n, (first + step) * TILE * n)
-        codes = unpack(packed[groups], bits).reshape(-1, n * group)
-        missing = units * UNIT - n * group, len(part) * TILE - len(codes)
-        part.copy_(_words(F.pad(codes, (0, missing[0], 0, missing[1])), bits))
-    missing = padded_groups(n, group) - n, tiles * TILE - rows
-    padded = F.pad(norms, (0, missing[0], 0, missing[1]))
-    in_tiles = padded.reshape(tiles, 4, 8, -1).permute(0, 3, 2, 1)
-    return words, in_tiles.contiguous()
+    words = packed.new_empty(*lead, tiles, units, bits, 32, 4, dtype=torch.int32)
+    in_tiles = norms.new_zeros(*lead, tiles, padded_groups(n, group), 8, 4)
+    codes = packed.view(-1, rows * n, group * bits // 8)
+    places = words.view(-1, *words.shape[-5:]), in_tiles.view(-1, *in_tiles.shape[-4:])
+    for layer in zip(codes, norms.view(-1, rows, n), *places, strict=True):
+        _repack_into(*layer)
+    return Tiles(words, in_tiles)
+
+
+def restore(tiles: Tiles, rows: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What was repacked.  (..., rows * n, group * bits / 8) uint8, (..., rows, n) float32"""
+    bits, group = tiles.words.shape[-3], _group_of(tiles)
+    lead = tiles.words.shape[:-5]
+    packed = tiles.words.new_empty(*lead, rows, n * group * bits // 8, dtype=torch.uint8)
+    norms = tiles.norms.new_empty(*lead, rows, n)
+    words = tiles.words.view(-1, *tiles.words.shape[-5:])
+    in_tiles = tiles.norms.view(-1, *tiles.norms.shape[-4:])
+    step = max(1, PIECE_WEIGHTS // (n * group))
+    numbers = torch.arange(rows, device=packed.device)
+    for i, (of_layer, norms_of_layer) in enumerate(zip(words, in_tiles, strict=True)):
+        for chosen in numbers.split(step):
+            codes = rows_of(of_layer, chosen)[:, : n * group]
+            packed.view(-1, *packed.shape[-2:])[i, chosen] = _pack(codes, bits)
+        norms.view(-1, rows, n)[i] = norms_of(norms_of_layer, numbers)[:, :n]
+    return packed.view(*lead, rows * n, group * bits // 8), norms
 
 
 def rows_of(words: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -71,6 +92,35 @@ def rows_of(words: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def norms_of(in_tiles: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The norms of some rows.  (len(rows), padded groups)"""
     return in_tiles[rows // TILE, :, rows % 8, rows % TILE // 8]
+
+
+def _repack_into(
+    packed: torch.Tensor, norms: torch.Tensor, words: torch.Tensor, in_tiles: torch.Tensor
+) -> None:
+    (rows, n), (tiles, units, bits) = norms.shape, words.shape[:3]
+    columns = units * UNIT
+    group = packed.shape[1] * 8 // bits
+    step = max(1, PIECE_WEIGHTS // (TILE * columns))
+    for first in range(0, tiles, step):
+        part = words[first : first + step]
+        groups = slice(first * TILE * n, (first + step) * TILE * n)
+        codes = unpack(packed[groups], bits).reshape(-1, n * group)
+        missing = columns - n * group, len(part) * TILE - len(codes)
+        part.copy_(_words(F.pad(codes, (0, missing[0], 0, missing[1])), bits))
+    padded = F.pad(norms, (0, 0, 0, tiles * TILE - rows))
+    in_tiles[:, :n] = padded.reshape(tiles, 4, 8, n).permute(0, 3, 2, 1)
+
+
+def _group_of(tiles: Tiles) -> int:
+    return tiles.words.shape[-4] * UNIT // tiles.norms.shape[-3]
+
+
+def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """(rows, columns) int32 -> (rows, columns * bits / 8) uint8, as the format has them"""
+    shifts = torch.arange(0, 8 * bits, bits, dtype=torch.int32, device=codes.device)
+    words = (codes.reshape(len(codes), -1, 8) << shifts).sum(-1, dtype=torch.int32)
+    parts = [words >> 8 * i & 255 for i in range(bits)]
+    return torch.stack(parts, -1).to(torch.uint8).reshape(len(codes), -1)
 
 
 def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:

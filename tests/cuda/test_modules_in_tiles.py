@@ -1,0 +1,136 @@
+"""Packed modules whose codes lie in tiles compute what the others do, and are saved alike."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from layers import BITS, activations, assert_same, layer
+from torch import nn
+
+from tq3.format.layout import GroupLayout
+from tq3.runtime import reference
+from tq3.runtime.modules import (
+    PackedExperts,
+    PackedLinear,
+    PackedRows,
+    PackedWeight,
+    hold_decoded,
+    look_up_packed,
+)
+
+
+def filled(weight, seed=0):
+    """The module with codes and norms, as a host loads them."""
+    layout = weight.layout
+    packed, norms = layer(layout.rows, layout.groups_per_row, layout.bits, layout.group, seed)
+    weight.tq_packed.data.copy_(packed.view(weight.tq_packed.shape))
+    weight.tq_norms.data.copy_(norms.view(weight.tq_norms.shape))
+    return weight
+
+
+def tiled(module):
+    """As hosts do it after loading."""
+    for part in module.modules():
+        if isinstance(part, PackedWeight):
+            part.arrange()
+            assert part.is_tiled
+    return module
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", [(64, 256), (37, 300)])
+def test_a_layer_multiplies_as_the_reference_does(gpu, bits, shape):
+    linear = PackedLinear(filled(PackedWeight(GroupLayout(shape, bits, 128))))
+    x = activations(6, shape[1]).view(2, 3, -1)
+    stored = linear.weight.stored()
+    expected = reference.linear(x.flatten(0, 1), *stored, bits, 128).view(2, 3, -1)
+    assert_same(tiled(linear)(x), expected)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_experts_multiply_as_the_reference_does(gpu, stacked):
+    layout = GroupLayout((5, 40, 200), 3, 64)
+    weight = filled(PackedExperts(layout, stacked=stacked))
+    codes = weight.tq_packed.view(5, 40 * 4, -1).clone()
+    norms = weight.tq_norms.view(5, 40, 4).clone()
+    x, experts = activations(23, 200), torch.randint(0, 4, (23,))
+    expected = [
+        reference.linear(x[i : i + 1], codes[e], norms[e], 3, 64) for i, e in enumerate(experts)
+    ]
+    assert_same(tiled(weight)(x, experts), torch.cat(expected))
+
+
+def test_no_pairs_and_no_tokens_are_no_work(gpu):
+    weight = tiled(filled(PackedExperts(GroupLayout((2, 40, 128), 3, 128))))
+    assert weight(torch.ones(0, 128), torch.zeros(0, dtype=torch.int64)).shape == (0, 40)
+    linear = tiled(filled(PackedWeight(GroupLayout((40, 128), 3, 128))))
+    assert linear(torch.ones(0, 128)).shape == (0, 40)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_are_looked_up_as_before(gpu, bits):
+    weight = filled(PackedRows(GroupLayout((70, 200), bits, 64), dtype=torch.bfloat16))
+    ids = torch.tensor([[0, 69, 33], [1, 8, 8]])
+    expected = weight(ids)
+    assert_same(tiled(weight)(ids), expected)
+
+
+def test_state_dicts_are_those_of_the_checkpoint_and_can_be_loaded(gpu):
+    linear = PackedLinear(filled(PackedWeight(GroupLayout((37, 300), 3, 128))))
+    expected = {name: value.clone() for name, value in linear.state_dict().items()}
+    found = tiled(linear).state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    other = tiled(PackedLinear(filled(PackedWeight(GroupLayout((37, 300), 3, 128)), seed=1)))
+    other.load_state_dict(found)
+    assert other.weight.is_tiled
+    x = activations(2, 300)
+    assert_same(other(x), linear(x))
+
+
+def test_a_copy_a_cast_and_a_move_keep_the_values(gpu):
+    linear = tiled(PackedLinear(filled(PackedWeight(GroupLayout((37, 300), 3, 128)))))
+    x = activations(2, 300)
+    expected = linear(x)
+    assert_same(copy.deepcopy(linear)(x), expected)
+    assert_same(linear.to(torch.bfloat16).cpu()(x), expected)
+    assert linear.weight.is_tiled
+    assert torch.equal(linear.weight.decoded(), copy.deepcopy(linear).weight.decoded())
+
+
+def test_modules_that_share_a_weight_share_its_tiles(gpu):
+    layout = GroupLayout((64, 128), 4, 128)
+    rows, head = filled(PackedRows(layout)), PackedWeight(layout)
+    head.tq_packed, head.tq_norms = rows.tq_packed, rows.tq_norms
+    embedding = nn.Embedding(64, 128, device="meta")
+    look_up_packed(embedding, rows)
+    model = nn.ModuleDict({"embedding": embedding, "head": PackedLinear(head)})
+    ids, x = torch.arange(5), activations(3, 128)
+    expected = embedding(ids), model["head"](x)
+    tiled(model)
+    assert rows.tq_packed is head.tq_packed
+    model.to(torch.bfloat16)
+    assert rows.tq_packed is head.tq_packed
+    assert rows.is_tiled
+    assert_same(embedding(ids).float(), expected[0].bfloat16().float())
+    assert_same(model["head"](x), expected[1])
+
+
+def test_a_weight_that_is_held_decoded_is_saved_packed(gpu):
+    owner = nn.Module()
+    owner.weight = filled(PackedWeight(GroupLayout((40, 128), 3, 128)))
+    before = {f"weight.{name}": value.clone() for name, value in owner.weight.state_dict().items()}
+    tiled(owner)
+    hold_decoded(owner, "weight")
+    after = owner.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_layer_in_tiles_can_be_traced(gpu):
+    linear = tiled(PackedLinear(filled(PackedWeight(GroupLayout((40, 128), 3, 128)))))
+    x = activations(3, 128)
+    exported = torch.export.export(linear, (x,))
+    assert_same(exported.module()(x), linear(x))

@@ -1,0 +1,147 @@
+"""torch.ops.tq3 for layers that were brought into tiles: what GPUs with kernels of ours are given.
+
+tq3::linear_tiled(Tensor x, Tensor words, Tensor norms, int rows, int group, int? rotation=None)
+tq3::experts_tiled(Tensor x, Tensor words, Tensor norms, Tensor experts, int rows, int group,
+                   int? rotation=None)
+tq3::embedding_tiled(Tensor ids, Tensor words, Tensor norms, int group, int columns,
+                     ScalarType dtype)
+    As the operators of `tq3.runtime.ops` without `_tiled`, to the same bits as the reference.
+    words, norms: what `layout.repack` makes of codes and norms; for experts, of all of them
+    rows: of the layer, or of each expert; what lies beyond them in the last tile is left out
+
+Numbers of experts and ids are not checked: the host would have to wait for them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tq3.runtime import rows as looked_up
+from tq3.runtime.arguments import (
+    check_tiled,
+    check_tiled_embedding,
+    check_tiled_experts,
+    refuse,
+)
+from tq3.runtime.cuda import layout, support
+from tq3.runtime.cuda import linear as on_device
+from tq3.runtime.cuda.calls import Launcher
+from tq3.runtime.ops import define
+
+
+def linear(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    rows: int,
+    group: int,
+    rotation: int | None = None,
+) -> torch.Tensor:
+    """What tq3::linear_tiled does with real tensors."""
+    rotation = group if rotation is None else rotation
+    check_tiled(x, words, norms, rows, group, rotation)
+    tokens = x.reshape(-1, x.shape[-1])
+    if not len(tokens):
+        return x.new_empty(*x.shape[:-1], rows)
+    out = on_device.linear(_launcher(x), tokens, layout.Tiles(words, norms), rows, group, rotation)
+    return out.view(*x.shape[:-1], rows)
+
+
+def experts(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    experts: torch.Tensor,
+    rows: int,
+    group: int,
+    rotation: int | None = None,
+) -> torch.Tensor:
+    """What tq3::experts_tiled does with real tensors."""
+    rotation = group if rotation is None else rotation
+    check_tiled_experts(x, words, norms, experts, rows, group, rotation)
+    if not len(x):
+        return x.new_empty(0, rows)
+    layers = layout.Tiles(words, norms)
+    return on_device.experts(_launcher(x), x, layers, experts, rows, group, rotation)
+
+
+def embedding(
+    ids: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """What tq3::embedding_tiled does with real tensors."""
+    check_tiled_embedding(ids, words, norms, group, columns, dtype)
+    chosen = ids.reshape(-1).long()
+    codes = layout.rows_of(words, chosen).view(-1, group)
+    of_rows = layout.norms_of(norms, chosen)
+    found = looked_up.decode_codes(codes, of_rows, words.shape[2], group, columns, dtype)
+    return found.view(*ids.shape, columns)
+
+
+def _launcher(x: torch.Tensor) -> Launcher:
+    found = support.launcher(x.device)
+    if found is None:
+        refuse("x.device", x.device, "a GPU that tq3's kernels run on")
+    return found
+
+
+def _fake_linear(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    rows: int,
+    group: int,
+    rotation: int | None = None,
+) -> torch.Tensor:
+    check_tiled(x, words, norms, rows, group, group if rotation is None else rotation)
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+def _fake_experts(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    experts: torch.Tensor,
+    rows: int,
+    group: int,
+    rotation: int | None = None,
+) -> torch.Tensor:
+    rotation = group if rotation is None else rotation
+    check_tiled_experts(x, words, norms, experts, rows, group, rotation)
+    return x.new_empty((len(x), rows))
+
+
+def _fake_embedding(
+    ids: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    check_tiled_embedding(ids, words, norms, group, columns, dtype)
+    return norms.new_empty((*ids.shape, columns), dtype=dtype)
+
+
+define(
+    "linear_tiled(Tensor x, Tensor words, Tensor norms, int rows, int group,"
+    " int? rotation=None) -> Tensor",
+    linear,
+    _fake_linear,
+)
+define(
+    "experts_tiled(Tensor x, Tensor words, Tensor norms, Tensor experts, int rows, int group,"
+    " int? rotation=None) -> Tensor",
+    experts,
+    _fake_experts,
+)
+define(
+    "embedding_tiled(Tensor ids, Tensor words, Tensor norms, int group, int columns,"
+    " ScalarType dtype) -> Tensor",
+    embedding,
+    _fake_embedding,
+)
