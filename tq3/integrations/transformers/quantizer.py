@@ -91,7 +91,9 @@ class Tq3Quantizer(HfQuantizer):
             if isinstance(module, PackedWeight):
                 module.arrange()
 
-    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
+    def get_state_dict_and_metadata(
+        self, model: PreTrainedModel
+    ) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
         """Called by save_pretrained, before it writes config.json: that gains what tq_config.json
         would say. The state dict is the model's.
         """
@@ -107,7 +109,7 @@ class Tq3Quantizer(HfQuantizer):
             if tensor.ndim != 2 or tensor.shape[-1] % group
         }
         self.quantization_config.tq3 = stand_in(saved)
-        return None, {}
+        return _state_of_tiles(model), {}
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
         """save_pretrained writes the codes and norms that were loaded."""
@@ -122,6 +124,18 @@ class Tq3Quantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """The operators can be traced."""
         return True
+
+
+def _state_of_tiles(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
+    """What is saved of a model whose weights lie in tiles; None if there are none.
+
+    Each module gives codes as the checkpoint has them: tied ones are one tensor again here.
+    """
+    if not any(isinstance(part, PackedWeight) and part.is_tiled for part in model.modules()):
+        return None
+    state: dict[str, torch.Tensor] = model.state_dict()
+    ties = model.all_tied_weights_keys.items()
+    return state | {target: state[source] for target, source in ties if target in state}
 
 
 def _token_embeddings(model: PreTrainedModel, shared: Sequence[Place]) -> set[nn.Module]:
