@@ -4,21 +4,14 @@
 // bytes that a tensor core multiplies by the high and the low bytes of four tokens at a time. The
 // terms of its groups go to the partial sums that docs/kernels.md gives them (sections 2.3 to 2.6);
 // the warps of a block add those up in the end.
+#include "codes.cuh"
 #include "tensor_core.cuh"
 #include "values.cuh"
 
-constexpr int kTile = 32;
 constexpr int kWarps = 8;
 constexpr int kPartialSums = 8;
 // Tokens that a tensor core takes at once: eight columns of high or low bytes.
 constexpr int kTokens = 4;
-
-struct alignas(16) Words {
-    unsigned word[4];
-};
-struct alignas(16) Floats {
-    float value[4];
-};
 
 // Levels, code 0 first, as bytes of two words; 2 bits use the first.
 template <int bits>
@@ -32,23 +25,6 @@ struct Levels<3> {
     static constexpr unsigned kLow = 0xf6e1c9a8U;   // -88 -55 -31 -10
     static constexpr unsigned kHigh = 0x58371f0aU;  // 10 31 55 88
 };
-
-// 32 codes of a lane in nibbles, eight for each 32 inputs of the unit (layout.py).
-template <int bits>
-__device__ __forceinline__ void spread(const unsigned* words, unsigned (&selectors)[4]) {
-    if constexpr (bits == 2) {
-        constexpr unsigned kCodes = 0x33333333U;
-        selectors[0] = words[0] & kCodes;
-        selectors[1] = words[0] >> 2 & kCodes;
-        selectors[2] = words[1] & kCodes;
-        selectors[3] = words[1] >> 2 & kCodes;
-    } else {
-        constexpr unsigned kOnes = 0x11111111U, kCodes = 7 * kOnes;
-        for (int i = 0; i < 3; ++i) selectors[i] = words[i] & kCodes;
-        selectors[3] =
-            (words[0] >> 3 & kOnes) | (words[1] >> 2 & 2 * kOnes) | (words[2] >> 1 & 4 * kOnes);
-    }
-}
 
 // The bytes of 16 rows and 32 inputs, from the codes of a row and of the row eight below.
 template <int bits>
@@ -87,19 +63,6 @@ __device__ __forceinline__ void multiply_stretch(const unsigned (&selectors)[4][
         decode<bits>(selectors[2 * s][stretch], selectors[2 * s + 1][stretch], a);
         mma_m16n8k32(sums[s], a, b);
     }
-}
-
-// The selectors of a lane's rows r, r + 8, r + 16 and r + 24.
-template <int bits>
-__device__ __forceinline__ void load_selectors(const Words* words, unsigned (&selectors)[4][4]) {
-    unsigned mine[4 * bits];
-#pragma unroll
-    for (int i = 0; i < bits; ++i) {
-        const Words four = words[i * kLanes];
-        for (int k = 0; k < 4; ++k) mine[4 * i + k] = four.word[k];
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) spread<bits>(mine + i * bits, selectors[i]);
 }
 
 // The sums of a group become terms, are added to the totals of a lane's four rows, and start anew.
@@ -148,9 +111,11 @@ __device__ __forceinline__ void sum_terms(
 #pragma unroll
         for (int part = 0; part < S::units_a_group; ++part) {
             const int unit = step * S::units_a_group + part;
+            const Packed<bits> packed =
+                load_packed<bits>(work.words + static_cast<long long>(unit) * bits * kLanes, lane);
             unsigned selectors[4][4];
-            load_selectors<bits>(work.words + static_cast<long long>(unit) * bits * kLanes + lane,
-                                 selectors);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) spread(packed, i, selectors[i]);
 #pragma unroll
             for (int c = 0; c < columns; ++c) {
                 const int first = work.first + c * kTokens, token = first + lane % 4;

@@ -11,10 +11,15 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def kernel(name: str) -> str:
-    """The source of `name`.cu."""
+    """The source of `name`.cu, each file that it includes in it once."""
+    return _with_includes(f"{name}.cu", set())
+
+
+def _with_includes(file: str, seen: set[str]) -> str:
+    seen.add(file)
     return re.sub(
         r'^#include "(.*)"$',
-        lambda found: (_FOLDER / found[1]).read_text(),
-        (_FOLDER / f"{name}.cu").read_text(),
+        lambda found: "" if found[1] in seen else _with_includes(found[1], seen),
+        (_FOLDER / file).read_text(),
         flags=re.MULTILINE,
     )
