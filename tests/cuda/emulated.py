@@ -29,8 +29,10 @@ POISON = 0xAB
 
 def instances(kernel: str, dtypes=NAMES) -> list[str]:
     """Every instance of a kernel, as the compiler for the device knows it by name."""
-    if kernel == "rotate_quantise":
+    if kernel in ("rotate", "rotate_quantise"):
         widths = [f"{group}, {rotation}" for group, rotation in ROTATIONS]
+    elif kernel == "decode":
+        widths = [f"{bits}, {group}" for bits, group in itertools.product(BITS, GROUPS)]
     else:
         widths = [
             f"{bits}, {group}, {columns}"
@@ -48,11 +50,16 @@ def compiled(host: str, folder: Path, *defines: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def compiled_kernel(kernel: str, folder: Path, text: str = "", dtypes=NAMES) -> ctypes.CDLL:
-    """The library of `kernel`.cu, or of another text in its place."""
+def compiled_kernel(
+    kernel: str, folder: Path, text: str = "", dtypes=NAMES, wanted=()
+) -> ctypes.CDLL:
+    """The library of `kernel`.cu, or of another text in its place.
+
+    wanted: instances, by default all with these dtypes
+    """
     (folder / "kernel.cu").write_text(text or source.kernel(kernel))
-    wanted = [f"KERNEL_INSTANCE({instance})\n" for instance in instances(kernel, dtypes)]
-    (folder / "instances.inl").write_text("".join(wanted))
+    lines = [f"KERNEL_INSTANCE({each})\n" for each in wanted or instances(kernel, dtypes)]
+    (folder / "instances.inl").write_text("".join(lines))
     files = {"KERNEL": folder / "kernel.cu", "INSTANCES": folder / "instances.inl"}
     defines = [f'-D{name}="{file}"' for name, file in files.items()]
     return compiled("launch_host.cpp", folder, *defines)

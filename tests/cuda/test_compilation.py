@@ -10,7 +10,7 @@ from tq3.runtime.cuda import source
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
-KERNELS = ("rotate_quantise", "multiply")
+KERNELS = ("rotate_quantise", "multiply", "rotate", "decode")
 
 
 def answer(result):

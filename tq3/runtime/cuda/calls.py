@@ -17,9 +17,10 @@ from tq3.runtime.cuda.layout import TILE, UNIT, padded_groups
 # Tokens of a launch, and those that a product of tensor cores takes.
 MOST_TOKENS = 32
 TOKENS_A_COLUMN = 4
-_WARPS = 8
-_THREADS = 256
-_DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
+# Of a block.
+WARPS = 8
+THREADS = 256
+DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,9 @@ def quantise(
     on.launch(
         Call(
             "rotate_quantise",
-            f"rotate_quantise<Dtype::{_DTYPES[x.dtype]}, {group}, {rotation}>",
-            -(-padded * tokens // _WARPS),
-            _THREADS,
+            f"rotate_quantise<Dtype::{DTYPES[x.dtype]}, {group}, {rotation}>",
+            -(-padded * tokens // WARPS),
+            THREADS,
             (x, columns, tokens, padded, first, second, unit, quantised, worths),
         )
     )
@@ -85,9 +86,9 @@ def multiply(
         on.launch(
             Call(
                 "multiply",
-                f"multiply<Dtype::{_DTYPES[dtype]}, {width}>",
+                f"multiply<Dtype::{DTYPES[dtype]}, {width}>",
                 -(-rows // (TILE * tiles_a_block)),
-                _THREADS,
+                THREADS,
                 (words, norms, quantised, worths, y, rows, units, tokens, first),
             )
         )
