@@ -27,7 +27,7 @@ FAULTS = {
         "__fdiv_rn(magnitude, kLargest)",
         "__fmul_rn(magnitude, __fdiv_rn(1.0F, kLargest))",
     ),
-    "the second signs of the first 32": ("second_signs[i * kLanes + lane]", "second_signs[lane]"),
+    "the second signs of the first 32": ("factors[i * kLanes + lane]", "factors[lane]"),
     "rounded down": ("__float2int_rn(__fmul_rn(values[i], step))", "(int)(values[i] * step)"),
     "an unsigned low byte": (
         "const signed char low = static_cast<signed char>",

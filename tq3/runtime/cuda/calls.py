@@ -21,9 +21,10 @@ MOST_COLUMNS = {32: 4, 64: 8, 128: 8, 256: 8}
 # Up to so many tokens, blocks may share a tile. A term has 4 bytes, for each group of a row and
 # each token; 128 weights of 3 bits have 48.
 MOST_SPLIT_TOKENS = 4
-_WARPS = 8
-_THREADS = 256
-_DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
+# Of a block.
+WARPS = 8
+THREADS = 256
+DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 
 Activations = tuple[torch.Tensor, torch.Tensor]
 
@@ -66,9 +67,9 @@ def quantise(
     on.launch(
         Call(
             "rotate_quantise",
-            f"rotate_quantise<Dtype::{_DTYPES[x.dtype]}, {group}, {rotation}>",
-            (-(-padded * tokens // _WARPS), 1, 1),
-            _THREADS,
+            f"rotate_quantise<Dtype::{DTYPES[x.dtype]}, {group}, {rotation}>",
+            (-(-padded * tokens // WARPS), 1, 1),
+            THREADS,
             (x, columns, tokens, padded, first, second, unit, quantised, worths),
         )
     )
@@ -99,9 +100,9 @@ def multiply(
     on.launch(
         Call(
             "multiply",
-            f"multiply<Dtype::{_DTYPES[dtype]}, {bits}, {group}, {columns}>",
+            f"multiply<Dtype::{DTYPES[dtype]}, {bits}, {group}, {columns}>",
             (of_tokens, -(-tiles // max(1, UNIT // group)), 1),
-            _THREADS,
+            THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, None),
         )
     )
@@ -131,9 +132,9 @@ def multiply_jobs(
     on.launch(
         Call(
             "multiply",
-            f"multiply<Dtype::{_DTYPES[dtype]}, {bits}, {group}, {columns}>",
+            f"multiply<Dtype::{DTYPES[dtype]}, {bits}, {group}, {columns}>",
             (len(jobs), -(-tiles // max(1, UNIT // group)), 1),
-            _THREADS,
+            THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, jobs),
         )
     )
@@ -156,7 +157,7 @@ def parts_of_a_tile(tiles: int, units: int, tokens: int, group: int, processors:
     blocks = -(-tiles // max(1, UNIT // group))
     if tokens > MOST_SPLIT_TOKENS or blocks >= processors:
         return 1
-    return max(1, min(2 * processors // tiles, steps // _WARPS))
+    return max(1, min(2 * processors // tiles, steps // WARPS))
 
 
 def _multiply_split(
@@ -178,7 +179,7 @@ def _multiply_split(
             "split",
             f"multiply_terms<{bits}, {group}, {columns}>",
             (parts, tiles, -(-tokens // (TOKENS_A_COLUMN * columns))),
-            _THREADS,
+            THREADS,
             (words, norms, quantised, worths, terms, rows, units, tokens),
         )
     )
@@ -187,9 +188,9 @@ def _multiply_split(
     on.launch(
         Call(
             "split",
-            f"add_terms<Dtype::{_DTYPES[dtype]}>",
-            (-(-results // _THREADS), 1, 1),
-            _THREADS,
+            f"add_terms<Dtype::{DTYPES[dtype]}>",
+            (-(-results // THREADS), 1, 1),
+            THREADS,
             (terms, y, groups, results),
         )
     )

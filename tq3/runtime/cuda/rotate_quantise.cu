@@ -1,37 +1,15 @@
 // Activations of a packed layer: rotated, quantised, and laid out as the multiplication reads them.
 //
-// One warp does one group of one token; value 32 * i + lane of the group is the i-th of the lane.
-// docs/kernels.md fixes every rounding (sections 2.1 and 2.2): so each operation is an intrinsic,
-// which no compiler fuses with another. This file needs no header, and compiles for sm_80 and
-// later.
+// One warp does one group of one token. docs/kernels.md fixes every rounding (sections 2.1
+// and 2.2): so each operation is an intrinsic, which no compiler fuses with another. This file
+// needs no header, and compiles for sm_80 and later.
 
+#include "rotation.cuh"
 #include "values.cuh"
 
 constexpr int kWarpsABlock = 8;
 constexpr float kLargest = 32512.0F;
 constexpr unsigned kSmallest = (127U - 100U) << 23;  // 2**-100
-
-// The transform of each block of `rotation` values, without its factor: (a, b) become (a + b, a -
-// b).
-template <int rotation, int count>
-__device__ __forceinline__ void transform(float (&values)[count], int lane) {
-#pragma unroll
-    for (int stride = rotation / 2 / kLanes; stride > 0; stride /= 2)
-#pragma unroll
-        for (int i = 0; i < count; ++i) {
-            if (i & stride) continue;
-            const float a = values[i], b = values[i + stride];
-            values[i] = __fadd_rn(a, b);
-            values[i + stride] = __fsub_rn(a, b);
-        }
-#pragma unroll
-    for (int stride = kLanes / 2; stride > 0; stride /= 2)
-#pragma unroll
-        for (int i = 0; i < count; ++i) {
-            const float mine = values[i], other = __shfl_xor_sync(kAllLanes, mine, stride);
-            values[i] = lane & stride ? __fsub_rn(other, mine) : __fadd_rn(mine, other);
-        }
-}
 
 template <int count>
 __device__ __forceinline__ unsigned largest_magnitude(const float (&values)[count]) {
@@ -68,17 +46,7 @@ __global__ void __launch_bounds__(kWarpsABlock* kLanes)
     const int g = static_cast<int>(job / tokens), token = static_cast<int>(job % tokens);
 
     float values[count];
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-        const int in_group = i * kLanes + lane, column = g * group + in_group;
-        const long long at = static_cast<long long>(token) * columns + column;
-        const float value = column < columns ? load<dtype>(x, at) : 0.0F;
-        values[i] = __fmul_rn(value, first_signs[in_group]);
-    }
-    transform<rotation>(values, lane);
-#pragma unroll
-    for (int i = 0; i < count; ++i)
-        values[i] = __fmul_rn(values[i], second_signs[i * kLanes + lane]);
+    load_rotated<dtype, rotation>(x, columns, token, g, first_signs, second_signs, values);
 
     const unsigned largest = largest_magnitude(values);
     const float magnitude = __uint_as_float(largest);

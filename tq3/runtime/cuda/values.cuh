@@ -51,12 +51,17 @@ __device__ __forceinline__ float load(const void* x, long long i) {
     return float_of_half(word);
 }
 
+// The word of a value in its format.
+template <Dtype dtype>
+__device__ __forceinline__ unsigned rounded(float value) {
+    if constexpr (dtype == Dtype::kF32) return __float_as_uint(value);
+    return dtype == Dtype::kBF16 ? bfloat_of_float(value) : half_of_float(value);
+}
+
 template <Dtype dtype>
 __device__ __forceinline__ void store(void* y, long long i, float value) {
-    if constexpr (dtype == Dtype::kF32) {
+    if constexpr (dtype == Dtype::kF32)
         static_cast<float*>(y)[i] = value;
-    } else {
-        const unsigned word = dtype == Dtype::kBF16 ? bfloat_of_float(value) : half_of_float(value);
-        static_cast<unsigned short*>(y)[i] = static_cast<unsigned short>(word);
-    }
+    else
+        static_cast<unsigned short*>(y)[i] = static_cast<unsigned short>(rounded<dtype>(value));
 }

@@ -1,0 +1,99 @@
+"""A packed layer times many tokens: pieces of it are decoded, and torch multiplies.
+
+Nothing waits for the device, and what is launched depends on shapes only: a CUDA graph can hold it,
+after a first call, which compiles kernels and puts constants on the device.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from tq3.runtime import arithmetic as fixed
+from tq3.runtime.cuda.calls import DTYPES, THREADS, WARPS, Call, Launcher
+from tq3.runtime.cuda.layout import TILE, Tiles
+
+# Decoded weights at a time: 32 MiB of bfloat16, which the last cache of large devices holds.
+PIECE_WEIGHTS = 1 << 24
+
+
+def multiply_decoded(
+    on: Launcher,
+    layer: Tiles,
+    x: torch.Tensor,
+    rows: int,
+    n: int,
+    group: int,
+    rotation: int,
+) -> torch.Tensor:
+    """(tokens, rows) in the dtype of x, which is also that of the decoded weights.
+
+    layer: words and norms of `layout.repack`, of `rows` rows of `n` groups
+    """
+    words, norms = layer
+    tiles, columns = len(words), n * group
+    rotated = rotate(on, x, n, group, rotation)
+    pieces = -(-tiles // max(1, PIECE_WEIGHTS // (TILE * columns)))
+    step = -(-tiles // pieces)
+    weights = x.new_empty(min(step * TILE, rows), columns)
+    y = x.new_empty(len(x), rows)
+    for first in range(0, tiles, step):
+        piece = slice(first, first + step)
+        results = y[:, first * TILE : (first + step) * TILE]
+        decoded = weights[: results.shape[1]]
+        decode(on, Tiles(words[piece], norms[piece]), group, decoded)
+        torch.mm(rotated, decoded.T, out=results)
+    return y
+
+
+def rotate(on: Launcher, x: torch.Tensor, n: int, group: int, rotation: int) -> torch.Tensor:
+    """As `generic.rotate`, rounded once to the dtype of x.  (tokens, n * group)"""
+    tokens, columns = x.shape
+    rotated = x.new_empty(tokens, n * group)
+    first, factors = _factors(group, rotation, x.device)
+    on.launch(
+        Call(
+            "rotate",
+            f"rotate<Dtype::{DTYPES[x.dtype]}, {group}, {rotation}>",
+            (-(-tokens * n // WARPS), 1, 1),
+            THREADS,
+            (x, columns, tokens, n, first, factors, rotated),
+        )
+    )
+    return rotated
+
+
+def decode(on: Launcher, layer: Tiles, group: int, weights: torch.Tensor) -> None:
+    """As `generic.decode`, rounded once to the dtype of `weights`, into which they are written.
+
+    layer: words and norms of `layout.repack`, of the tiles that hold the rows of `weights`
+    weights: (rows, n * group), contiguous
+    """
+    words, norms = layer
+    tiles, units, bits = words.shape[:3]
+    rows, columns = weights.shape
+    on.launch(
+        Call(
+            "decode",
+            f"decode<Dtype::{DTYPES[weights.dtype]}, {bits}, {group}>",
+            (-(-tiles * units // WARPS), 1, 1),
+            THREADS,
+            (
+                words,
+                norms,
+                fixed.codebook(bits, group, words.device),
+                weights,
+                rows,
+                columns,
+                units,
+            ),
+        )
+    )
+
+
+@cache
+def _factors(group: int, rotation: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a group is multiplied by before its transform and after it.  Two (group,) float32"""
+    first, second = fixed.signs(group, device)
+    return first, second / rotation**0.5
