@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from tq3.runtime.cuda import calls
+from tq3.runtime.cuda import calls, many
 from tq3.runtime.cuda.calls import Launcher
 from tq3.runtime.cuda.layout import Tiles
+
+# Up to so many tokens tensor cores multiply bytes, which is exact, at half their rate for bytes, as
+# every activation is two: about the rate for bfloat16. Beyond, decoding costs little beside the
+# product, and the vendor's GEMM has larger tiles. Computed, never timed (docs/kernels.md).
+MOST_TOKENS = 1024
 
 
 def linear(
     on: Launcher, x: torch.Tensor, layer: Tiles, rows: int, group: int, rotation: int
 ) -> torch.Tensor:
-    """What `tq3.runtime.reference.linear` computes, bit for bit.  (tokens, rows), in x's dtype
+    """What `tq3.runtime.reference.linear` computes.  (tokens, rows), in x's dtype
 
+    Bit for bit up to MOST_TOKENS, beyond within the rounding of x's dtype.
     x: (tokens, columns); layer: of `layout.repack`
     """
     n = -(-x.shape[1] // group)
+    if len(x) > MOST_TOKENS:
+        return many.multiply_decoded(on, layer, x, rows, n, group, rotation)
     activations = calls.quantise(on, x, n, layer.words.shape[2], group, rotation)
     return calls.multiply(on, layer, activations, rows, group, x.dtype)
 

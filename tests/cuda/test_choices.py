@@ -1,0 +1,168 @@
+"""Which kernels are chosen, on which device, for how many tokens; no GPU is asked."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from emulated import Device
+from layers import activations, layer
+
+from tq3.runtime.cuda import calls, layout, linear, support
+
+nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
+
+# Name, compute capability, multiprocessors: and what is compiled for it.
+DEVICES = {
+    "NVIDIA A100": ((8, 0), 108, "sm_80"),
+    "NVIDIA A10": ((8, 6), 72, "sm_86"),
+    "NVIDIA GeForce RTX 4090": ((8, 9), 128, "sm_89"),
+    "NVIDIA H100": ((9, 0), 132, "sm_90"),
+    "NVIDIA H200": ((9, 0), 132, "sm_90"),
+    "NVIDIA B200": ((10, 0), 148, "sm_100"),
+    "NVIDIA RTX PRO 6000": ((12, 0), 188, "sm_120"),
+    "NVIDIA GB10": ((12, 1), 48, "sm_121"),
+}
+REFUSED = {
+    "Tesla V100": ((7, 0), r"compute capability 8\.0 .*Tesla V100 has 7\.0"),
+    "Tesla T4": ((7, 5), r"Tesla T4 has 7\.5"),
+    "NVIDIA of tomorrow": ((99, 0), r"NVRTC .* does not know NVIDIA of tomorrow"),
+}
+
+
+class Recorder:
+    """A device that launches nothing and remembers what it was asked for."""
+
+    def __init__(self, processors):
+        self.processors, self.asked = processors, []
+
+    def launch(self, call):
+        self.asked.append(call)
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Call it with a name and a capability: torch then says that device 0 is this."""
+
+    def pretend(name, capability, processors=1):
+        class Properties:
+            multi_processor_count = processors
+
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+        support._launcher.cache_clear()
+
+    yield pretend
+    support._launcher.cache_clear()
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_device_gets_code_of_its_own_architecture(devices, name):
+    capability, processors, architecture = DEVICES[name]
+    devices(name, capability, processors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = support.launcher(torch.device("cuda"))
+    assert (found.architecture, found.processors) == (architecture, processors)
+    assert support.launcher(torch.device("cuda:0")) is found
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_device_is_told_why_once(devices, name):
+    capability, reason = REFUSED[name]
+    devices(name, capability)
+    with pytest.warns(UserWarning, match=reason) as told:
+        assert support.launcher(torch.device("cuda")) is None
+        assert support.launcher(torch.device("cuda")) is None
+    assert len(told) == 1
+    assert "decoded at each use" in str(told[0].message)
+
+
+def test_a_missing_package_is_named(devices, monkeypatch):
+    devices("NVIDIA H100", (9, 0))
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
+    monkeypatch.delitem(__import__("sys").modules, "tq3.runtime.cuda.compiler", raising=False)
+    monkeypatch.delattr("tq3.runtime.cuda.compiler", raising=False)
+    with pytest.warns(UserWarning, match=r"cuda.bindings.*pip install 'tq3\[cuda\]'"):
+        assert support.launcher(torch.device("cuda")) is None
+
+
+def test_other_vendors_and_processors_have_no_kernels(devices, monkeypatch):
+    devices("AMD", (9, 0))
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    with pytest.warns(UserWarning, match="NVIDIA"):
+        assert support.launcher(torch.device("cuda")) is None
+    for kind in ("cpu", "meta", "mps"):
+        assert support.launcher(torch.device(kind)) is None
+
+
+def asked(rows, columns, tokens, processors):
+    """Instances and grids for a layer of 3 bits in groups of 128, without the first kernel's."""
+    tiles, units = -(-rows // 32), -(-columns // 128)
+    words = torch.empty(tiles, units, 3, 32, 4, dtype=torch.int32, device="meta")
+    norms = torch.empty(tiles, units, 8, 4, device="meta")
+    x = torch.empty(tokens, columns, dtype=torch.bfloat16, device="meta")
+    device = Recorder(processors)
+    y = linear.linear(device, x, layout.Tiles(words, norms), rows, 128, 128)
+    assert (y.shape, y.dtype) == ((tokens, rows), torch.bfloat16)
+    first, *others = device.asked
+    assert first.kernel == ("rotate" if tokens > 1024 else "rotate_quantise")
+    return [(call.instance.partition("<")[0], call.instance, call.grid) for call in others]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_large_layer_takes_one_block_a_tile(name):
+    processors = DEVICES[name][1]
+    for tokens, columns, blocks in ((1, 1, 1), (4, 1, 1), (5, 2, 1), (16, 4, 1), (17, 8, 1)):
+        instance = f"multiply<Dtype::kBF16, 3, 128, {columns}>"
+        assert asked(17408, 5120, tokens, processors) == [("multiply", instance, (blocks, 544, 1))]
+    for tokens, blocks in ((33, 2), (1000, 32), (1024, 32)):
+        instance = "multiply<Dtype::kBF16, 3, 128, 8>"
+        assert asked(17408, 5120, tokens, processors) == [("multiply", instance, (blocks, 544, 1))]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_small_layer_keeps_all_multiprocessors_busy(name):
+    processors = DEVICES[name][1]
+    (_, _, (parts, tiles, _)), (added, *_) = asked(1024, 5120, 1, processors)
+    assert added == "add_terms"
+    assert tiles == 32
+    # Two blocks for each multiprocessor, but for what the five steps of eight warps allow.
+    assert parts == min(2 * processors // 32, 5)
+    assert [call[0] for call in asked(1024, 5120, 5, processors)] == ["multiply"]
+
+
+def test_many_tokens_take_decoded_pieces():
+    found = asked(17408, 5120, 1025, 132)
+    assert {kernel for kernel, *_ in found} == {"decode"}
+    assert len(found) == -(-17408 * 5120 // 2**24)
+
+
+def test_experts_take_jobs_for_those_that_occur():
+    device = Device("random")
+    bits, group, count = 3, 64, 6
+    made = [layer(40, 3, bits, group, seed) for seed in range(count)]
+    packed, norms = (torch.stack(part) for part in zip(*made, strict=True))
+    layers = layout.repack(packed, norms, bits, group)
+    for pairs in (1, 5, 30):
+        experts = torch.randint(0, count - 1, (pairs,))
+        order, jobs = linear.sort_by_expert(experts, count, calls.TOKENS_A_COLUMN)
+        real = jobs[jobs[:, 1] < jobs[:, 2]].tolist()
+        assert {layer for layer, *_ in real} == set(experts.tolist())
+        assert len(jobs) <= pairs // 4 + min(count, pairs)
+        done = [place for _, first, end, _ in real for place in range(first, end)]
+        assert sorted(done) == list(range(pairs))
+        for expert, first, end, _ in real:
+            assert end - first <= 4
+            assert set(experts[order[first:end]].tolist()) == {expert}
+        # What another expert holds does not matter.
+        spoiled = layout.Tiles(layers.words, layers.norms.clone())
+        spoiled.norms[count - 1] = torch.nan
+        x = activations(pairs, 180)
+        found = [
+            linear.experts(device, x, each, experts, 40, group, group) for each in (layers, spoiled)
+        ]
+        assert torch.equal(*found)
