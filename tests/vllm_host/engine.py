@@ -49,12 +49,12 @@ def engine(folder: Path, dtype: str, **options: Any) -> Iterator[LLM]:
         gc.collect()
 
 
-def greedy(llm: LLM) -> list[list[Token]]:
-    """What follows each of PROMPTS."""
+def greedy(llm: LLM, n_prompts: int = len(PROMPTS)) -> list[list[Token]]:
+    """What follows each of the first PROMPTS."""
     sampling = SamplingParams(
         temperature=0, max_tokens=N_TOKENS, logprobs=2, detokenize=False, ignore_eos=True
     )
-    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS[:n_prompts]]
     return [
         [_token(id_, top) for id_, top in zip(out.token_ids, out.logprobs, strict=True)]
         for result in llm.generate(prompts, sampling, use_tqdm=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,9 @@ from vllm.model_executor.utils import replace_parameter, set_weight_attrs
 from tq3.errors import BadInput, UsageError
 from tq3.integrations.stored import Stored, groups_of_a_rank
 from tq3.integrations.vllm.linear import check_loaded
-from tq3.runtime import ops  # noqa: F401  it defines torch.ops.tq3
+from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
+from tq3.runtime.cuda import support
+from tq3.runtime.cuda.layout import repack
 
 # What vLLM calls a stack of matrices of all experts: gate and up on each other, and down.
 GATE_UP, DOWN = "w13", "w2"
@@ -69,13 +72,16 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
                 layer.register_parameter(f"{stack}_weight_{part}", parameter)
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
-        """Nothing is converted or copied: what was loaded is what is served."""
-        for stack in (GATE_UP, DOWN):
-            norms = getattr(layer, f"{stack}_weight_norms")
+        """What was loaded is what is served, on a GPU with kernels brought into their tiles."""
+        for stack, bits in ((GATE_UP, self.bits.gate_up), (DOWN, self.bits.down)):
+            names = f"{stack}_weight_packed", f"{stack}_weight_norms"
+            packed, norms = (getattr(layer, name).data for name in names)
             check_loaded(norms, layer.layer_name)
-            packed = getattr(layer, f"{stack}_weight_packed")
-            replace_parameter(layer, f"{stack}_weight_packed", packed.data)
-            replace_parameter(layer, f"{stack}_weight_norms", norms.data)
+            parts: Sequence[torch.Tensor] = packed, norms
+            if support.launcher(norms.device) is not None:
+                parts = repack(packed, norms, bits, self.group)
+            for name, part in zip(names, parts, strict=True):
+                replace_parameter(layer, name, part)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig:
         """For vLLM's activation: its parameters, and no quantisation of the inputs."""
@@ -111,30 +117,33 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
         self, layer: RoutedExperts, x: torch.Tensor, experts: torch.Tensor
     ) -> torch.Tensor:
         """(pairs, hidden) -> (pairs, hidden)"""
-        gate_up = torch.ops.tq3.experts(
-            x,
-            layer.w13_weight_packed,
-            layer.w13_weight_norms,
-            experts,
-            self.bits.gate_up,
-            self.group,
-        )
-        inner = x.new_empty(len(x), self.moe.intermediate_size_per_partition)
+        inner = self.moe.intermediate_size_per_partition
+        shards = 2 if self.moe.is_act_and_mul else 1
+        stack = layer.w13_weight_packed, layer.w13_weight_norms
+        gate_up = self._project(x, *stack, experts, self.bits.gate_up, shards * inner)
+        activated = x.new_empty(len(x), inner)
         config = self.get_fused_moe_quant_config(layer)
         apply_moe_activation(
             layer.activation,
-            inner,
+            activated,
             gate_up,
             activation_config=ApplyMoEActivationConfig.from_configs(self.moe, config),
         )
-        return torch.ops.tq3.experts(
-            inner,
-            layer.w2_weight_packed,
-            layer.w2_weight_norms,
-            experts,
-            self.bits.down,
-            self.group,
-        )
+        stack = layer.w2_weight_packed, layer.w2_weight_norms
+        return self._project(activated, *stack, experts, self.bits.down, x.shape[1])
+
+    def _project(
+        self,
+        x: torch.Tensor,
+        packed: torch.Tensor,
+        norms: torch.Tensor,
+        experts: torch.Tensor,
+        bits: int,
+        rows: int,
+    ) -> torch.Tensor:
+        if packed.dtype == torch.int32:  # in tiles
+            return torch.ops.tq3.experts_tiled(x, packed, norms, experts, rows, self.group)
+        return torch.ops.tq3.experts(x, packed, norms, experts, bits, self.group)
 
 
 def expert_bits(stored: Stored, prefix: str, layer: RoutedExperts) -> ExpertBits | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -21,11 +21,14 @@ from vllm.model_executor.utils import replace_parameter
 
 from tq3.errors import BadInput
 from tq3.integrations.stored import Matrix, groups_of_a_rank, runs, spread
-from tq3.runtime import ops  # noqa: F401  it defines torch.ops.tq3
+from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
+from tq3.runtime.cuda import support
+from tq3.runtime.cuda.layout import repack
 
 Loader = Callable[..., Any]
 # Parameters of a layer. Most have the first two; `weight` holds rows that are not packed.
-PARAMETERS = ("weight_packed", "weight_norms", "weight")
+PACKED_PARAMETERS = ("weight_packed", "weight_norms")
+PARAMETERS = (*PACKED_PARAMETERS, "weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +125,16 @@ class Tq3LinearMethod(LinearMethodBase):
         layer.tq3_runs = _runs(rows, n * group)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Nothing is converted or copied: what was loaded is what is served."""
+        """What was loaded is what is served, on a GPU with kernels brought into their tiles."""
         check_loaded(layer.weight_norms, layer.prefix)
+        tiles = self._tiles(layer)
         for name in PARAMETERS:
             if hasattr(layer, name):
                 replace_parameter(layer, name, getattr(layer, name).data)
+        if tiles:
+            for name in PACKED_PARAMETERS:
+                delattr(layer, name)
+            hold_tiles(layer, tiles)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., columns) -> (..., rows) in x's dtype."""
@@ -137,12 +145,40 @@ class Tq3LinearMethod(LinearMethodBase):
     def _multiply(self, layer: Any, x: torch.Tensor, run: Run) -> torch.Tensor:
         if not run.bits:
             return F.linear(x, layer.weight[run.first_row : run.first_row + run.rows])
+        if tiles := tiles_of(layer, run.first_norm):
+            return torch.ops.tq3.linear_tiled(x, *tiles, run.rows, self.group)
+        packed, norms = self._parts(layer, run)
+        return torch.ops.tq3.linear(x, packed, norms, run.bits, self.group)
+
+    def _parts(self, layer: Any, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and norms of a run, as they were loaded."""
         packed, norms = layer.weight_packed, layer.weight_norms
         if len(layer.tq3_runs) > 1:
             norms = norms[run.first_norm : run.first_norm + run.rows]
             n_bytes = norms.numel() * self.group * run.bits // 8
             packed = packed.view(-1)[run.first_byte : run.first_byte + n_bytes]
-        return torch.ops.tq3.linear(x, packed, norms, run.bits, self.group)
+        return packed, norms
+
+    def _tiles(self, layer: Any) -> dict[int, list[torch.nn.Parameter]]:
+        """Words and norms of each packed run, by its first norm; none without a GPU with kernels.
+
+        A head that shares the embeddings' codes shares their tiles: these are kept beside the codes
+        until both have been asked for.
+        """
+        if support.launcher(layer.weight_norms.device) is None:
+            return {}
+        shared = vars(layer.weight_packed)
+        if "tq3_tiles" not in shared:
+            shared["tq3_tiles"] = {
+                run.first_norm: [
+                    torch.nn.Parameter(part, requires_grad=False)
+                    for part in repack(*self._parts(layer, run), run.bits, self.group)
+                ]
+                for run in layer.tq3_runs
+                if run.bits
+            }
+        found: dict[int, list[torch.nn.Parameter]] = shared["tq3_tiles"]
+        return found
 
     def _check_groups(self, n: int, name: str) -> None:
         for part in self.parts:
@@ -183,6 +219,23 @@ class PackedGateLinear(GateLinear, PackedReplicatedLinear):
 
 # For vLLM's registry of layers: name of the layer -> what is built in its place.
 LAYERS = {"ReplicatedLinear": PackedReplicatedLinear, "GateLinear": PackedGateLinear}
+
+
+def hold_tiles(layer: Any, tiles: Mapping[int, Sequence[torch.nn.Parameter]]) -> None:
+    """Give the layer words and norms of tiles as parameters, under these numbers."""
+    for number, parts in tiles.items():
+        for name, part in zip(_names(number), parts, strict=True):
+            layer.register_parameter(name, part)
+
+
+def tiles_of(layer: Any, number: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What `hold_tiles` was given under this number; None where codes are not in tiles."""
+    words, norms = _names(number)
+    return (getattr(layer, words), getattr(layer, norms)) if hasattr(layer, words) else None
+
+
+def _names(number: int) -> tuple[str, str]:
+    return f"tq3_words_{number}", f"tq3_norms_{number}"
 
 
 def check_loaded(norms: torch.Tensor, name: str) -> None:

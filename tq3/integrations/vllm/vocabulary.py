@@ -12,7 +12,12 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 
 from tq3.integrations.stored import Matrix
-from tq3.integrations.vllm.linear import PARAMETERS, Tq3LinearMethod, config_of_the_model
+from tq3.integrations.vllm.linear import (
+    PARAMETERS,
+    Tq3LinearMethod,
+    config_of_the_model,
+    tiles_of,
+)
 
 
 class Tq3VocabularyMethod(Tq3LinearMethod):
@@ -28,16 +33,11 @@ class Tq3VocabularyMethod(Tq3LinearMethod):
     def embedding(self, layer: Any, ids: torch.Tensor) -> torch.Tensor:
         """ids of this rank's rows, of any shape -> (*ids.shape, columns), as the model's dtype."""
         (run,) = layer.tq3_runs
-        found: torch.Tensor = torch.ops.tq3.embedding(
-            ids,
-            layer.weight_packed,
-            layer.weight_norms,
-            run.bits,
-            self.group,
-            layer.embedding_dim,
-            layer.params_dtype,
-        )
-        return found
+        of_rows = layer.embedding_dim, layer.params_dtype
+        if tiles := tiles_of(layer, run.first_norm):
+            return torch.ops.tq3.embedding_tiled(ids, *tiles, self.group, *of_rows)
+        parts = layer.weight_packed, layer.weight_norms
+        return torch.ops.tq3.embedding(ids, *parts, run.bits, self.group, *of_rows)
 
     def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
         """Before anything is loaded: the head's codes and norms become the embeddings'."""

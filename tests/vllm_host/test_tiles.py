@@ -1,0 +1,58 @@
+"""vLLM with a GPU's kernels, which the emulated device runs: layers lie in tiles."""
+
+from __future__ import annotations
+
+import pytest
+from checkpoints import make, tiny
+from emulated import Device
+from engine import engine, greedy
+
+from tq3.runtime.cuda import support
+
+pytestmark = pytest.mark.vllm
+
+FLOAT32 = "float32"
+FEW = 3
+
+
+def assert_same_answers(packed, monkeypatch):
+    """In tiles and not, to the last bit; returns what the parameters in tiles look like."""
+    options = {"max_num_batched_tokens": 32}  # so many are multiplied exactly on every processor
+    with engine(packed, FLOAT32, **options) as llm:
+        on_processor = greedy(llm, FEW)
+    monkeypatch.setattr(support, "launcher", lambda _: Device())
+    with engine(packed, FLOAT32, **options) as llm:
+        assert greedy(llm, FEW) == on_processor
+        (shapes,) = llm.collective_rpc(_shapes)
+    return shapes
+
+
+def _shapes(worker):
+    """By name, also in a worker of another process."""
+    model = worker.model_runner.model
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def test_fused_layers_of_several_widths_and_a_tied_head(work, monkeypatch):
+    pair = make(
+        tiny("llama", {"vocab_size": 500}),
+        work / "tiles",
+        FLOAT32,
+        only=["*proj*", "*embed_tokens*"],
+        sensitive_bits=4,
+        sensitive_patterns=["embed_tokens", "v_proj"],
+    )
+    shapes = assert_same_answers(pair.packed, monkeypatch)
+    assert not any(name.endswith(("weight_packed", "weight_norms")) for name in shapes)
+    of_qkv = {name.rpartition(".")[2]: shape for name, shape in shapes.items() if "qkv" in name}
+    assert sorted(len(shape) for shape in of_qkv.values()) == [4, 4, 5, 5]
+    assert {shape[2] for shape in of_qkv.values() if len(shape) == 5} == {3, 4}
+    # The head's are the embeddings' own.
+    assert not any("lm_head" in name for name in shapes)
+
+
+def test_experts(work, monkeypatch):
+    pair = make(tiny("qwen3_moe"), work / "tiles_of_experts", FLOAT32, sensitive_bits=4)
+    shapes = assert_same_answers(pair.packed, monkeypatch)
+    experts = [shape for name, shape in shapes.items() if name.endswith("w2_weight_packed")]
+    assert {len(shape) for shape in experts} == {6}
