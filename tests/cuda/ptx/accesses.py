@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptx.memory import Global
-from ptx.parsing import Address, Fault, Instruction, Operand, Symbol, Vector
+from ptx.parsing import Address, Instruction, Operand, Symbol, Unknown, Vector
 from ptx.shared import Shared
 from ptx.values import Values, dtype_of
 
@@ -48,7 +48,7 @@ def _load_parameter(values: Values, memory: Memory, one: Instruction, type_: str
     assert isinstance(address, Address)
     assert isinstance(address.base, Symbol)
     if address.offset or address.base.name not in memory.parameters:
-        raise Fault("no such parameter")
+        raise Unknown("no such parameter")
     bits = np.array(memory.parameters[address.base.name], np.uint64)
     word = dtype_of(f"u{type_[1:]}")
     values.write(register, bits.astype(word).view(dtype_of(type_)), type_)
@@ -86,5 +86,5 @@ def _store(
 def _items(operand: Operand, count: int) -> tuple[Operand, ...]:
     items = operand.items if isinstance(operand, Vector) else (operand,)
     if len(items) != count:
-        raise Fault(f"{len(items)} registers for {count} words")
+        raise Unknown(f"{len(items)} registers for {count} words")
     return items

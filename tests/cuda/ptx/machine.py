@@ -13,7 +13,7 @@ import numpy as np
 from ptx.accesses import Memory, access
 from ptx.elementwise import OPERATIONS
 from ptx.memory import Global
-from ptx.parsing import Fault, Instruction, Kernel, Symbol
+from ptx.parsing import Fault, Instruction, Kernel, Symbol, Unknown
 from ptx.shared import Conflicts, Shared
 from ptx.values import Values
 from ptx.warps import together
@@ -36,7 +36,7 @@ def run(
     """
     found = [type_ for type_, _ in parameters]
     if found != list(kernel.parameters.values()):
-        raise Fault(f"{kernel.name} takes {list(kernel.parameters.values())}, not {found}")
+        raise Unknown(f"{kernel.name} takes {list(kernel.parameters.values())}, not {found}")
     bits = dict(zip(kernel.parameters, (bits for _, bits in parameters), strict=True))
     x, y, z = grid
     blocks, conflicts = np.arange(x * y * z), Conflicts()
@@ -99,8 +99,8 @@ class _Blocks:
                     return
                 if self.values.active.any():
                     do(self.values, self.memory, one)
-            except Fault as fault:
-                raise Fault(f"{fault}: {one.text}") from None
+            except (Fault, Unknown) as error:
+                raise type(error)(f"{error}: {one.text}") from None
             place += 1
             if place in self._labelled:
                 self.place[here] = place
@@ -151,7 +151,7 @@ def _known(one: Instruction) -> Do | None:
         return lambda values, _, one: of_warp(values, one)
     operation = OPERATIONS.get(one.opcode)
     if operation is None:
-        raise Fault(f"unknown instruction: {one.text}")
+        raise Unknown(f"unknown instruction: {one.text}")
 
     def compute(values: Values, _: Memory, one: Instruction) -> None:
         result, *sources = one.operands

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Union
 
 
 class Fault(AssertionError):
-    """What a kernel must not do, or what this interpreter does not know."""
+    """What a kernel must not do."""
+
+
+class Unknown(Exception):
+    """What this interpreter does not know: no word about the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Address:
     offset: int
 
 
-Operand = Union[Register, Immediate, Symbol, Vector, Address]
+Operand = Register | Immediate | Symbol | Vector | Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def parse(text: str) -> Kernel:
     """The one kernel of a module."""
     entries = _ENTRY.findall(_COMMENT.sub("", text))
     if len(entries) != 1:
-        raise Fault(f"{len(entries)} kernels in a module, not one")
+        raise Unknown(f"{len(entries)} kernels in a module, not one")
     ((name, parameters, _, body),) = entries
     kernel = Kernel(name, _parameters(parameters))
     for statement in body.split(";"):
@@ -104,7 +107,7 @@ def _parameters(text: str) -> dict[str, str]:
     found = [_PARAMETER.fullmatch(part) for part in parts]
     for part, match in zip(parts, found, strict=True):
         if match is None:
-            raise Fault(f"unknown parameter: {part}")
+            raise Unknown(f"unknown parameter: {part}")
     return {match[2]: match[1] for match in found if match}
 
 
@@ -124,7 +127,7 @@ def _read_statement(kernel: Kernel, statement: str) -> None:
         parsed = tuple(_operand(part) for part in _split(operands))
         kernel.instructions.append(Instruction(statement, opcode, parsed, guard))
     elif statement and not statement.startswith(".pragma"):
-        raise Fault(f"unknown statement: {statement}")
+        raise Unknown(f"unknown statement: {statement}")
 
 
 def _declare_registers(kernel: Kernel, type_: str, names: str) -> None:
@@ -146,7 +149,7 @@ def _operand(text: str) -> Operand:
     if text.startswith("["):
         found = _IN_BRACKETS.fullmatch(text[1:-1].strip())
         if found is None:
-            raise Fault(f"unknown address: {text}")
+            raise Unknown(f"unknown address: {text}")
         return Address(_operand(found[1]), int(found[2] or "0", 0))
     if text.startswith("%") or text == "_":
         return Register(text)
@@ -156,4 +159,4 @@ def _operand(text: str) -> Operand:
         return Immediate(int(found[1], 0) & (1 << 64) - 1)
     if re.fullmatch(r"[A-Za-z_$][\w$]*", text):
         return Symbol(text)
-    raise Fault(f"unknown operand: {text}")
+    raise Unknown(f"unknown operand: {text}")

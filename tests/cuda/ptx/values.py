@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.parsing import Address, Fault, Immediate, Kernel, Operand, Register, Symbol
+from ptx.parsing import Address, Fault, Immediate, Kernel, Operand, Register, Symbol, Unknown
 
 LANES = 32
 _KINDS = {"u": "u", "s": "i", "b": "u", "f": "f"}
@@ -34,10 +34,8 @@ class Values:
         self.kernel, self.special = kernel, special
         self.threads = len(special["%tid.x"])
         self._registers: dict[str, np.ndarray] = {}
-        self._poison = {
-            type_: np.uint64(_POISON).astype(_word(type_))
-            for type_ in set(kernel.registers.values())
-        }
+        types = set(kernel.registers.values())
+        self._poison = {each: np.uint64(_POISON).astype(_word(each)) for each in types}
         self.activate(np.ones(self.threads, bool))
 
     def activate(self, active: np.ndarray) -> None:
@@ -53,7 +51,7 @@ class Values:
             return word.view(dtype_of(type_))
         if isinstance(operand, Symbol) and operand.name in self.kernel.shared:
             return np.array(self.kernel.shared[operand.name], dtype_of(type_))
-        raise Fault(f"no value: {operand}")
+        raise Unknown(f"no value: {operand}")
 
     def write(self, register: Operand, values: np.ndarray, type_: str) -> None:
         """Into the active threads; registers that are wider than `type_` are extended."""
@@ -62,16 +60,16 @@ class Values:
             return
         declared = self._declared(register.name)
         raw = values.astype(dtype_of(type_), copy=False)
-        if _word(declared).itemsize != raw.itemsize and type_[0] == "s":
-            raw = raw.astype(dtype_of(f"s{declared[1:]}"))
-        raw = raw.view(_word(f"u{8 * raw.itemsize}" if declared != "pred" else "pred"))
         if raw.itemsize > _word(declared).itemsize:
-            raise Fault(f"{type_} does not fit {register.name}, which is {declared}")
+            raise Unknown(f"{type_} does not fit {register.name}, which is {declared}")
+        if type_[0] == "s":
+            raw = raw.astype(dtype_of(f"s{declared[1:]}"))
+        if type_ != "pred":
+            raw = raw.view(f"u{raw.itemsize}")
         raw = raw.astype(_word(declared), copy=False)
         if not self.all_active:
-            raw = np.where(
-                self.active, raw, self._registers.get(register.name, self._poison[declared])
-            )
+            before = self._registers.get(register.name, self._poison[declared])
+            raw = np.where(self.active, raw, before)
         elif raw.ndim == 0:
             raw = np.full(self.threads, raw)
         self._registers[register.name] = raw
@@ -108,5 +106,5 @@ class Values:
 
     def _declared(self, name: str) -> str:
         if name not in self.kernel.registers:
-            raise Fault(f"no such register: {name}")
+            raise Unknown(f"no such register: {name}")
         return self.kernel.registers[name]

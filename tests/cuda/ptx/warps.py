@@ -31,9 +31,9 @@ _SHUFFLES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 def together(opcode: str):
     """What carries out `opcode` on values, or None."""
-    name = opcode.split(".")[0]
-    if name == "shfl" and opcode in {f"shfl.sync.{mode}.b32" for mode in _SHUFFLES}:
-        return lambda values, one: _shuffle(values, one, opcode.split(".")[2])
+    for mode in _SHUFFLES:
+        if opcode == f"shfl.sync.{mode}.b32":
+            return lambda values, one: _shuffle(values, one, mode)
     if opcode in _REDUCTIONS:
         return lambda values, one: _reduce(values, one, opcode)
     if opcode == _MMA:

@@ -1,0 +1,228 @@
+"""The kernels as NVRTC compiles them, run on the processor, equal the reference bit for bit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
+
+import test_multiply  # noqa: E402
+import test_rotate_quantise  # noqa: E402
+from emulated import BITS, DTYPES, multiply, quantise  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from layers import (  # noqa: E402
+    GROUPS,
+    ROTATIONS,
+    SPECIAL,
+    activations,
+    assert_same,
+    layer,
+    problems,
+    spoil,
+)
+from ptx.device import Device  # noqa: E402
+from ptx.parsing import Fault  # noqa: E402
+
+from tq3.runtime import arithmetic as fixed  # noqa: E402
+from tq3.runtime import reference  # noqa: E402
+from tq3.runtime.cuda import compiler, source  # noqa: E402
+
+# NVRTC writes one PTX up to sm_90, and another from sm_100 on.
+ARCHITECTURES = ("sm_80", "sm_100")
+
+
+def assert_equals_the_reference(device, x, packed, norms, bits, group, rotation):
+    found = multiply(device, x, packed, norms, bits, group, rotation)
+    assert_same(found, reference.linear(x, packed, norms, bits, group, rotation))
+
+
+def assert_quantised_as_the_reference(device, x, n, group, rotation):
+    integers, worths = quantise(device, x, n, 3, group, rotation)
+    expected, scales = reference.quantise(reference.rotate(x, n, group, rotation))
+    assert torch.equal(integers[:, :n], expected)
+    assert_same(worths[:, :n].contiguous(), scales * fixed.unit(3, group, rotation))
+    assert not integers[:, n:].any()
+    assert not worths[:, n:].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(most_tokens=32, widths=BITS), architecture=st.sampled_from(ARCHITECTURES))
+def test_any_layer_gives_what_the_reference_gives(problem, architecture):
+    bits, group, rotation, x, packed, norms = problem
+    device = Device(architecture)
+    assert_equals_the_reference(device, x, packed, norms, bits, group, rotation)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("tokens", [1, 7, 13, 32, 35])
+def test_odd_numbers_of_groups_rows_and_tokens(bits, group, tokens):
+    x = activations(tokens, 21 * group - 3, DTYPES[tokens % 3])
+    device = Device(ARCHITECTURES[tokens % 2])
+    assert_equals_the_reference(device, x, *layer(70, 21, bits, group), bits, group, group)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("group", "rotation"), ROTATIONS)
+def test_activations_of_every_kind(group, rotation, architecture):
+    for i, kind in enumerate(SPECIAL):
+        x = spoil(activations(3, 3 * group - 5, DTYPES[i % 3], i), kind, 1)
+        assert_quantised_as_the_reference(Device(architecture), x, 3, group, rotation)
+
+
+def traffic_of(bits, group, tokens):
+    """Of a call in whole tiles and units, by argument: words, norms, integers, worths, results."""
+    device = Device()
+    x = activations(tokens, 16 * group, torch.bfloat16)
+    assert_equals_the_reference(device, x, *layer(128, 16, bits, group), bits, group, group)
+    return device.traffic["multiply"], device.conflicts["multiply"]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_weights_are_read_once_and_in_whole_sectors(bits, group, tokens):
+    (words, norms, *_), _ = traffic_of(bits, group, tokens)
+    weights = 128 * 16 * group
+    assert words["ld"].sectors == weights * bits // 8 // 32
+    # As it is today: four norms are four loads, each of which asks for the same sectors.
+    assert norms["ld"].sectors <= 4 * (weights // group * 4 // 32)
+    assert norms["ld"].ideal == weights // group * 4 // 32
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_activations_and_results_go_in_whole_sectors(group, tokens):
+    (_, _, integers, worths, results), _ = traffic_of(3, group, tokens)
+    assert integers["ld"].sectors == integers["ld"].ideal
+    # A lane's worth may begin in the middle of a sector.
+    assert worths["ld"].sectors <= 1.5 * worths["ld"].ideal
+    assert results["st"].sectors == results["st"].ideal
+
+
+def test_partial_sums_meet_in_few_banks():
+    """As it is today: lanes of one column write to banks that others ask, up to four times."""
+    _, conflicts = traffic_of(3, 128, 32)
+    assert conflicts.passes <= 2.8 * conflicts.ideal
+
+
+class _OneFaulty:
+    """A device whose `kernel` is compiled from another text."""
+
+    def __init__(self, kernel, text):
+        self._kernel, self._right = kernel, Device()
+        self._wrong = Device(text=text)
+
+    def launch(self, call):
+        (self._wrong if call.kernel == self._kernel else self._right).launch(call)
+
+
+def from_source(monkeypatch, faulty):
+    """The PTX of another source."""
+
+    def text(kernel, instance):
+        with monkeypatch.context() as patch:
+            patch.setattr(source, "kernel", lambda _: faulty)
+            return compiler.intermediate(kernel, instance, "sm_80")
+
+    return text
+
+
+def multiplies(device):
+    for group in (64, 128):
+        x = activations(7, 20 * group - 3)
+        assert_equals_the_reference(device, x, *layer(41, 20, 3, group), 3, group, group)
+
+
+def quantises(device):
+    for dtype, group, rotation in (
+        (torch.float32, 128, 128),
+        (torch.float16, 128, 32),
+        (torch.float32, 32, 32),
+    ):
+        for kind in SPECIAL:
+            x = spoil(activations(3, 3 * group - 6, dtype), kind, 1)
+            assert_quantised_as_the_reference(device, x, 3, group, rotation)
+    x = torch.zeros(3, 32)
+    x[:, 0] = torch.tensor([1.0, 1 - 2.0**-24, 0.5]) * fixed.SMALLEST
+    assert_quantised_as_the_reference(device, x, 1, 32, 32)
+
+
+def test_the_checks_below_pass_without_a_fault():
+    multiplies(Device())
+    quantises(Device())
+
+
+@pytest.mark.parametrize("fault", test_multiply.FAULTS)
+def test_a_fault_in_the_multiplication_is_seen(fault, monkeypatch):
+    faulty = test_multiply.SOURCE.replace(*test_multiply.FAULTS[fault])
+    with pytest.raises(AssertionError):
+        multiplies(_OneFaulty("multiply", from_source(monkeypatch, faulty)))
+
+
+@pytest.mark.parametrize("fault", test_rotate_quantise.FAULTS)
+def test_a_fault_in_the_rotation_is_seen(fault, monkeypatch):
+    faulty = test_rotate_quantise.SOURCE.replace(*test_rotate_quantise.FAULTS[fault])
+    with pytest.raises(AssertionError):
+        quantises(Device(text=from_source(monkeypatch, faulty)))
+
+
+def compiled(kernel, instance):
+    return compiler.intermediate(kernel, instance, "sm_80")
+
+
+def without(pattern, n):
+    """The PTX less the n-th place that fits `pattern`."""
+
+    def text(kernel, instance):
+        whole = compiled(kernel, instance)
+        found = list(re.finditer(pattern, whole))[n]
+        return whole[: found.start()] + whole[found.end() :]
+
+    return text
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_each_barrier_is_needed(n):
+    """Seven tokens are two columns: between them, and before the sums of each, all threads wait."""
+    with pytest.raises(Fault, match="a race|before it is written"):
+        multiplies(_OneFaulty("multiply", without(r"bar\.sync \t0;", n)))
+
+
+def moved(opcode, by, n=0):
+    """The PTX with the n-th address of `opcode` moved by some bytes."""
+
+    def text(kernel, instance):
+        whole = compiled(kernel, instance)
+        found = list(re.finditer(rf"{re.escape(opcode)}[^\]]*(?=\])", whole))[n]
+        rest = whole[found.end() :]
+        offset = re.search(r"\+(-?\d+)$", found[0])
+        start = found[0][: offset.start()] if offset else found[0]
+        return f"{whole[: found.start()]}{start}+{int(offset[1] if offset else 0) + by}{rest}"
+
+    return text
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_weights_read_one_row_of_words_too_far_are_seen(n):
+    with pytest.raises(AssertionError):
+        multiplies(_OneFaulty("multiply", moved("ld.global.nc.v4.u32", 512, n)))
+
+
+@pytest.mark.parametrize("opcode", ["ld.shared.f32", "st.shared.f32"])
+@pytest.mark.parametrize("by", [4, 2, 4224])
+def test_a_wrong_place_in_shared_memory_is_seen(opcode, by):
+    with pytest.raises(AssertionError):
+        multiplies(_OneFaulty("multiply", moved(opcode, by)))
+
+
+def test_a_shuffle_from_another_lane_is_seen():
+    def text(kernel, instance):
+        return compiled(kernel, instance).replace("shfl.sync.bfly", "shfl.sync.down")
+
+    with pytest.raises(AssertionError):
+        quantises(Device(text=text))
