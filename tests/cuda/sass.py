@@ -1,0 +1,111 @@
+"""Machine code of a kernel, read without a GPU: what its hot loop issues, and what it holds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+# Which pipe of a multiprocessor an instruction goes to, by the word before its first dot.
+PIPES = {
+    "alu": "LOP3 PLOP3 SHF PRMT IADD3 IADD VIADD ISETP FSETP SEL FSEL LEA IMNMX VIMNMX FMNMX SGXT "
+    "P2R R2P I2FP",
+    "fma": "IMAD FMUL FADD FFMA IDP FMUL2 FADD2 FFMA2",
+    "convert": "I2F F2I F2F MUFU",
+    "tensor": "IMMA",
+    "memory": "LDG STG LDS STS LDL STL SHFL LDC LDCU ATOMG LDGSTS",
+    # Those of the uniform datapath, of control, and those that any pipe takes.
+    "other": "MOV CS2R S2R UMOV ULDC UIADD3 UIMAD ULEA USHF ULOP3 UISETP S2UR R2UR USEL UPLOP3 "
+    "UPRMT BRA CALL WARPSYNC BSSY BSYNC EXIT BAR NOP",
+}
+_PIPE_OF = {name: pipe for pipe, names in PIPES.items() for name in names.split()}
+_INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?([A-Z][\w.]*)[^;]*);")
+_LABEL = re.compile(r"(\.L_x_\d+):")
+_FACT = re.compile(r"EIATTR_(REGCOUNT|FRAME_SIZE)\n(?:.*\n){1,8}?.*\.word\s+(0x[0-9a-f]+)")
+_TARGET = re.compile(r"`\((\.L_x_\d+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A function: opcodes in order, loops as ranges of them. registers: of a thread; frame: bytes
+    of its stack.
+    """
+
+    opcodes: tuple[str, ...]
+    loops: tuple[range, ...]
+    registers: int
+    frame: int
+
+    @property
+    def spills(self) -> int:
+        """Instructions that read or write a thread's own memory."""
+        return sum(name(opcode) in ("LDL", "STL") for opcode in self.opcodes)
+
+    def hot_loop(self, opcode: str = "IMMA") -> tuple[str, ...]:
+        """The opcodes of the innermost loop that has most of `opcode`."""
+
+        def worth(loop: range) -> tuple[int, int]:
+            found = sum(name(self.opcodes[i]) == opcode for i in loop)
+            return found, -len(loop)
+
+        best = max(self.loops, key=worth, default=range(0))
+        if not worth(best)[0]:
+            raise AssertionError(f"no loop has {opcode}")
+        return tuple(self.opcodes[i] for i in best)
+
+
+def name(opcode: str) -> str:
+    """ "IMAD" of "IMAD.WIDE.U32" """
+    return opcode.split(".", maxsplit=1)[0]
+
+
+def pipes(opcodes: tuple[str, ...]) -> Counter[str]:
+    """How many instructions go to each pipe; one whose pipe is not known is an error."""
+    unknown = {name(opcode) for opcode in opcodes} - _PIPE_OF.keys()
+    if unknown:
+        raise AssertionError(f"of no known pipe: {', '.join(sorted(unknown))}")
+    return Counter(_PIPE_OF[name(opcode)] for opcode in opcodes)
+
+
+def read(disassembly: str) -> Code:
+    """What nvdisasm writes of a cubin with one function."""
+    opcodes: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[range] = []
+    for line in disassembly.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(opcodes)
+        if (found := _INSTRUCTION.match(line)) is None:
+            continue
+        target = _TARGET.search(found[2])
+        # After the code follow branches to themselves, which nothing reaches.
+        if (
+            name(found[3]) == "BRA"
+            and target
+            and labels.get(target[1], len(opcodes)) < len(opcodes)
+        ):
+            loops.append(range(labels[target[1]], len(opcodes) + 1))
+        opcodes.append(found[3])
+    facts = {fact: int(value, 16) for fact, value in _FACT.findall(disassembly)}
+    if not opcodes or len(facts) != 2:
+        raise AssertionError("not the disassembly of one function")
+    return Code(tuple(opcodes), tuple(loops), facts["REGCOUNT"], facts["FRAME_SIZE"])
+
+
+def disassembled(cubin: bytes, folder: Path) -> str:
+    """By NVIDIA's disassembler; a test that asks for it where it is missing is skipped."""
+    try:
+        files = metadata.files("nvidia-cuda-nvdisasm") or []
+    except metadata.PackageNotFoundError:
+        pytest.skip("needs nvidia-cuda-nvdisasm")
+    (program,) = [file.locate() for file in files if file.name == "nvdisasm"]
+    path = folder / "code.cubin"
+    path.write_bytes(cubin)
+    return subprocess.run(
+        [str(program), "--no-dataflow", str(path)], check=True, capture_output=True, text=True
+    ).stdout
