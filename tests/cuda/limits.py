@@ -56,8 +56,9 @@ class Loop:
 
 
 def code_of(instance: str, architecture: str, folder: Path) -> sass.Code:
-    """Compiled, and kept in `folder`."""
-    cubin = compiler.compiled("multiply", instance, architecture, folder).cubin
+    """Of a kernel such as "multiply<Dtype::kBF16, 3, 128, 1>", compiled, and kept in `folder`."""
+    kernel = instance.split("<", maxsplit=1)[0]
+    cubin = compiler.compiled(kernel, instance, architecture, folder).cubin
     return sass.read(sass.disassembled(cubin, folder))
 
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
 import limits  # noqa: E402
-from emulated import BITS, instances  # noqa: E402
+from emulated import BITS, NAMES, instances  # noqa: E402
 from layers import GROUPS  # noqa: E402
 from limits import ARCHITECTURES, COLUMNS, Gpu, Loop, code_of, loop_of, shares  # noqa: E402
 
@@ -65,6 +65,14 @@ def test_the_multiplication_stays_within_its_budgets(group, architecture, folder
         assert code.registers <= REGISTERS[group][place], where
         assert code.frame <= STACK.get((architecture, bits, group, columns), 0), where
         assert code.frame or not code.spills, where
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_rotation_stays_within_its_budgets(architecture, folder):
+    for instance in instances("rotate_quantise", NAMES[:1]):
+        code = code_of(instance, architecture, folder)
+        assert code.registers <= 40, instance
+        assert code.frame == code.spills == 0, instance
 
 
 def instance_of(bits, group, columns):
