@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import pytest
-
 # Which pipe of a multiprocessor an instruction goes to, by the word before its first dot.
 PIPES = {
     "alu": "LOP3 PLOP3 SHF PRMT IADD3 IADD VIADD ISETP FSETP SEL FSEL LEA IMNMX VIMNMX FMNMX SGXT "
@@ -97,15 +95,18 @@ def read(disassembly: str) -> Code:
     return Code(tuple(opcodes), tuple(loops), facts["REGCOUNT"], facts["FRAME_SIZE"])
 
 
-def disassembled(cubin: bytes, folder: Path) -> str:
-    """By NVIDIA's disassembler; a test that asks for it where it is missing is skipped."""
+def disassembler() -> Path | None:
+    """NVIDIA's, where it is installed."""
     try:
         files = metadata.files("nvidia-cuda-nvdisasm") or []
     except metadata.PackageNotFoundError:
-        pytest.skip("needs nvidia-cuda-nvdisasm")
-    (program,) = [file.locate() for file in files if file.name == "nvdisasm"]
+        return None
+    return next((Path(str(file.locate())) for file in files if file.name == "nvdisasm"), None)
+
+
+def disassembled(cubin: bytes, folder: Path) -> str:
+    """folder: for a file"""
     path = folder / "code.cubin"
     path.write_bytes(cubin)
-    return subprocess.run(
-        [str(program), "--no-dataflow", str(path)], check=True, capture_output=True, text=True
-    ).stdout
+    command = [str(disassembler()), "--no-dataflow", str(path)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -45,11 +45,17 @@ STACK = {
 }
 
 
+needs_nvdisasm = pytest.mark.skipif(
+    limits.sass.disassembler() is None, reason="needs nvidia-cuda-nvdisasm"
+)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("codes")
 
 
+@needs_nvdisasm
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_multiplication_stays_within_its_budgets(group, architecture, folder):
@@ -67,6 +73,7 @@ def test_the_multiplication_stays_within_its_budgets(group, architecture, folder
         assert code.frame or not code.spills, where
 
 
+@needs_nvdisasm
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_rotation_stays_within_its_budgets(architecture, folder):
     for instance in instances("rotate_quantise", NAMES[:1]):

@@ -163,6 +163,9 @@ def test_more_blocks_than_run_at_once_all_run():
         ("add.s32 %q1, %r0, 1;", "no such register: %q1"),
         ("cvt.s64.s32 %r1, %r0;", "s64 does not fit %r1"),
         ("ld.global.v2.u32 %r1, [%rd0];", "1 registers for 2 words"),
+        ("bar.sync 1, 32;", "a barrier of its own"),
+        ("bra $ELSEWHERE;", "no such label"),
+        ("ld.param.u64 %rd5, [p9];", "no such parameter"),
     ],
 )
 def test_what_is_not_understood_is_named(body, what):

@@ -27,8 +27,8 @@ class Device:
     """Launches calls on the processor, as the PTX that NVRTC makes for `architecture`.
 
     text: gives the PTX of a kernel and an instance instead
-    traffic: of each kernel's last call, for each of its arguments that is a tensor, by "ld" and
-    "st"; conflicts: in its shared memory
+    traffic: of the last call of each kernel by its name, for each argument that is a tensor, by
+    "ld" and "st"; conflicts: in its shared memory
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class Device:
         places = iter(range(len(tensors)))
         parameters = [(_TYPES[type(each)], _bits(each, memory, places)) for each in call.arguments]
         kernel, grid = self._load(call), (call.blocks, 1, 1)
-        self.conflicts[call.kernel] = run(kernel, memory, parameters, grid, call.threads)
-        self.traffic[call.kernel] = memory.traffic
+        name = call.instance.split("<", maxsplit=1)[0]
+        self.conflicts[name] = run(kernel, memory, parameters, grid, call.threads)
+        self.traffic[name] = memory.traffic
         for i, tensor in enumerate(tensors):
             _bytes(tensor)[:] = memory.content(i)
 

@@ -13,7 +13,7 @@ import numpy as np
 from ptx.accesses import Memory, access
 from ptx.elementwise import OPERATIONS
 from ptx.memory import Global
-from ptx.parsing import Fault, Instruction, Kernel, Symbol, Unknown
+from ptx.parsing import Fault, Immediate, Instruction, Kernel, Symbol, Unknown
 from ptx.shared import Conflicts, Shared
 from ptx.values import Values
 from ptx.warps import together
@@ -112,8 +112,12 @@ class _Blocks:
         if one.opcode.startswith("bra"):
             (label,) = one.operands
             assert isinstance(label, Symbol)
+            if label.name not in self.kernel.labels:
+                raise Unknown("no such label")
             self.place[taken] = self.kernel.labels[label.name]
         elif one.opcode == "bar.sync":
+            if one.operands != (Immediate(0),):
+                raise Unknown("a barrier of its own")
             self.values.need_whole_warps()
             self.waiting |= taken
         else:
