@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sass
+from cuda.bindings import nvrtc
 
-from tq3.runtime.cuda import compiler
+from tq3.runtime.cuda import source
+from tq3.runtime.cuda.compiler import OPTIONS
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 COLUMNS = (1, 2, 4, 8)
@@ -55,11 +57,31 @@ class Loop:
     pipes: dict[str, float]
 
 
-def code_of(instance: str, architecture: str, folder: Path) -> sass.Code:
-    """Of a kernel such as "multiply<Dtype::kBF16, 3, 128, 1>", compiled, and kept in `folder`."""
-    kernel = instance.split("<", maxsplit=1)[0]
-    cubin = compiler.compiled(kernel, instance, architecture, folder).cubin
-    return sass.read(sass.disassembled(cubin, folder))
+def codes_of(
+    kernel: str, instances: list[str], architecture: str, folder: Path
+) -> dict[str, sass.Code]:
+    """Of many instances, compiled together: a fraction of the time. folder: for a file"""
+    program = _answer(nvrtc.nvrtcCreateProgram(source.kernel(kernel).encode(), b"", 0, [], []))
+    for instance in instances:
+        _answer(nvrtc.nvrtcAddNameExpression(program, instance.encode()))
+    options = [each.encode() for each in (*OPTIONS, f"--gpu-architecture={architecture}")]
+    _answer(nvrtc.nvrtcCompileProgram(program, len(options), options))
+    cubin = b" " * _answer(nvrtc.nvrtcGetCUBINSize(program))
+    _answer(nvrtc.nvrtcGetCUBIN(program, cubin))
+    names = [_answer(nvrtc.nvrtcGetLoweredName(program, each.encode())) for each in instances]
+    found = sass.read(sass.disassembled(cubin, folder))
+    return {each: found[of.decode()] for each, of in zip(instances, names, strict=True)}
+
+
+def _answer(result):
+    error, *values = result
+    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, error
+    return values[0] if values else None
+
+
+def multiplications(bits: int, group: int) -> list[str]:
+    """An instance for each number of columns. Other dtypes differ after the loop only."""
+    return [f"multiply<Dtype::kBF16, {bits}, {group}, {columns}>" for columns in COLUMNS]
 
 
 def loop_of(code: sass.Code, columns: int) -> Loop:
@@ -80,35 +102,33 @@ def shares(gpu: Gpu, loop: Loop, bits: int, group: int) -> dict[str, float]:
     return found
 
 
-def _instructions(folder: Path) -> None:
+def _print_instructions(codes: dict[str, dict[str, sass.Code]]) -> None:
+    order = ("alu", "fma", "convert", "tensor", "memory", "other")
     for bits in (3, 2):
-        print(f"\n{bits} bits | " + " | ".join(ARCHITECTURES))
-        for columns in COLUMNS:
+        print(f"\n{bits} bits: all ({', '.join(order)}), registers")
+        for instance, columns in zip(multiplications(bits, 128), COLUMNS, strict=True):
             cells = []
             for architecture in ARCHITECTURES:
-                instance = f"multiply<Dtype::kBF16, {bits}, 128, {columns}>"
-                code = code_of(instance, architecture, folder)
+                code = codes[architecture][instance]
                 loop = loop_of(code, columns)
-                order = ("alu", "fma", "convert", "tensor", "memory", "other")
                 pipes = " ".join(f"{loop.pipes.get(pipe, 0):.2f}" for pipe in order)
-                cells.append(f"{loop.total:.2f} ({pipes}), {code.registers}")
+                cells.append(f"{architecture} {loop.total:.2f} ({pipes}), {code.registers}")
             print(f"{4 * columns} tokens | " + " | ".join(cells))
 
 
-def _rooflines(folder: Path) -> None:
-    for columns in COLUMNS:
+def _print_shares(codes: dict[str, dict[str, sass.Code]]) -> None:
+    for instance, columns in zip(multiplications(3, 128), COLUMNS, strict=True):
         print(f"\nup to {4 * columns} tokens, 3 bits")
         for gpu in GPUS:
-            instance = f"multiply<Dtype::kBF16, 3, 128, {columns}>"
-            loop = loop_of(code_of(instance, gpu.architecture, folder), columns)
-            found = shares(gpu, loop, 3, 128)
-            busiest = max(found.values())
+            found = shares(gpu, loop_of(codes[gpu.architecture][instance], columns), 3, 128)
             cells = [f"{pipe} {100 * share:.0f} %" for pipe, share in found.items()]
-            at_most = gpu.rate / (3 / 8 + 4 / 128) / max(1, busiest)
-            print(f"{gpu.name} | " + " | ".join(cells) + f" | {at_most:.0f} G")
+            weights = gpu.rate / (3 / 8 + 4 / 128)
+            print(f"{gpu.name} | {weights:.0f} G weights/s | " + " | ".join(cells))
 
 
 if __name__ == "__main__":
+    wanted = multiplications(3, 128) + multiplications(2, 128)
     with tempfile.TemporaryDirectory() as kept:
-        _instructions(Path(kept))
-        _rooflines(Path(kept))
+        all_codes = {each: codes_of("multiply", wanted, each, Path(kept)) for each in ARCHITECTURES}
+    _print_instructions(all_codes)
+    _print_shares(all_codes)

@@ -1,4 +1,4 @@
-"""Machine code of a kernel, read without a GPU: what its hot loop issues, and what it holds."""
+"""Machine code of kernels, read without a GPU: what its hot loop issues, and what it holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ PIPES = {
 _PIPE_OF = {name: pipe for pipe, names in PIPES.items() for name in names.split()}
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?([A-Z][\w.]*)[^;]*);")
 _LABEL = re.compile(r"(\.L_x_\d+):")
-_FACT = re.compile(r"EIATTR_(REGCOUNT|FRAME_SIZE)\n(?:.*\n){1,8}?.*\.word\s+(0x[0-9a-f]+)")
+_FACT = re.compile(
+    r"EIATTR_(REGCOUNT|FRAME_SIZE)\n(?:.*\n){1,8}?.*index@\((\w+)\)\n.*\.word\s+(0x[0-9a-f]+)"
+)
+_FUNCTION = re.compile(r"^\.text\.(\w+):$", re.MULTILINE)
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 
 
@@ -70,29 +73,36 @@ def pipes(opcodes: tuple[str, ...]) -> Counter[str]:
     return Counter(_PIPE_OF[name(opcode)] for opcode in opcodes)
 
 
-def read(disassembly: str) -> Code:
-    """What nvdisasm writes of a cubin with one function."""
+def read(disassembly: str) -> dict[str, Code]:
+    """The functions of a cubin, by name, from what nvdisasm writes of it."""
+    facts = {(of, fact): int(value, 16) for fact, of, value in _FACT.findall(disassembly)}
+    _, *parts = _FUNCTION.split(disassembly)
+    found = {}
+    for of, text in zip(parts[::2], parts[1::2], strict=True):
+        if (of, "REGCOUNT") not in facts or (of, "FRAME_SIZE") not in facts:
+            raise AssertionError(f"no registers or stack of {of}")
+        registers, frame = facts[of, "REGCOUNT"], facts[of, "FRAME_SIZE"]
+        found[of] = Code(*_instructions(text), registers, frame)
+    return found
+
+
+def _instructions(text: str) -> tuple[tuple[str, ...], tuple[range, ...]]:
+    """Opcodes and loops of a function."""
     opcodes: list[str] = []
     labels: dict[str, int] = {}
     loops: list[range] = []
-    for line in disassembly.splitlines():
+    for line in text.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(opcodes)
         if (found := _INSTRUCTION.match(line)) is None:
             continue
         target = _TARGET.search(found[2])
+        start = labels.get(target[1], len(opcodes)) if target else len(opcodes)
         # After the code follow branches to themselves, which nothing reaches.
-        if (
-            name(found[3]) == "BRA"
-            and target
-            and labels.get(target[1], len(opcodes)) < len(opcodes)
-        ):
-            loops.append(range(labels[target[1]], len(opcodes) + 1))
+        if name(found[3]) == "BRA" and start < len(opcodes):
+            loops.append(range(start, len(opcodes) + 1))
         opcodes.append(found[3])
-    facts = {fact: int(value, 16) for fact, value in _FACT.findall(disassembly)}
-    if not opcodes or len(facts) != 2:
-        raise AssertionError("not the disassembly of one function")
-    return Code(tuple(opcodes), tuple(loops), facts["REGCOUNT"], facts["FRAME_SIZE"])
+    return tuple(opcodes), tuple(loops)
 
 
 def disassembler() -> Path | None:

@@ -11,9 +11,19 @@ import pytest
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
 import limits  # noqa: E402
-from emulated import BITS, NAMES, instances  # noqa: E402
-from layers import GROUPS  # noqa: E402
-from limits import ARCHITECTURES, COLUMNS, Gpu, Loop, code_of, loop_of, shares  # noqa: E402
+from emulated import NAMES, instances  # noqa: E402
+from limits import (  # noqa: E402
+    ARCHITECTURES,
+    COLUMNS,
+    Gpu,
+    Loop,
+    codes_of,
+    loop_of,
+    multiplications,
+    shares,
+)
+
+from tq3.runtime.cuda import compiler  # noqa: E402
 
 # Instructions a weight, by bits and group, for up to 4, 8, 16 and 32 tokens.
 INSTRUCTIONS = {
@@ -50,42 +60,40 @@ needs_nvdisasm = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("codes")
+@needs_nvdisasm
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_multiplication_stays_within_its_budgets(architecture, tmp_path):
+    wanted = {
+        instance: (bits, group, columns)
+        for bits, group in INSTRUCTIONS
+        for instance, columns in zip(multiplications(bits, group), COLUMNS, strict=True)
+    }
+    assert set(wanted) == set(instances("multiply", NAMES[:1]))
+    codes = codes_of("multiply", list(wanted), architecture, tmp_path)
+    for instance, (bits, group, columns) in wanted.items():
+        code, place = codes[instance], COLUMNS.index(columns)
+        assert loop_of(code, columns).total <= INSTRUCTIONS[bits, group][place], instance
+        assert code.registers <= REGISTERS[group][place], instance
+        assert code.frame <= STACK.get((architecture, bits, group, columns), 0), instance
+        assert code.frame or not code.spills, instance
 
 
 @needs_nvdisasm
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("group", GROUPS)
-def test_the_multiplication_stays_within_its_budgets(group, architecture, folder):
-    found = [
-        (bits, columns, code_of(instance_of(bits, group, columns), architecture, folder))
-        for bits in BITS
-        for columns in COLUMNS
-    ]
-    for bits, columns, code in found:
-        place = COLUMNS.index(columns)
-        where = f"{bits} bits, groups of {group}, {columns} columns"
-        assert loop_of(code, columns).total <= INSTRUCTIONS[bits, group][place], where
-        assert code.registers <= REGISTERS[group][place], where
-        assert code.frame <= STACK.get((architecture, bits, group, columns), 0), where
-        assert code.frame or not code.spills, where
-
-
-@needs_nvdisasm
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_rotation_stays_within_its_budgets(architecture, folder):
-    for instance in instances("rotate_quantise", NAMES[:1]):
-        code = code_of(instance, architecture, folder)
+def test_the_rotation_stays_within_its_budgets(architecture, tmp_path):
+    wanted = instances("rotate_quantise")
+    for instance, code in codes_of("rotate_quantise", wanted, architecture, tmp_path).items():
         assert code.registers <= 40, instance
         assert code.frame == code.spills == 0, instance
 
 
-def instance_of(bits, group, columns):
-    instance = f"multiply<Dtype::kBF16, {bits}, {group}, {columns}>"
-    assert instance in instances("multiply"), "no longer used"
-    return instance
+@needs_nvdisasm
+def test_an_instance_is_the_same_compiled_alone_and_among_others(tmp_path):
+    wanted = multiplications(3, 128)
+    together = codes_of("multiply", wanted, "sm_80", tmp_path)
+    code = compiler.compiled("multiply", wanted[3], "sm_80", tmp_path)
+    alone = limits.sass.read(limits.sass.disassembled(code.cubin, tmp_path))
+    assert alone == {code.function: together[wanted[3]]}
 
 
 def test_a_weight_is_counted_once_however_many_columns_it_meets():

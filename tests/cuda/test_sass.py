@@ -46,23 +46,23 @@ CODE = """
 
 
 def test_registers_and_stack_are_the_compilers_own_words():
-    code = read(FACTS + CODE)
+    code = read(FACTS + CODE)["kernel"]
     assert (code.registers, code.frame) == (0x89, 0x20)
 
 
 def test_every_instruction_is_read():
-    code = read(FACTS + CODE)
+    code = read(FACTS + CODE)["kernel"]
     expected = "S2R BRA LDG.E.128.CONSTANT LOP3.LUT IMMA.16832.S8.S8 BRA STL BRA.U EXIT BRA"
     assert code.opcodes == tuple(expected.split())
     assert code.spills == 1
 
 
 def test_a_loop_is_from_the_target_of_a_branch_back_to_the_branch():
-    assert read(FACTS + CODE).loops == (range(3, 6), range(2, 8))
+    assert read(FACTS + CODE)["kernel"].loops == (range(3, 6), range(2, 8))
 
 
 def test_the_innermost_loop_that_multiplies_is_the_hot_one():
-    code = read(FACTS + CODE)
+    code = read(FACTS + CODE)["kernel"]
     assert [name(opcode) for opcode in code.hot_loop()] == ["LOP3", "IMMA", "BRA"]
     assert len(code.hot_loop("LDG")) == 6
     with pytest.raises(AssertionError, match="no loop has EXIT"):
@@ -70,7 +70,7 @@ def test_the_innermost_loop_that_multiplies_is_the_hot_one():
 
 
 def test_instructions_are_counted_by_pipe():
-    code = read(FACTS + CODE)
+    code = read(FACTS + CODE)["kernel"]
     assert pipes(code.hot_loop("LDG")) == {"memory": 2, "alu": 1, "tensor": 1, "other": 2}
 
 
@@ -79,7 +79,14 @@ def test_an_instruction_of_no_known_pipe_is_named():
         pipes(("IMMA.16832", "TANH.F32", "HGMMA.64x8x16"))
 
 
-@pytest.mark.parametrize("text", ["", FACTS, CODE])
-def test_what_is_no_disassembly_of_a_function_is_refused(text):
-    with pytest.raises(AssertionError, match="not the disassembly of one function"):
-        read(text)
+def test_functions_of_one_file_are_kept_apart():
+    other = (FACTS + CODE).replace("kernel", "other").replace("0x00000089", "0x00000020")
+    found = read(FACTS + other.replace("IMMA", "HMMA") + CODE)
+    assert {of: code.registers for of, code in found.items()} == {"kernel": 0x89, "other": 0x20}
+    assert "IMMA.16832.S8.S8" in found["kernel"].opcodes
+    assert "HMMA.16832.S8.S8" in found["other"].opcodes
+
+
+def test_a_function_without_its_facts_is_refused():
+    with pytest.raises(AssertionError, match="no registers or stack of kernel"):
+        read(CODE)
