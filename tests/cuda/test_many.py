@@ -24,7 +24,7 @@ DECODE_FAULTS = {
         "(__float_as_uint(__fmul_rn(levels[i], norm)) >> (kBytes<dtype> == 2 ? 16 : 0))",
     ),
     "the norm of the unit's first group": ("* kUnit + first * 32) / group", "* kUnit) / group"),
-    "the norms of other rows": ("norms[g * 8 + lane / 4]", "norms[g * 8 + lane % 4]"),
+    "the norms of other rows": ("norms + g * 8 + lane / 4", "norms + g * 8 + lane % 4"),
     "the codes of other rows": ("spread(packed, i, codes)", "spread(packed, 3 - i, codes)"),
     "two of four weights exchanged": ("kFirstTwo = 0x5140U", "kFirstTwo = 0x4051U"),
     "four of eight weights exchanged": ("eight >> t % 2 * 16", "eight >> (1 - t % 2) * 16"),

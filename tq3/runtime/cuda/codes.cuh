@@ -14,6 +14,15 @@ struct alignas(16) Floats {
     float value[4];
 };
 
+// In one access, not one for each that is used.
+__device__ __forceinline__ Floats load_floats(const Floats* floats) {
+    const Words words = *reinterpret_cast<const Words*>(floats);
+    Floats loaded;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) loaded.value[i] = __uint_as_float(words.word[i]);
+    return loaded;
+}
+
 // What a lane holds of a unit of a tile: the codes of rows r, r + 8, r + 16 and r + 24.
 template <int bits>
 struct Packed {

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,22 @@ def version() -> tuple[int, int]:
     return major, minor
 
 
+def intermediate(kernel: str, instance: str, architecture: str) -> str:
+    """The PTX from which NVRTC makes the machine code of `compiled`, by the same options."""
+    with _program(kernel, source.kernel(kernel), instance, architecture) as program:
+        text = _text(program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+        return text.rstrip(b"\0").decode()
+
+
 def _compile(kernel: str, text: str, instance: str, architecture: str) -> Code:
+    with _program(kernel, text, instance, architecture) as program:
+        cubin = _text(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+        name = _answer(nvrtc.nvrtcGetLoweredName(program, instance.encode()))
+        return Code(cubin, name.decode())
+
+
+@contextmanager
+def _program(kernel: str, text: str, instance: str, architecture: str) -> Iterator[Any]:
     program = _answer(nvrtc.nvrtcCreateProgram(text.encode(), f"{kernel}.cu".encode(), 0, [], []))
     try:
         _answer(nvrtc.nvrtcAddNameExpression(program, instance.encode()))
@@ -89,9 +105,7 @@ def _compile(kernel: str, text: str, instance: str, architecture: str) -> Code:
         log = _text(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise RuntimeError(f"{instance} does not compile for {architecture}: {log.decode()}")
-        cubin = _text(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
-        name = _answer(nvrtc.nvrtcGetLoweredName(program, instance.encode()))
-        return Code(cubin, name.decode())
+        yield program
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 

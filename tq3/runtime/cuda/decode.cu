@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kWarps* kLanes)
     for (int first = 0; first < kUnit / 32; first += stretches_a_group) {
         // Groups follow each other from tile to tile, as units do; one of 256 is that of two units.
         const long long g = (static_cast<long long>(job) * kUnit + first * 32) / group;
-        const Floats norm = norms[g * 8 + lane / 4];
+        const Floats norm = load_floats(norms + g * 8 + lane / 4);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             unsigned codes[4];

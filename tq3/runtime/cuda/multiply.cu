@@ -8,6 +8,8 @@
 
 constexpr int kWarpsATile = 8;
 constexpr int kPartialSums = 8;
+// Floats of a token's rows in shared memory: four tokens of eight rows lie in different banks.
+constexpr int kLine = kTile + 8;
 
 // What a block is to multiply of several layers: tokens `first` to `end` by layer `layer`.
 struct alignas(16) Job {
@@ -22,8 +24,15 @@ struct Turns {
     static constexpr int warps_a_tile = kWarpsATile / tiles_a_block;
 };
 
-__device__ __forceinline__ float add_up(float (&partial)[kPartialSums][kTokens][kTile + 1],
-                                        int token, int row) {
+// Blocks that the compiler is told to find room for on a multiprocessor, 0 for what it thinks best:
+// so no instance spills (tests/cuda/test_limits.py).
+template <int columns>
+constexpr int kBlocksAtOnce = columns == 1   ? 2
+                              : columns == 2 ? 1
+                                             : 0;
+
+__device__ __forceinline__ float add_up(float (&partial)[kPartialSums][kTokens][kLine], int token,
+                                        int row) {
     float p[kPartialSums];
 #pragma unroll
     for (int k = 0; k < kPartialSums; ++k) p[k] = partial[k][token][row];
@@ -39,14 +48,13 @@ __device__ __forceinline__ float add_up(float (&partial)[kPartialSums][kTokens][
 // 4 * columns * i on. Rows of the grid: a block for each Turns<group>::tiles_a_block tiles.
 // Threads: kWarpsATile warps.
 template <Dtype dtype, int bits, int group, int columns>
-__global__ void __launch_bounds__(kWarpsATile* kLanes)
+__global__ void __launch_bounds__(kWarpsATile* kLanes, kBlocksAtOnce<columns>)
     multiply(const Words* __restrict__ words, const Floats* __restrict__ norms,
              const signed char* __restrict__ quantised, const float* __restrict__ worths,
              void* __restrict__ y, int rows, int units, int tokens, const Job* __restrict__ jobs) {
     using S = Shape<group>;
     using T = Turns<group>;
-    // The last float keeps rows of one partial sum out of each other's banks.
-    __shared__ float partial[T::tiles_a_block][kPartialSums][kTokens][kTile + 1];
+    __shared__ float partial[T::tiles_a_block][kPartialSums][kTokens][kLine];
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
     const int in_block = warp / T::warps_a_tile, turn = warp % T::warps_a_tile;
     const int first_tile = blockIdx.y * T::tiles_a_block, tile = first_tile + in_block;

@@ -121,7 +121,7 @@ __device__ __forceinline__ void each_group(const Work& work, int step, int strid
                                             ? at.worths[k * work.tokens + c * kTokens]
                                             : 0.0F;
                     float terms[4];
-                    take_terms(sums[c], worth, at.norms[k * 8], terms);
+                    take_terms(sums[c], worth, load_floats(at.norms + k * 8), terms);
                     take(step, k, c, terms);
                 }
             }

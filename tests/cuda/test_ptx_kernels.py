@@ -1,0 +1,283 @@
+"""The kernels as NVRTC compiles them, run on the processor, equal the reference bit for bit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
+
+import test_multiply  # noqa: E402
+import test_rotate_quantise  # noqa: E402
+from emulated import multiply, quantise  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from layers import (  # noqa: E402
+    BITS,
+    DTYPES,
+    GROUPS,
+    ROTATIONS,
+    SPECIAL,
+    activations,
+    assert_same,
+    layer,
+    problems,
+    spoil,
+)
+from ptx.device import Device  # noqa: E402
+from ptx.parsing import Fault  # noqa: E402
+
+from tq3.runtime import arithmetic as fixed  # noqa: E402
+from tq3.runtime import generic, reference  # noqa: E402
+from tq3.runtime.cuda import compiler, layout, linear, many, source  # noqa: E402
+from tq3.runtime.cuda.calls import MOST_COLUMNS  # noqa: E402
+
+# NVRTC writes one PTX up to sm_90, and another from sm_100 on.
+ARCHITECTURES = {"sm_80": ("sm_89", "sm_90"), "sm_100": ("sm_120",)}
+
+
+@pytest.mark.parametrize(("one", "others"), ARCHITECTURES.items())
+@pytest.mark.parametrize(
+    "instance",
+    ["multiply<Dtype::kBF16, 3, 64, 4>", "rotate_quantise<Dtype::kF16, 128, 64>"],
+)
+def test_the_ptx_of_one_architecture_stands_for_that_of_others(instance, one, others):
+    kernel = instance.split("<", maxsplit=1)[0]
+    text = compiler.intermediate(kernel, instance, one)
+    for other in others:
+        assert compiler.intermediate(kernel, instance, other).replace(other, one) == text
+
+
+def assert_equals_the_reference(device, x, packed, norms, bits, group, rotation):
+    found = multiply(device, x, packed, norms, bits, group, rotation)
+    assert_same(found, reference.linear(x, packed, norms, bits, group, rotation))
+
+
+def assert_quantised_as_the_reference(device, x, n, group, rotation):
+    integers, worths = quantise(device, x, n, 3, group, rotation)
+    expected, scales = reference.quantise(reference.rotate(x, n, group, rotation))
+    assert torch.equal(integers[:, :n], expected)
+    assert_same(worths[:, :n].contiguous(), scales * fixed.unit(3, group, rotation))
+    assert not integers[:, n:].any()
+    assert not worths[:, n:].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(most_tokens=32), architecture=st.sampled_from(list(ARCHITECTURES)))
+def test_any_layer_gives_what_the_reference_gives(problem, architecture):
+    bits, group, rotation, x, packed, norms = problem
+    device = Device(architecture)
+    assert_equals_the_reference(device, x, packed, norms, bits, group, rotation)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("tokens", [1, 7, 13, 32, 35])
+def test_odd_numbers_of_groups_rows_and_tokens(bits, group, tokens):
+    x = activations(tokens, 21 * group - 3, DTYPES[tokens % 3])
+    device = Device(list(ARCHITECTURES)[tokens % 2])
+    assert_equals_the_reference(device, x, *layer(70, 21, bits, group), bits, group, group)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_blocks_that_share_a_tile(bits, group, architecture):
+    n = 17 * max(1, 128 // group)
+    x = activations(3, n * group - 3, DTYPES[bits % 3])
+    device = Device(architecture, processors=test_multiply.MANY)
+    assert_equals_the_reference(device, x, *layer(70, n, bits, group), bits, group, group)
+    assert device.traffic.keys() == {"rotate_quantise", "multiply_terms", "add_terms"}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_experts(architecture):
+    made = [layer(70, 9, 3, 128, seed) for seed in range(4)]
+    layers = layout.repack(*map(torch.stack, zip(*made, strict=True)), 3, 128)
+    x, experts = activations(11, 9 * 128 - 3), torch.tensor([2, 0, 2, 2, 0, 3, 2, 2, 0, 0, 2])
+    found = linear.experts(Device(architecture), x, layers, experts, 70, 128, 128)
+    alone = [reference.linear(x[i : i + 1], *made[e], 3, 128) for i, e in enumerate(experts)]
+    assert_same(found, torch.cat(alone))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_rotated_activations_and_decoded_weights(bits, group, architecture):
+    device, dtype = Device(architecture), DTYPES[(bits + group // 64) % 3]
+    x = activations(3, 5 * group - 3, dtype)
+    found = many.rotate(device, x, 5, group, 32)
+    assert_same(found, generic.rotate(x, 5, group, 32).to(dtype))
+    packed, norms = layer(41, 5, bits, group)
+    weights = torch.empty(41, 5 * group, dtype=dtype)
+    many.decode(device, layout.repack(packed, norms, bits, group), group, weights)
+    assert_same(weights, generic.decode(packed, norms, bits, group).to(dtype))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("group", "rotation"), ROTATIONS)
+def test_activations_of_every_kind(group, rotation, architecture):
+    for i, kind in enumerate(SPECIAL):
+        x = spoil(activations(3, 3 * group - 5, DTYPES[i % 3], i), kind, 1)
+        assert_quantised_as_the_reference(Device(architecture), x, 3, group, rotation)
+
+
+def traffic_of(bits, group, tokens):
+    """Of a call in whole tiles and units, by argument: words, norms, integers, worths, results."""
+    device = Device()
+    x = activations(tokens, 16 * group, torch.bfloat16)
+    assert_equals_the_reference(device, x, *layer(128, 16, bits, group), bits, group, group)
+    return device.traffic["multiply"], device.conflicts["multiply"]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("columns", [1, 8])
+def test_weights_are_read_once_and_in_whole_sectors(bits, group, columns):
+    tokens = 4 * min(columns, MOST_COLUMNS[group])
+    (words, norms, *_), _ = traffic_of(bits, group, tokens)
+    weights = 128 * 16 * group
+    assert words["ld"].sectors == weights * bits // 8 // 32
+    assert norms["ld"].sectors == norms["ld"].ideal == weights // group * 4 // 32
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_activations_and_results_go_in_whole_sectors(group, tokens):
+    (_, _, integers, worths, results), _ = traffic_of(3, group, tokens)
+    assert integers["ld"].sectors == integers["ld"].ideal
+    # A lane's worth may begin in the middle of a sector.
+    assert worths["ld"].sectors <= 1.5 * worths["ld"].ideal
+    assert results["st"].sectors == results["st"].ideal
+
+
+def test_partial_sums_meet_in_as_few_passes_of_the_banks_as_there_can_be():
+    _, conflicts = traffic_of(3, 128, 32)
+    assert conflicts.passes == conflicts.ideal
+
+
+class _OneFaulty:
+    """A device whose `kernel` is compiled from another text."""
+
+    def __init__(self, kernel, text):
+        self.processors = test_multiply.FEW
+        self._kernel, self._right = kernel, Device()
+        self._wrong = Device(text=text)
+
+    def launch(self, call):
+        (self._wrong if call.kernel == self._kernel else self._right).launch(call)
+
+
+def from_source(monkeypatch, faulty):
+    """The PTX of another source."""
+
+    def text(kernel, instance):
+        with monkeypatch.context() as patch:
+            patch.setattr(source, "kernel", lambda _: faulty)
+            return compiler.intermediate(kernel, instance, "sm_80")
+
+    return text
+
+
+def multiplies(device):
+    for group in (64, 128):
+        x = activations(7, 20 * group - 3)
+        assert_equals_the_reference(device, x, *layer(41, 20, 3, group), 3, group, group)
+    x = activations(37, 250)
+    assert_equals_the_reference(device, x, *layer(33, 2), 3, 128, 128)
+
+
+def quantises(device):
+    for dtype, group, rotation in (
+        (torch.float32, 128, 128),
+        (torch.float16, 128, 32),
+        (torch.float32, 32, 32),
+    ):
+        for kind in SPECIAL:
+            x = spoil(activations(3, 3 * group - 6, dtype), kind, 1)
+            assert_quantised_as_the_reference(device, x, 3, group, rotation)
+    x = torch.zeros(3, 32)
+    x[:, 0] = torch.tensor([1.0, 1 - 2.0**-24, 0.5]) * fixed.SMALLEST
+    assert_quantised_as_the_reference(device, x, 1, 32, 32)
+
+
+def test_the_checks_below_pass_without_a_fault():
+    multiplies(Device())
+    quantises(Device())
+
+
+FAULTS = test_multiply.FAULTS | test_multiply.FAULTS_OF_MULTIPLY
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_multiplication_is_seen(fault, monkeypatch):
+    faulty = source.kernel("multiply").replace(*FAULTS[fault])
+    with pytest.raises(AssertionError):
+        multiplies(_OneFaulty("multiply", from_source(monkeypatch, faulty)))
+
+
+@pytest.mark.parametrize("fault", test_rotate_quantise.FAULTS)
+def test_a_fault_in_the_rotation_is_seen(fault, monkeypatch):
+    faulty = test_rotate_quantise.SOURCE.replace(*test_rotate_quantise.FAULTS[fault])
+    with pytest.raises(AssertionError):
+        quantises(Device(text=from_source(monkeypatch, faulty)))
+
+
+def compiled(kernel, instance):
+    return compiler.intermediate(kernel, instance, "sm_80")
+
+
+def without(pattern, n):
+    """The PTX less the n-th place that fits `pattern`."""
+
+    def text(kernel, instance):
+        whole = compiled(kernel, instance)
+        found = list(re.finditer(pattern, whole))[n]
+        return whole[: found.start()] + whole[found.end() :]
+
+    return text
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_each_barrier_is_needed(n):
+    """Seven tokens are two columns: between them, and before the sums of each, all threads wait."""
+    with pytest.raises(Fault, match="a race|before it is written"):
+        multiplies(_OneFaulty("multiply", without(r"bar\.sync \t0;", n)))
+
+
+def moved(opcode, by, n=0):
+    """The PTX with the n-th address of `opcode` moved by some bytes."""
+
+    def text(kernel, instance):
+        whole = compiled(kernel, instance)
+        found = list(re.finditer(rf"{re.escape(opcode)}[^\]]*(?=\])", whole))[n]
+        rest = whole[found.end() :]
+        offset = re.search(r"\+(-?\d+)$", found[0])
+        start = found[0][: offset.start()] if offset else found[0]
+        return f"{whole[: found.start()]}{start}+{int(offset[1] if offset else 0) + by}{rest}"
+
+    return text
+
+
+# The first such load is that of a job, which a single layer doesn't have.
+@pytest.mark.parametrize("n", range(1, 4))
+def test_weights_read_one_row_of_words_too_far_are_seen(n):
+    with pytest.raises(AssertionError):
+        multiplies(_OneFaulty("multiply", moved("ld.global.nc.v4.u32", 512, n)))
+
+
+@pytest.mark.parametrize("opcode", ["ld.shared.f32", "st.shared.f32"])
+@pytest.mark.parametrize("by", [4, 2, 4224])
+def test_a_wrong_place_in_shared_memory_is_seen(opcode, by):
+    with pytest.raises(AssertionError):
+        multiplies(_OneFaulty("multiply", moved(opcode, by)))
+
+
+def test_a_shuffle_from_another_lane_is_seen():
+    def text(kernel, instance):
+        return compiled(kernel, instance).replace("shfl.sync.bfly", "shfl.sync.down")
+
+    with pytest.raises(AssertionError):
+        quantises(Device(text=text))
