@@ -8,13 +8,16 @@ HARNESS := $(CURDIR)/build/venv-harness
 WHEEL = $$(echo build/wheel/tq3-*.whl)
 SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check docs sanitize neon fuzz vllm harness clean
+.PHONY: demo test check docs sanitize neon fuzz cuda vllm harness clean
 
 demo: build/venv/demo  ## a real model compressed, verified, restored, served packed and compared
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
 
-test: build/venv/test  ## the whole test suite
-	$(BIN)/pytest --numprocesses auto --dist loadscope
+test: build/venv/test  ## the whole test suite but for the three below that have a command of their own
+	$(BIN)/pytest --numprocesses auto --dist loadscope --ignore tests/cuda
+
+cuda: build/venv/test  ## CUDA kernels, on a processor: emulated, interpreted, compiled and counted
+	$(BIN)/pytest --numprocesses auto --dist loadscope tests/cuda
 
 check: build/venv/test build/venv/lint  ## linters, types, generated documents
 	$(BIN)/ruff check .
