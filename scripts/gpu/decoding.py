@@ -40,10 +40,8 @@ class Block(nn.Module):
 
     def __init__(self, sizes: Sizes, make: MakeLinear) -> None:
         super().__init__()
-        self.into, self.out = (
-            make(sizes.attention, sizes.hidden),
-            make(sizes.hidden, sizes.attention),
-        )
+        self.into = make(sizes.attention, sizes.hidden)
+        self.out = make(sizes.hidden, sizes.attention)
         self.gate, self.up = make(sizes.mlp, sizes.hidden), make(sizes.mlp, sizes.hidden)
         self.down = make(sizes.hidden, sizes.mlp)
 
@@ -92,12 +90,8 @@ def measure(gpu: Machine, sizes: Sizes) -> tuple[Section, Section]:
         f"{sizes.model_layers} such layers, so {share:.3g} of what these do"
     ]
     title = "One token after the other through a random model's linear layers"
-    return (
-        Section(title, speeds, notes, faults),
-        Section(
-            "Memory of the device as layers are moved to it, beyond their size", memory, [], []
-        ),
-    )
+    beyond = "Memory of the device as layers are moved to it, beyond their size"
+    return Section(title, speeds, notes, faults), Section(beyond, memory, [], [])
 
 
 def _speed(gpu: Machine, model: nn.Module, sizes: Sizes, faults: list[str]) -> Row:

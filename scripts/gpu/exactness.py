@@ -67,5 +67,8 @@ def section(outcomes: list[Outcome]) -> Section:
         for of_kind in ([outcome for outcome in outcomes if outcome.case.kind == kind],)
     ]
     more = [f"and {len(faults) - MOST_LISTED} more"] if len(faults) > MOST_LISTED else []
-    note = f"{len(outcomes) - len(faults)} of {len(outcomes)} cases are equal bit for bit"
+    note = (
+        f"{len(outcomes) - len(faults)} of {len(outcomes)} cases are equal: bit for bit, but for "
+        "decoded products, which torch's GEMM rounds"
+    )
     return Section("Results against the reference", rows, [note], faults[:MOST_LISTED] + more)

@@ -173,8 +173,8 @@ def _crossover(rows: list[Row]) -> str:
     """From how many tokens on the decoded path is faster, whatever is measured beyond."""
     slower = [row for row in rows if row["decoded us"] is None or not _is_decoded_faster(row)]
     later = [row["tokens"] for row in rows[rows.index(slower[-1]) + 1 if slower else 0 :]]
-    found = f"from {later[0]} tokens on" if later else "never"
-    return f"decode and GEMM are faster {found} (linear.MOST_TOKENS is {linear.MOST_TOKENS})"
+    found = f"faster from {later[0]} tokens on" if later else "never faster"
+    return f"decode and GEMM are {found} (linear.MOST_TOKENS is {linear.MOST_TOKENS})"
 
 
 def _is_decoded_faster(row: Row) -> bool:

@@ -309,4 +309,4 @@ def test_quick_compares_results_only(found_gpu, monkeypatch, capsys):
     assert run(monkeypatch, "--quick") == 0
     printed = capsys.readouterr().out
     assert printed.count("## ") == 1
-    assert "1 of 1 cases are equal bit for bit" in printed
+    assert "1 of 1 cases are equal: bit for bit" in printed
