@@ -18,7 +18,8 @@ def answer(result):
 
 def compile_log(program, options):
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    log = b" " * answer(nvrtc.nvrtcGetProgramLogSize(program))
+    # An empty log has one byte, and a bytes object of one byte is Python's own.
+    log = bytes(answer(nvrtc.nvrtcGetProgramLogSize(program)) + 1)
     answer(nvrtc.nvrtcGetProgramLog(program, log))
     return status, log.decode().strip("\0 \n")
 

@@ -44,6 +44,13 @@ def test_a_kernel_is_compiled_once_and_then_read(tmp_path, no_compiler):
     assert compiled(tmp_path) == first
 
 
+def test_what_the_compiler_says_is_written_to_nothing_that_python_shares(tmp_path):
+    compiled(tmp_path)
+    with pytest.raises(RuntimeError, match="does not compile"):
+        compiled(tmp_path, instance="rotate_quantise<Dtype::kF32, 64>")
+    assert [bytes([i])[0] for i in range(256)] == list(range(256))
+
+
 def test_another_architecture_instance_or_text_is_another_file(tmp_path, monkeypatch):
     compiled(tmp_path)
     compiled(tmp_path, architecture="sm_90")

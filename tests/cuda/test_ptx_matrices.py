@@ -63,7 +63,7 @@ def test_a_tensor_core_multiplies_as_a_loop_does(kernel, architecture, monkeypat
     monkeypatch.setattr(source, "kernel", lambda _: text)
     a, b, sums = problem()
     expected = sums + (a.int() @ b.int().T)
-    Device(architecture).launch(Call(kernel, kernel, 1, 32, (a, b, sums)))
+    Device(architecture).launch(Call(kernel, kernel, (1, 1, 1), 32, (a, b, sums)))
     assert torch.equal(sums, expected)
 
 

@@ -102,8 +102,8 @@ def _program(kernel: str, text: str, instance: str, architecture: str) -> Iterat
         _answer(nvrtc.nvrtcAddNameExpression(program, instance.encode()))
         options = [option.encode() for option in (*OPTIONS, f"--gpu-architecture={architecture}")]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        log = _text(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = _text(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
             raise RuntimeError(f"{instance} does not compile for {architecture}: {log.decode()}")
         yield program
     finally:
@@ -111,9 +111,11 @@ def _program(kernel: str, text: str, instance: str, architecture: str) -> Iterat
 
 
 def _text(program: Any, size: Any, read: Any) -> bytes:
-    text: bytes = b" " * _answer(size(program))
+    # NVRTC writes into the object. One of a single byte would be Python's own, for all to share.
+    n_bytes = _answer(size(program))
+    text = bytes(n_bytes + 1)
     _answer(read(program, text))
-    return text
+    return text[:n_bytes]
 
 
 def _answer(result: tuple[Any, ...]) -> Any:
