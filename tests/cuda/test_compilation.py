@@ -29,7 +29,9 @@ def compile_log(program, options):
 def test_a_kernel_compiles_without_a_warning(name, architecture):
     text = source.kernel(name).encode()
     program = answer(nvrtc.nvrtcCreateProgram(text, f"{name}.cu".encode(), 0, [], []))
-    for instance in instances(name):
+    # On the others test_limits.py compiles those of bfloat16 alone.
+    few = [each for each in instances(name) if "kBF16" in each or "terms" in each]
+    for instance in instances(name) if architecture in ("sm_80", "sm_120") else few[::4]:
         answer(nvrtc.nvrtcAddNameExpression(program, instance.encode()))
     # 177: a constant that another kernel needs.
     options = [f"--gpu-architecture={architecture}", "--std=c++17", "--diag-suppress=177"]
