@@ -71,10 +71,13 @@ class TqConfig:
 
     def width_reader(self) -> Callable[[str], int]:
         """The recorded width of a name: by `widths`, else by the rule of existing readers."""
-        if self.widths or self.sensitive_bits is None:
-            return width_reader(self.bits, self.widths)
-        main, other, patterns = self.bits, self.sensitive_bits, self.sensitive_patterns
-        return lambda name: other if any(text in name for text in patterns) else main
+        return width_reader(self.bits, self.widths) if self.widths else self.width_by_name
+
+    def width_by_name(self, name: str) -> int:
+        """What existing readers take: they know two widths, the second by parts of names."""
+        if self.sensitive_bits is not None and any(p in name for p in self.sensitive_patterns):
+            return self.sensitive_bits
+        return self.bits
 
     def to_json(self) -> str:
         """The file's text: keys that existing readers know at the top, ours in `tq3`."""
