@@ -157,7 +157,7 @@ def test_another_identity_is_refused_with_the_difference(out):
     before = contents(out)
     with pytest.raises(UsageError, match="unfinished run") as caught:
         target(out, OTHER)
-    assert caught.value.found == "bits 3 became 4"
+    assert caught.value.found == "--bits 3 became --bits 4"
     assert "--overwrite" in str(caught.value.fix)
     assert contents(out) == before
 
@@ -197,7 +197,7 @@ def test_a_run_that_goes_on_leaves_its_own_options(out):
             write_draft(folder, plan_of(2), 0)
     with pytest.raises(UsageError, match="unfinished run") as caught:
         target(out, strict)
-    assert caught.value.found == "nonfinite keep became error"
+    assert caught.value.found == "--nonfinite keep became --nonfinite error"
 
 
 def test_a_journal_of_another_version_is_left_alone_whatever_it_says(out):

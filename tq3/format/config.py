@@ -75,9 +75,8 @@ class TqConfig:
 
     def width_by_name(self, name: str) -> int:
         """What existing readers take: they know two widths, the second by parts of names."""
-        if self.sensitive_bits is not None and any(p in name for p in self.sensitive_patterns):
-            return self.sensitive_bits
-        return self.bits
+        is_special = any(text in name for text in self.sensitive_patterns)
+        return self.sensitive_bits if self.sensitive_bits and is_special else self.bits
 
     def to_json(self) -> str:
         """The file's text: keys that existing readers know at the top, ours in `tq3`."""
@@ -244,10 +243,8 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     if value is None:
         return default
     if not _is_a(value, kind):
-        found = value if isinstance(value, int) else type(value).__name__
-        raise BadInput(
-            f"{key} has the wrong type", file=FILE_NAME, found=found, expected=_NAMES[kind]
-        )
+        found, expected = value if isinstance(value, int) else type(value).__name__, _NAMES[kind]
+        raise BadInput(f"{key} has the wrong type", file=FILE_NAME, found=found, expected=expected)
     return value
 
 

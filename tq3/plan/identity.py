@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tq3.format.config import FORMAT_VERSION
+from tq3.plan.differences import option_changes
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.sources import Checkpoint
 
@@ -42,11 +43,11 @@ class Identity:
         ]
         if told:
             return told  # the rest would only confuse
-        told += _changes(record.get("sources") or {}, self.sources)
+        told += _stamp_changes(record.get("sources") or {}, self.sources)
         if self._is_stricter(record.get("options") or {}):
-            told.append("nonfinite keep became error")
+            told.append("--nonfinite keep became --nonfinite error")
         if record.get("plan") != self.plan and not told:
-            told += _changes(record.get("options") or {}, self.options)
+            told += option_changes(record.get("options") or {}, self.options)
         if record.get("plan") != self.plan and not told:
             told.append("the tensors in the source, or what this version of tq3 makes of them")
         return told
@@ -78,7 +79,7 @@ def _task_text(task: Task) -> str:
     return f"{task.name!r} {task.action} {task.scale} {task.units} {task.layout} {sources}\n"
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _stamp_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key in dict.fromkeys((*old, *new)):
         if old.get(key) != new.get(key):
             yield f"{key} {old.get(key, 'not there')} became {new.get(key, 'not there')}"
