@@ -119,6 +119,20 @@ def test_a_dry_run_shows_the_choice_and_why(tq3, source):
     assert "q, k and v of a layer differ" in shown
 
 
+def test_a_target_beyond_all_that_the_recipe_allows_is_told_by_plan_and_run(tq3, source, tmp_path):
+    options = ("--recipe", "balanced", "--target-size", "14GiB")
+    told = "14 GiB, but the widest output that recipe 'balanced' allows has"
+    shown = " ".join(tq3("compress", source, "--dry-run", *options).stdout.split())
+    assert f"target {told}" in shown
+    result = tq3("compress", source, tmp_path / "out", *options)
+    assert f"the target is {told}" in " ".join(result.stderr.split())
+    # So large, and no larger: a byte less is a target to choose by.
+    n_bytes = weight_bytes(tmp_path / "out")
+    for size in (n_bytes, n_bytes - 1):
+        options = ("--recipe", "balanced", "--target-size", size)
+        assert "but the widest" not in tq3("compress", source, "--dry-run", *options).stdout
+
+
 def test_without_a_recipe_nothing_is_said_of_roles(tq3, source):
     assert "share of loss" not in tq3("compress", source, "--dry-run").stdout
 
@@ -170,7 +184,7 @@ def test_another_recipe_does_not_continue_what_one_began(tq3, source, tmp_path):
         library.compress(source, tmp_path / "out", recipe="balanced", workers=1, on_event=stop)
     result = tq3("compress", source, tmp_path / "out", "--recipe", "best")
     assert result.exit_code == 2
-    assert "widths" in result.stderr
+    assert "--recipe balanced became --recipe best" in result.stderr
     assert tq3("compress", source, tmp_path / "out", "--recipe", "balanced").exit_code == 0
 
 

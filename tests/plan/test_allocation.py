@@ -9,12 +9,14 @@ from itertools import product
 import pytest
 from listings import checkpoint, qwen
 
+from tq3 import units
 from tq3.codec.expected import expected_error
 from tq3.errors import UsageError
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.format.request import make_recipe
 from tq3.format.widths import Widths
+from tq3.plan.allocation import spare_target
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import Plan
 from tq3.plan.roles import fused_set_of, role_of
@@ -132,9 +134,25 @@ def test_the_smallest_size_that_is_named_can_be_reached():
 
 
 def test_a_size_beyond_the_largest_takes_the_widest_of_all():
-    widths = Widths("x", (2, 3, 4), target_bytes=10**9)
-    plan = plan_compression(SMALL, Recipe(widths=widths))
+    recipe = Recipe(widths=Widths("x", (2, 3, 4), target_bytes=10**9))
+    plan = plan_compression(SMALL, recipe)
     assert set(widths_of(plan).values()) == {4}
+    assert spare_target(plan, recipe) == (
+        f"1 GB, but the widest output that recipe 'x' allows has {units.size(plan.file_bytes)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "bpw", "told"),
+    [((3, 4), 4.24, None), ((3, 4), 4.25, None), ((3, 4), 4.5, "4.250"), ((4, None), 20, "14.694")],
+)
+def test_only_bits_beyond_the_widest_are_spare(others, bpw, told):
+    """v has one width: what is asked of it is no matter of the target."""
+    recipe = Recipe(widths=Widths("x", others, {"down": (None,), "v": (4,)}, target_bpw=bpw))
+    found = spare_target(plan_compression(SMALL, recipe), recipe)
+    assert found == (
+        told and f"{bpw} bits a weight, but the widest output that recipe 'x' allows has {told}"
+    )
 
 
 def test_a_width_for_the_head_is_one_for_tied_embeddings_too():

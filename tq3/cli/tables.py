@@ -154,10 +154,11 @@ def _overview(d: Description) -> Table:
     if "F16" in d.norm_dtypes:
         tensors = (f"{dtype} of {counted(n, 'tensor')}" for dtype, n in d.norm_dtypes.items())
         _add(table, "norms", ", ".join(tensors))
-    if d.scale:
-        _add(table, "scales", _SCALES[d.scale])
-    if d.choice.recipe:
-        _add(table, "recipe", d.choice.recipe)
+    scales = _SCALES[d.scale] if d.scale else None
+    asked = {"scales": scales, "recipe": d.choice.recipe, "target": d.spare_target}
+    for name, text in asked.items():
+        if text:
+            _add(table, name, text)
     if d.original_model:
         revision = f" at {d.source_revision}" if d.source_revision else ""
         dtype = f" ({d.source_dtype})" if d.source_dtype else ""

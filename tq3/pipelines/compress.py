@@ -16,6 +16,7 @@ from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
+from tq3.plan.allocation import spare_target
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
@@ -68,7 +69,8 @@ class _Compression(Job):
         self._verbatim_config = verbatim_config
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
-        self._notices: list[Notice] = []
+        spare = spare_target(self.plan, recipe)
+        self._notices = [Notice(f"the target is {spare}")] if spare else []
 
     def options(self) -> dict[str, Any]:
         """The recipe."""

@@ -11,6 +11,7 @@ from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.roles import describe_choice
+from tq3.plan.allocation import spare_target
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.learned import NOTHING_LEARNED
@@ -76,6 +77,7 @@ def _describe_plan(
         tensors=lines,
         choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
+        spare_target=spare_target(plan, recipe),
     )
 
 

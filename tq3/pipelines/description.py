@@ -54,6 +54,7 @@ class Description:
     scale, source_bytes, measured_error: None where nobody recorded them
     choice: widths by role, and what they are expected to cost
     peak_memory_bytes: what compress would need, for a plan
+    spare_target: that nothing as wide as the target is possible, for a plan
     """
 
     path: str
@@ -71,6 +72,7 @@ class Description:
     tensors: tuple[TensorLine, ...]
     choice: Choice
     peak_memory_bytes: int | None = None
+    spare_target: str | None = None
 
     @property
     def n_bytes(self) -> int:

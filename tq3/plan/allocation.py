@@ -11,9 +11,11 @@ from tq3.format.header import TensorInfo
 from tq3.format.recipe import WIDTHS, Recipe
 from tq3.format.widths import BY_NAME, Width, Widths
 from tq3.plan.knapsack import Item, Option, solve
-from tq3.plan.plan import Plan
+from tq3.plan.plan import Plan, Task
+from tq3.plan.policy import may_compress
 from tq3.plan.roles import fused_set_of, role_of
 from tq3.plan.sensitivity import alphas, relative_error
+from tq3.units import exact_size, size
 
 Chosen: TypeAlias = dict[str, Width]
 # Of a tensor's dtype, shape and width.
@@ -191,3 +193,32 @@ def fit(allocation: Allocation, target: int, plan_with: Callable[[Chosen], Plan]
     better = allocation.best_within(target - (file_bytes - allocation.n_bytes(chosen)))
     fits = better is not None and plan_with(better).file_bytes <= target
     return better if better is not None and fits else chosen
+
+
+def spare_target(plan: Plan, recipe: Recipe) -> str | None:
+    """That the recipe allows nothing as wide as its target, in words; None where it does.
+
+    plan: the one that was made for `recipe`
+    """
+    widths = recipe.widths
+    if not widths:
+        return None
+    allowed = [
+        task for task in plan.tasks if task.layout or may_compress(task.sources[0].info, recipe)
+    ]
+    if not all(_is_widest(task, widths, only=bool(recipe.only)) for task in allowed):
+        return None
+    n_weights = sum(task.sources[0].info.n_elements for task in allowed)
+    bpw = sum(task.bytes_out for task in allowed) * 8 / max(n_weights, 1)
+    but = f"but the widest output that recipe {widths.name!r} allows has"
+    if (widths.target_bytes or 0) > plan.file_bytes:
+        return f"{exact_size(widths.target_bytes or 0)}, {but} {size(plan.file_bytes)}"
+    if (widths.target_bpw or 0) > bpw:
+        return f"{widths.target_bpw:g} bits a weight, {but} {bpw:.3f}"
+    return None
+
+
+def _is_widest(task: Task, widths: Widths, *, only: bool) -> bool:
+    choices = widths.choices(role_of(task.name), only=only)
+    widest = None if None in choices else max(bits for bits in choices if bits)
+    return len(choices) == 1 or widest == (task.layout.bits if task.layout else None)
