@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from itertools import product
+from typing import Any
 
 import pytest
 from listings import checkpoint, qwen
@@ -131,6 +132,29 @@ def test_the_smallest_size_that_is_named_can_be_reached():
     assert plan.file_bytes == smallest
     with pytest.raises(UsageError):
         plan_compression(SMALL, make_recipe(target_size=smallest - 1))
+
+
+EMBEDDING, HEAD = (
+    TensorInfo(name, "BF16", (256, 128)) for name in ("model.embed_tokens.weight", "lm_head.weight")
+)
+WAYS_OUT: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], str]] = {
+    "both": ((EMBEDDING, HEAD), {}, "--lm-head 4 and --embeddings 4 save most"),
+    "one is asked for": ((EMBEDDING, HEAD), {"lm_head": 3}, "--embeddings 4 saves most"),
+    "the other is": ((EMBEDDING, HEAD), {"embeddings": 3}, "--lm-head 4 saves most"),
+    "one may not be": ((EMBEDDING, HEAD), {"keep": "lm_head.*"}, "--embeddings 4 saves most"),
+    "only others may": ((EMBEDDING, HEAD), {"only": "*proj*"}, "a recipe that allows fewer"),
+    "both are": ((EMBEDDING, HEAD), {"lm_head": 3, "embeddings": 4}, "a recipe that allows fewer"),
+    "they are tied": ((EMBEDDING,), {}, "--embeddings 4 saves most"),
+    "tied, and asked for": ((EMBEDDING,), {"lm_head": 4}, "a recipe that allows fewer"),
+    "neither is there": ((), {}, "a recipe that allows fewer"),
+}
+
+
+@pytest.mark.parametrize(("tables", "options", "advice"), WAYS_OUT.values(), ids=WAYS_OUT)
+def test_a_size_that_is_too_small_names_only_what_still_helps(tables, options, advice):
+    with pytest.raises(UsageError) as caught:
+        plan_compression(checkpoint(*tables, *layer(0)), make_recipe(target_size=1, **options))
+    assert str(caught.value.fix).removeprefix("name ").startswith(advice)
 
 
 def test_a_size_beyond_the_largest_takes_the_widest_of_all():

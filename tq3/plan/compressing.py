@@ -15,7 +15,7 @@ from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
-from tq3.plan.allocation import Allocation, Chosen, fit
+from tq3.plan.allocation import Allocation, Chosen, fit, way_out
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, decide, why_exact
@@ -154,7 +154,8 @@ def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
         tasks = (_task(t, decision, chosen.get(t.info.name), recipe) for t, decision in fates)
         return arrange(tasks, recipe.max_shard_bytes)
 
-    return fit(allocation, recipe.widths.target_bytes, plan_with)
+    advice = way_out([tensor.info for tensor, _ in fates], recipe)
+    return fit(allocation, recipe.widths.target_bytes, plan_with, advice)
 
 
 def _task(
