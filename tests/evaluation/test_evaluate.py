@@ -167,7 +167,10 @@ def module_save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def test_the_source_must_be_the_ordinary_one_and_out_the_compressed_one(pair):
-    refuse(pair._replace(source=pair.out), BadInput, "already quantised")
+    swapped = pair._replace(source=pair.out, out=pair.source)
+    message = "already quantised.*--source must be the original checkpoint, and OUT the folder"
+    for wrong in (pair._replace(source=pair.out), swapped):
+        refuse(wrong, BadInput, message)
     refuse(pair._replace(out=pair.source), BadInput, "not a TQ3 checkpoint")
 
 

@@ -26,6 +26,7 @@ _DTYPES = {
     "I64": torch.int64,
     "U8": torch.uint8,
 }
+_WHICH = "--source must be the original checkpoint, and OUT the folder that was compressed from it"
 
 
 class Tensors:
@@ -83,7 +84,7 @@ class Tensors:
 def open_original(files: Source) -> Tensors:
     """An ordinary checkpoint. Raises BadInput for one that is quantised."""
     checkpoint = read_checkpoint(files)
-    refuse_quantised(checkpoint)
+    refuse_quantised(checkpoint, _WHICH)
     return Tensors(files, checkpoint, {})
 
 

@@ -163,7 +163,9 @@ def read_text(files: Files, name: str) -> str:
         raise BadInput(f"not UTF-8: {error}", file=name) from None
 
 
-def refuse_quantised(checkpoint: Checkpoint) -> None:
+def refuse_quantised(
+    checkpoint: Checkpoint, fix: str = "compress the original, unquantised checkpoint"
+) -> None:
     """Raise BadInput when the weights are quantised already: coding them again would lose twice."""
     found = _quantised_as(checkpoint)
     if found:
@@ -172,7 +174,7 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
             file=found.file,
             found=found.text,
             expected="BF16, F16 or F32 weights",
-            fix="compress the original, unquantised checkpoint",
+            fix=fix,
         )
 
 
