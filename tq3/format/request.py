@@ -14,7 +14,7 @@ from tq3.format.recipe import (
     Recipe,
     parse_size,
 )
-from tq3.format.widths import BY_NAME, Widths, load_widths, recipe_names
+from tq3.format.widths import BY_NAME, Widths, is_recipe_file, load_widths, recipe_names
 
 DEFAULT_BITS = 3
 # What a target alone asks for.
@@ -88,7 +88,7 @@ def width_options(recipe: Recipe) -> Iterator[str]:
         yield from ("--bits", str(recipe.bits))
         return
     known = load_widths(widths.name) if widths.name in recipe_names() else None
-    if known or widths.name.endswith(".toml"):
+    if known or is_recipe_file(widths.name):
         yield from ("--recipe", widths.name)
     else:
         yield from ("--bits", str(recipe.bits))
