@@ -199,5 +199,5 @@ def test_a_recipe_of_before_scales_were_searched_for_is_of_the_norm():
     "record", [{"bits": 5}, {"max_shard_bytes": "5GiB"}, {"keep": [5]}, {"scale": "best"}]
 )
 def test_a_record_that_is_no_recipe_is_bad_input_not_bad_usage(record):
-    with pytest.raises(BadInput, match="recipe"):
+    with pytest.raises(BadInput, match="tq3.recipe is not a recipe: .*; compress again, or fetch"):
         recipe_from_record(record)

@@ -181,8 +181,9 @@ ENDLESS = {"roles": {"others": [3, 4]}, "target_width": 10**400}
 
 @pytest.mark.parametrize("widths", [5, [], "best", {"roles": {"others": 9}}, {"name": 5}, ENDLESS])
 def test_a_record_that_is_none_is_refused(widths):
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=r"tq3.recipe is not a recipe: .*; compress again") as caught:
         recipe_from_record({"widths": widths})
+    assert "docs/recipes.md" not in str(caught.value)  # that is for who writes a recipe
 
 
 def test_every_role_can_be_named():

@@ -23,6 +23,8 @@ HOW_TO_LOAD = (
     "tq3.integrations.transformers before from_pretrained; without it Transformers leaves the "
     "compressed layers random"
 )
+_NO_RECIPE = "tq3.recipe is not a recipe"
+_REPAIR = "compress again, or fetch tq_config.json again from where it was published"
 # What recipes meant that were recorded before there was a choice.
 _BEFORE = {"scale": "norm"}
 _NAMES = {int: "a whole number below 2**63", str: "a text", list: "a list", dict: "an object"}
@@ -127,14 +129,8 @@ def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
     try:
         return _from_object(declared)
     except BadInput as error:
-        raise BadInput(
-            f"quantization_config, in place of {FILE_NAME}: {error.message}",
-            file="config.json",
-            tensor=error.tensor,
-            found=error.found,
-            expected=error.expected,
-            fix=error.fix,
-        ) from None
+        before = f"quantization_config, in place of {FILE_NAME}"
+        raise BadInput.retold(error, before, file="config.json", fix=error.fix) from None
 
 
 def _from_object(raw: Mapping[str, Any]) -> TqConfig:
@@ -223,8 +219,10 @@ def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
             found = dict(_typed(record, "widths", dict, {}))
             options["widths"] = parse_widths(found, str(found.pop("name", "?")), FILE_NAME)
         return Recipe(**options)
-    except (TypeError, ValueError, UsageError) as error:
-        raise BadInput(f"tq3.recipe is not a recipe: {error}", file=FILE_NAME) from None
+    except (BadInput, UsageError) as error:
+        raise BadInput.retold(error, _NO_RECIPE, file=FILE_NAME, fix=_REPAIR) from None
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{_NO_RECIPE}: {error}", file=FILE_NAME, fix=_REPAIR) from None
 
 
 def parse_object(text: str, file: str, *, unique: bool = True) -> dict[str, Any]:
