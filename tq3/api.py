@@ -41,7 +41,7 @@ def compress(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     nonfinite: str = "error",
     scale: str = "search",
-    norms: str = "float32",
+    norms: str | None = None,
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,

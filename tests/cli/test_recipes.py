@@ -93,7 +93,12 @@ def test_the_weight_files_are_no_larger_than_the_size_asked_for(tq3, source, tmp
 
 
 @pytest.mark.parametrize(
-    "options", [("--target-bpw", 3.1), ("--recipe", "balanced", "--lm-head", 4)]
+    "options",
+    [
+        ("--target-bpw", 3.1),
+        ("--recipe", "balanced", "--lm-head", 4),
+        ("--target-bpw", 3.1, "--norms", "float16"),
+    ],
 )
 def test_what_a_dry_run_shows_is_what_is_written_and_what_inspect_shows(
     tq3, source, tmp_path, options
@@ -167,9 +172,10 @@ def test_config_json_names_the_usual_width(tq3, source, tmp_path):
 
 def test_options_of_a_plan_are_refused_for_what_is_compressed(tq3, source, tmp_path):
     assert tq3("compress", source, tmp_path / "out").exit_code == 0
-    result = tq3("inspect", tmp_path / "out", "--recipe", "best", "--lm-head", 4)
+    options = ("--recipe", "best", "--lm-head", 4, "--norms", "float32")
+    result = tq3("inspect", tmp_path / "out", *options)
     assert result.exit_code == 2
-    assert "--recipe, --lm-head" in result.stderr
+    assert "--recipe, --lm-head, --norms" in result.stderr
 
 
 def test_another_recipe_does_not_continue_what_one_began(tq3, source, tmp_path):

@@ -117,10 +117,10 @@ ScaleOpt = Annotated[
     ),
 ]
 NormsOpt = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="How norms are stored: float32, or float16 for smaller files, which readers of other "
-        "makes may misread."
+        "makes may misread. [default: float32]"
     ),
 ]
 WorkersOpt = Annotated[
@@ -191,6 +191,7 @@ class WidthOptions:
     target_bpw: TargetBpwOpt = None
     lm_head: LmHeadOpt = None
     embeddings: EmbeddingsOpt = None
+    norms: NormsOpt = None
 
 
 @dataclass
@@ -206,7 +207,6 @@ class RecipeOptions(WidthOptions):
     max_shard_size: ShardOpt = DEFAULT_SHARD_SIZE
     nonfinite: NonfiniteOpt = "error"
     scale: ScaleOpt = "search"
-    norms: NormsOpt = "float32"
 
 
 def takes(options: type[WidthOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
