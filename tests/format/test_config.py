@@ -13,12 +13,12 @@ from tq3.errors import BadInput
 from tq3.format.config import (
     MeasuredError,
     TqConfig,
-    parse_object,
     parse_tq_config,
     quantization_config,
     recipe_from_record,
     recipe_record,
 )
+from tq3.format.json_reading import parse_object
 from tq3.format.recipe import Recipe
 
 PUBLISHED = {"bits": 3, "group_size": 128, "format": "tq3_native"}

@@ -12,6 +12,7 @@ from tq3.format.recipe import Recipe
 from tq3.format.width_record import record_widths
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.roles import describe_choice
+from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import BLOCK_BYTES, Plan
@@ -43,6 +44,8 @@ def _describe_plan(
     files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
 ) -> Description:
     plan = plan_compression(checkpoint, recipe)
+    if recipe.balance:
+        plan_balance(checkpoint)  # which refuses what it does not know
     lines = tuple(
         _line(
             task.name,
@@ -60,6 +63,7 @@ def _describe_plan(
         bits=_main_width(lines, recipe.bits),
         group_size=recipe.group_size,
         scale=recipe.scale,
+        balanced_columns=recipe.balance,
         original_model=None,
         source_revision=None,
         source_dtype=None,
@@ -93,6 +97,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         bits=config.bits,
         group_size=config.group_size,
         scale=recorded.scale if recorded else None,
+        balanced_columns=bool(config.balance),
         original_model=config.original_model,
         source_revision=config.source_revision,
         source_dtype=config.source_dtype,
