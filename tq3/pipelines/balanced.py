@@ -97,12 +97,12 @@ class _Scaler:
         self._columns: Floats | None = None
         self._rows: Floats | None = None
         if link := scaling.columns:
-            runs = _factors(balance[link.name]).reshape(-1, 1, scaling.run)
+            runs = factors_of(balance[link.name]).reshape(-1, 1, scaling.run)
             repeated = np.broadcast_to(runs, (len(runs), scaling.repeats, scaling.run))
             self._columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
         if link := scaling.rows:
             divided = np.ones((stack, rows), np.float32)
-            factors = _factors(balance[link.name], sign=-1).reshape(stack, link.size)
+            factors = factors_of(balance[link.name], sign=-1).reshape(stack, link.size)
             divided[:, rows - link.size :] = factors
             self._rows = divided.reshape(-1)
 
@@ -137,7 +137,7 @@ class _Scaler:
         return factors.reshape(-1)[left : left + count]
 
 
-def _factors(exponents: bytes, sign: int = 1) -> Floats:
+def factors_of(exponents: bytes, sign: int = 1) -> Floats:
     """2 ** (exponent / STEPS), or its inverse, the same on every machine.  (n,) float32"""
     steps = sign * np.frombuffer(exponents, np.int8).astype(np.int64)
     mantissas = np.array([2 ** (i / STEPS) for i in range(STEPS)], np.float32)

@@ -23,7 +23,7 @@ from tq3.pipelines.events import Progress
 from tq3.pipelines.sizes import Looked, Matrix, Numbers, Signal, look_at, read_vector
 from tq3.plan.balancing import Scalings, plan_balance
 from tq3.plan.channels import Layer, Mlp
-from tq3.plan.sources import Checkpoint, Source, read_checkpoint
+from tq3.plan.sources import Checkpoint, Source
 
 Run = Generator[Progress, None, dict[str, bytes]]
 
@@ -39,13 +39,12 @@ _LEAST = 1e-3
 _NODES = np.linspace(-3.5, 3.5, 41)
 
 
-def measure_balance(files: Source, workers: int) -> Run:
+def measure_balance(files: Source, checkpoint: Checkpoint, workers: int) -> Run:
     """Factors for the checkpoint: link -> exponents, as tq_config.json records them.
 
     Reads each matrix of the text model once. Raises UsageError or BadInput for a model whose
     tensors can't be balanced, before a weight is read.
     """
-    checkpoint = read_checkpoint(files)
     return (yield from _Pass(files, plan_balance(checkpoint), checkpoint, workers).run())
 
 

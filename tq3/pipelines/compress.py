@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,7 @@ from tq3.plan.identity import Identity, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import CARD, SOURCE_CARD
+from tq3.storage.target_checks import check_target
 from tq3.version import __version__
 
 
@@ -53,20 +55,25 @@ def compress_checkpoint(
     what was done so far is continued by the next run with the same source and recipe.
     """
     with open_source(source, hub) as files:
-        balance = yield from _balance(files, recipe, workers)
+        balance = yield from _balance(files, recipe, workers, Path(out), overwrite)
         job = _Compression(balanced(files, balance), recipe, verbatim_config, balance)
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
         )
 
 
-def _balance(files: Source, recipe: Recipe, workers: int | None) -> Generator[Event, None, Balance]:
+def _balance(
+    files: Source, recipe: Recipe, workers: int | None, out: Path, overwrite: bool
+) -> Generator[Event, None, Balance]:
     """The factors that the recipe asks for: none, or those of a first pass over the weights."""
     if not recipe.balance:
         return {}
-    plan_compression(read_checkpoint(files), recipe)  # what it refuses is refused before the pass
+    workers = check_workers(workers, files.connections)
+    checkpoint = read_checkpoint(files)
+    plan_compression(checkpoint, recipe)  # what it refuses is refused before the pass
+    check_target(out, files.folder, overwrite=overwrite)
     yield Notice("a first pass measures the columns, which --balance scales")
-    return (yield from measure_balance(files, check_workers(workers, files.connections)))
+    return (yield from measure_balance(files, checkpoint, workers))
 
 
 class _Compression(Job):
