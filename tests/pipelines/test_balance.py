@@ -11,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import Tensor, contents, random_tensor, tensor, tiny_checkpoint, visible
+from factories import (
+    Tensor,
+    contents,
+    random_tensor,
+    tensor,
+    tiny_checkpoint,
+    visible,
+    whole_llama,
+    whole_llama_config,
+)
 from interrupting import Stopped, counted_blocks
 from spoiling import change_tensors, read_shard, set_key
 
@@ -21,37 +30,14 @@ from tq3.errors import BadInput, Tq3Error, UsageError
 from tq3.format.balance import STEPS, balance_from_record
 from tq3.pipelines import sizes
 from tq3.pipelines.balanced import balanced
+from tq3.pipelines.events import Notice
 from tq3.storage.local import LocalFiles
 
 WIDTH, INNER, HEAD = 128, 192, 32
-CONFIG = {"model_type": "llama", "num_attention_heads": 4, "head_dim": HEAD}
+CONFIG = whole_llama_config()
 LAYER = "model.layers.0."
 NORM = LAYER + "input_layernorm.weight"
-SHAPES = {
-    "input_layernorm": (WIDTH,),
-    "self_attn.q_proj": (4 * HEAD, WIDTH),
-    "self_attn.k_proj": (2 * HEAD, WIDTH),
-    "self_attn.v_proj": (2 * HEAD, WIDTH),
-    "self_attn.o_proj": (WIDTH, 4 * HEAD),
-    "post_attention_layernorm": (WIDTH,),
-    "mlp.gate_proj": (INNER, WIDTH),
-    "mlp.up_proj": (INNER, WIDTH),
-    "mlp.down_proj": (WIDTH, INNER),
-}
-
-
-def uneven(shape: tuple[int, ...], seed: int) -> Tensor:
-    random = np.random.default_rng(seed)
-    values = random.normal(0, 0.02, shape) * np.exp(random.normal(0, 0.5, shape[-1:]))
-    return tensor(values * np.exp(random.normal(0, 0.5, (*shape[:-1], 1))))
-
-
-def llama(layers: int = 2) -> dict[str, Tensor]:
-    tensors = {"model.embed_tokens.weight": random_tensor(32, WIDTH, seed=1)}
-    for i in range(layers):
-        for j, (part, shape) in enumerate(SHAPES.items()):
-            tensors[f"model.layers.{i}.{part}.weight"] = uneven(shape, seed=10 * i + j)
-    return tensors
+llama = whole_llama
 
 
 @pytest.fixture
@@ -143,6 +129,15 @@ def test_a_checkpoint_is_sound_beside_its_source(source, tmp_path):
     result = tq3.verify(tmp_path / "tq3", source=source)
     assert result.faults == ()
     assert {line.exact for line in result.comparisons if line.bits is None} == {True}
+
+
+def test_restore_says_that_the_weights_are_balanced(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+    events = list(tq3.restore_checkpoint(tmp_path / "tq3", tmp_path / "restored"))
+    assert any(isinstance(e, Notice) and "balanced" in e.text for e in events)
+    stored = read_shard(tmp_path / "tq3" / "model.safetensors")[NORM].values
+    restored = read_shard(tmp_path / "restored" / "model.safetensors")[NORM].values
+    np.testing.assert_allclose(restored, stored, rtol=2**-8)
 
 
 def test_a_norm_that_was_not_scaled_is_found(source, tmp_path):

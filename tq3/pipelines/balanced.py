@@ -7,6 +7,7 @@ own type. So whatever reads a source reads this one: to compress it, to compare 
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint
 
 # Weights scaled at one time: their float32 values stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 17
+_SCALERS = 32
 
 Floats = NDArray[np.float32]
 
@@ -49,9 +51,9 @@ class _BalancedFiles:
         for tensor in checkpoint.tensors:  # in the order of the disk
             self._starts.setdefault(tensor.file, []).append(tensor.offset)
             self._tensors.setdefault(tensor.file, []).append(tensor)
-        self._scalers = {
-            name: _Scaler(scaling, balance) for name, scaling in scalings.by_name.items()
-        }
+        self._scalings = scalings.by_name
+        # A few tensors are read at one time. All factors as floats could take a gigabyte.
+        self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], balance))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._files, name)
@@ -72,8 +74,7 @@ class _BalancedFiles:
         if at < 0 or not len(buffer):
             return  # a header, or no weights
         tensor = self._tensors[file][at]
-        scaler = self._scalers.get(tensor.info.name)
-        if scaler is None:
+        if tensor.info.name not in self._scalings:
             return
         size = tensor.info.n_bytes // tensor.info.n_elements
         first, odd = divmod(offset - tensor.offset, size)
@@ -81,6 +82,7 @@ class _BalancedFiles:
         assert not odd and not len(raw) % size, "whole elements are read"
         assert offset + len(raw) <= tensor.offset + tensor.info.n_bytes, "of one tensor"
         dtype = tensor.info.dtype
+        scaler = self._scaler(tensor.info.name)
         scaler.scale(as_words(raw, dtype), first, dtype, self._codec)
 
 
