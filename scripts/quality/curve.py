@@ -37,6 +37,7 @@ BASES = {
 BALANCED = ("F16 norms of 128", SMALL)
 CHECKED = {"gemma": "F16 norms of 128", "smollm2": SMALL, "smollm2-twin30": SMALL}
 CHECKED_PEERS = ("Q3_K", "mix Q3_K_M", "IQ4_XS")
+BALANCED_PEERS = ("Q3_K", "IQ4_XS", "HIGGS 4 bits")
 # The widths that the first experiments tried by hand; all other roles have 3 bits.
 BY_HAND = {"v4": ("v",), "v4 down4": ("v", "down")}
 
@@ -101,6 +102,7 @@ def points(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point
     yield from _by_hand()
     yield from _balanced(bench, model, sensitivity)
     yield from _peers(bench.n_layers(model))
+    yield from _balanced_peers(bench, model)
 
 
 def _chosen(bench: Bench, model: str, sensitivity: Sensitivity, family: str) -> Iterator[Point]:
@@ -122,6 +124,14 @@ def _balanced(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Po
         for point in (*_chosen(bench, model, sensitivity, family), uniform):
             name = f"balanced, {point.label}"
             yield Point(f"tq3 --balance, {family}", name, balance.way(point.way))
+
+
+def _balanced_peers(bench: Bench, model: str) -> Iterator[Point]:
+    """What other schemes would gain by the same factors, which their tools don't use."""
+    balance = Balance(bench.folder(model))
+    for peer in _peers(bench.n_layers(model)):
+        if peer.label in BALANCED_PEERS:
+            yield Point("others, balanced", f"balanced, {peer.label}", balance.way(peer.way))
 
 
 def _joint(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point]:

@@ -209,7 +209,23 @@ MISFITS = {
         CONFIG,
         None,
     ),
-    "190 rows": (
+    "130 rows": (
+        with_tensor(LAYER + "mlp.down_proj.weight", random_tensor(130, 192)),
+        CONFIG,
+        None,
+    ),
+    "191 rows": (
+        with_tensor(LAYER + "mlp.gate_proj.weight", random_tensor(191, 128)),
+        CONFIG,
+        None,
+    ),
+    "128 rows, expected 100": (
+        with_tensor("model.embed_tokens.weight", random_tensor(32, 100)),
+        CONFIG,
+        None,
+    ),
+    "a matrix": (with_tensor("model.embed_tokens.weight", random_tensor(128)), CONFIG, None),
+    "expected 190": (
         with_tensor(LAYER + "mlp.up_proj.weight", random_tensor(190, WIDTH)),
         CONFIG,
         None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from tq3.errors import BadInput
 
@@ -18,6 +19,7 @@ STEPS = 8
 LARGEST = 4 * STEPS
 # Name of the norm or of the matrix whose input it is -> exponents of its channels, signed bytes.
 Balance = Mapping[str, bytes]
+UNBALANCED: Balance = MappingProxyType({})
 
 
 def balance_record(balance: Balance) -> dict[str, str]:

@@ -37,6 +37,8 @@ _TOGETHER = 4.0
 _LEAST = 1e-3
 # Nodes at which activation functions are averaged, as multiples of the standard deviation.
 _NODES = np.linspace(-3.5, 3.5, 41)
+# What a NaN of the source gives is no number: a factor of 1, and told by whoever encodes it.
+_QUIET = np.errstate(all="ignore")
 
 
 def measure_balance(files: Source, checkpoint: Checkpoint, workers: int) -> Run:
@@ -70,9 +72,8 @@ class _Pass:
         """Layer by layer."""
         signal = yield from self._embedded()
         for layer in self._model.layers:
-            with np.errstate(all="ignore"):
-                signal += yield from self._attention(layer, signal)
-                signal += yield from self._mlps(layer, signal)
+            signal += yield from self._attention(layer, signal)
+            signal += yield from self._mlps(layer, signal)
         return self._balance
 
     def _embedded(self) -> Generator[Progress, None, Signal]:
@@ -121,6 +122,7 @@ class _Pass:
         out = _together(layer.mlps, [down.result for down in downs])
         return self._normed(layer.after[1], out) if layer.after else out
 
+    @_QUIET
     def _normed(self, norm: str, signal: Signal) -> Signal:
         gains = read_vector(self._files, self._tensors[norm]) + self._model.family.offset
         return signal.times(gains / np.sqrt(signal.square.mean()))
@@ -142,6 +144,7 @@ class _Pass:
 
         return spread
 
+    @_QUIET
     def _activated(self, mlp: Mlp, looked: Mapping[str, Looked]) -> Signal:
         """act(gate) * up"""
         gate, up = looked[mlp.gate].result, looked[mlp.up].result
@@ -154,6 +157,7 @@ class _Pass:
         square *= up.square
         return Signal(mean, np.maximum(square - mean**2, 0))
 
+    @_QUIET
     def _note(self, name: str, signal: Signal, squares: Sequence[Numbers]) -> None:
         """Factors of a link, from what it carries and the squares of the weights that read it."""
         sizes = _alive(np.sqrt(signal.square))
@@ -180,6 +184,7 @@ class _Pass:
                 yield Progress(self._n_done, 0, self._n_total, 0, seconds, f"columns of {name}")
 
 
+@_QUIET
 def _together(mlps: Sequence[Mlp], results: Sequence[Signal]) -> Signal:
     """What the MLPs of a layer add: of routed experts their average, which no two tokens share."""
     total = Signal(np.zeros(1), np.zeros(1))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
-from tq3.format.balance import Balance
+from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, quantization_config, recipe_record
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
@@ -67,7 +67,7 @@ def _balance(
 ) -> Generator[Event, None, Balance]:
     """The factors that the recipe asks for: none, or those of a first pass over the weights."""
     if not recipe.balance:
-        return {}
+        return UNBALANCED
     workers = check_workers(workers, files.connections)
     checkpoint = read_checkpoint(files)
     plan_compression(checkpoint, recipe)  # what it refuses is refused before the pass

@@ -89,10 +89,16 @@ class _Planner:
     def __init__(self, model: TextModel, tensors: Mapping[str, Located]) -> None:
         self._model = model
         self._tensors = tensors
+        self._hidden = self._width(model.embeddings)
         self.found: dict[str, Scaling] = {}
 
     def add(self, layer: Layer) -> None:
         """All tensors of a layer."""
+        norms = layer.norm, layer.mlp_norm, *(layer.after or ())
+        for name in (*norms, layer.out, *(mlp.down for mlp in layer.mlps)):
+            self._check_rows(name, self._hidden)
+        for mlp in layer.mlps:
+            self._check_rows(mlp.gate, self._shape(mlp.up)[1])
         self._norm(layer.norm, layer.readers)
         read_by_mlps = tuple(name for mlp in layer.mlps for name in mlp.readers)
         self._norm(layer.mlp_norm, (*layer.others, *read_by_mlps))
@@ -142,6 +148,15 @@ class _Planner:
         bias = name.removesuffix(".weight") + ".bias"
         if bias in self._tensors:
             self.found[bias] = Scaling((1, link.size, 1), rows=link)
+
+    def _width(self, table: str) -> int:
+        if len(self._tensors[table].info.shape) != 2:
+            raise self._misfit(table, f"{list(self._tensors[table].info.shape)}", "a matrix")
+        return self._shape(table)[2]
+
+    def _check_rows(self, name: str, n_rows: int) -> None:
+        if self._shape(name)[1] != n_rows:
+            raise self._misfit(name, f"{self._shape(name)[1]} rows", f"{n_rows}")
 
     def _shape(self, name: str) -> tuple[int, int, int]:
         info = self._tensors[name].info

@@ -9,7 +9,7 @@ from functools import cache
 from math import prod
 
 from tq3.errors import UsageError
-from tq3.format.balance import Balance
+from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
@@ -55,7 +55,7 @@ def describe_compression(
     revision: str | None,
     writer: str,
     error: MeasuredError | None,
-    balance: Balance,
+    balance: Balance = UNBALANCED,
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
     layouts = {task.name: task.layout for task in plan.tasks if task.layout}
