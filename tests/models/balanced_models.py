@@ -27,6 +27,7 @@ from tq3.plan.sources import read_checkpoint
 from tq3.storage.local import LocalFiles
 
 _HYBRID = SIZES | GATED_DELTANET
+_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
 _KEPT: frozenset[str] = frozenset()
 BALANCED = (
     *ARCHITECTURES,
@@ -119,6 +120,3 @@ def write_balanced(source: Path, out: Path, balance: Balance) -> None:
             words = torch.from_numpy(raw.copy())
             tensors[info.name] = words.view(_TYPES[info.dtype]).reshape(info.shape)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-
-
-_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
