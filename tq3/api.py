@@ -42,6 +42,7 @@ def compress(
     nonfinite: str = "error",
     scale: str = "search",
     norms: str | None = None,
+    balance: bool = False,
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
@@ -78,6 +79,7 @@ def compress(
         nonfinite=nonfinite,
         scale=scale,
         norms=norms,
+        balance=balance,
     )
     events = compress_checkpoint(
         source,

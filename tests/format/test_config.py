@@ -13,12 +13,12 @@ from tq3.errors import BadInput
 from tq3.format.config import (
     MeasuredError,
     TqConfig,
-    parse_object,
     parse_tq_config,
     quantization_config,
     recipe_from_record,
     recipe_record,
 )
+from tq3.format.json_reading import parse_object
 from tq3.format.recipe import Recipe
 
 PUBLISHED = {"bits": 3, "group_size": 128, "format": "tq3_native"}
@@ -39,6 +39,7 @@ CONFIGS = st.builds(
     kept_source_dtype=st.dictionaries(TEXTS, TEXTS, max_size=3),
     float32_norms=st.dictionaries(TEXTS, TEXTS, max_size=3),
     recipe=st.none() | st.just(recipe_record(Recipe())),
+    balance=st.dictionaries(TEXTS, st.lists(st.integers(0, 32)).map(bytes), max_size=3),
     measured_error=st.none() | st.builds(MeasuredError, st.floats(0, 1), st.floats(0, 9), TEXTS),
 )
 

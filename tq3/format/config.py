@@ -9,7 +9,8 @@ from math import isfinite
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.json_reading import parse_json
+from tq3.format.balance import Balance, balance_from_record, balance_record
+from tq3.format.json_reading import parse_object
 from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
 from tq3.format.width_record import WidthRecord, is_numbers, width_reader
 from tq3.format.widths import parse_widths
@@ -51,6 +52,7 @@ class TqConfig:
     kept_source_dtype: name -> reason, for floats that are not FP16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     widths: of tensors whose width is not `bits`, where `sensitive_bits` can't say it
+    balance: factors of channels, where columns were balanced
     """
 
     bits: int
@@ -70,6 +72,7 @@ class TqConfig:
     recipe: Mapping[str, Any] | None = None
     measured_error: MeasuredError | None = None
     widths: WidthRecord = field(default_factory=dict)
+    balance: Balance = field(default_factory=dict)
 
     def width_reader(self) -> Callable[[str], int]:
         """The recorded width of a name: by `widths`, else by the rule of existing readers."""
@@ -108,6 +111,8 @@ class TqConfig:
             "recipe": self.recipe,
             "measured_error": asdict(self.measured_error) if self.measured_error else None,
         }
+        if self.balance:
+            known["tq3"]["balance"] = balance_record(self.balance)
         text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
         # A folder after which the model is named need not be called in UTF-8.
         return text.encode("utf-8", "replace").decode("utf-8")
@@ -165,6 +170,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         widths=_widths(_typed(ours, "widths", dict, {})),
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
+        balance=balance_from_record(_items(ours, "balance", dict, str), FILE_NAME),
     )
 
 
@@ -223,17 +229,6 @@ def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
         raise BadInput.retold(error, _NO_RECIPE, file=FILE_NAME, fix=_REPAIR) from None
     except (TypeError, ValueError) as error:
         raise BadInput(f"{_NO_RECIPE}: {error}", file=FILE_NAME, fix=_REPAIR) from None
-
-
-def parse_object(text: str, file: str, *, unique: bool = True) -> dict[str, Any]:
-    """A JSON object. Raises BadInput naming `file` for anything else."""
-    try:
-        value = parse_json(text, unique=unique)
-    except ValueError as error:
-        raise BadInput(str(error), file=file) from None
-    if not isinstance(value, dict):
-        raise BadInput("not a JSON object", file=file, found=type(value).__name__)
-    return value
 
 
 def _typed(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:

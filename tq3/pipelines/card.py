@@ -222,6 +222,8 @@ def _options(recipe: Recipe) -> Iterator[str]:
         value = getattr(recipe, field)
         if value != getattr(_DEFAULTS, field):
             yield from (option, str(value))
+    if recipe.balance:
+        yield "--balance"
     for glob in recipe.keep:
         yield from ("--keep", glob)
     for glob in recipe.only:

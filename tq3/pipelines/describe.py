@@ -12,6 +12,7 @@ from tq3.format.recipe import Recipe
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.roles import describe_choice
 from tq3.plan.allocation import spare_target
+from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.learned import NOTHING_LEARNED
@@ -44,6 +45,8 @@ def _describe_plan(
     files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
 ) -> Description:
     plan = plan_compression(checkpoint, recipe)
+    if recipe.balance:
+        plan_balance(checkpoint)  # which refuses what it does not know
     config = describe_compression(
         plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
     )
@@ -64,6 +67,7 @@ def _describe_plan(
         bits=config.bits,
         group_size=recipe.group_size,
         scale=recipe.scale,
+        balanced_columns=recipe.balance,
         original_model=None,
         source_revision=None,
         source_dtype=None,
@@ -91,6 +95,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         bits=config.bits,
         group_size=config.group_size,
         scale=recorded.scale if recorded else None,
+        balanced_columns=bool(config.balance),
         original_model=config.original_model,
         source_revision=config.source_revision,
         source_dtype=config.source_dtype,

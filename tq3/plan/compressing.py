@@ -9,6 +9,7 @@ from functools import cache
 from math import prod
 
 from tq3.errors import UsageError
+from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
@@ -54,6 +55,7 @@ def describe_compression(
     revision: str | None,
     writer: str,
     error: MeasuredError | None,
+    balance: Balance = UNBALANCED,
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
     layouts = {task.name: task.layout for task in plan.tasks if task.layout}
@@ -78,6 +80,7 @@ def describe_compression(
         recipe=recipe_record(recipe),
         measured_error=error,
         widths=record,
+        balance=balance,
     )
 
 

@@ -59,8 +59,10 @@ def _words(key: str, value: Any) -> str:
     """An option and its value, as they are asked for."""
     in_file = key in _OF_FILES or key.startswith("roles.")
     name = key if in_file else "--" + _NAMES.get(key, key).replace("_", "-")
-    if value is None or value == []:
+    if value is None or value is False or value == []:
         return f"no {name}"
+    if value is True:
+        return name
     if key in _SIZES:
         return f"{name} {exact_size(value)}"
     several = value if isinstance(value, list) else [value]

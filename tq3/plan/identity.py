@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tq3.format.balance import Balance
 from tq3.format.config import FORMAT_VERSION
 from tq3.plan.differences import option_changes
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
@@ -62,6 +63,16 @@ def identify(
 ) -> Identity:
     """The identity of a run that is about to carry out `plan`, before any value is known."""
     return Identity(command, dict(checkpoint.stamps), dict(options), _plan_digest(plan))
+
+
+def with_balance(identity: Identity, balance: Balance) -> Identity:
+    """The identity of a run whose weights are scaled by these factors; the same without any."""
+    if not balance:
+        return identity
+    state = hashlib.sha256(identity.plan.encode())
+    for name, exponents in balance.items():
+        state.update(f"{name!r} {len(exponents)}\n".encode() + exponents)
+    return replace(identity, plan=state.hexdigest())
 
 
 def _plan_digest(plan: Plan) -> str:
