@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 import tq3
+from tq3.pipelines.quality import quality_record, quality_rows
 
 MEASURE = Path(__file__).parent / "measure_generation.py"
 TEXT = """
@@ -127,15 +128,13 @@ def quality(options: argparse.Namespace, packed: Path, work: Path) -> dict[str, 
     source = read_text(load(options.model, options.dtype, options.device), windows, store)
     found = compare(load(packed, options.dtype, options.device), windows, store)
     store.unlink()
-    return {
-        "text_tokens": len(source),
-        "perplexity": {
-            "source": float((-source.mean()).exp()),
-            "packed": float((-found["likelihood"].mean()).exp()),
-        },
-        "kl_divergence": float(found["divergence"].mean()),
-        "same_first_choice": float(found["agreement"].mean()),
-    }
+    return quality_record(
+        tokens=len(source),
+        source=float((-source.mean()).exp()),
+        packed=float((-found["likelihood"].mean()).exp()),
+        divergence=float(found["divergence"].mean()),
+        agreement=float(found["agreement"].mean()),
+    )
 
 
 def read_text(model: PreTrainedModel, windows: list[torch.Tensor], store: Path) -> torch.Tensor:
@@ -214,12 +213,7 @@ def rows(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "tensors, MB", *(f"{size / 1e6:,.1f}" for size in sizes)
     yield "compressed in, s", "", f"{figures['compress_seconds']:.2f}"
     yield "verified", "", f"{len(figures['faults'])} faults"
-    yield (
-        f"perplexity, {figures['text_tokens']} tokens",
-        *(f"{number:.3f}" for number in figures["perplexity"].values()),
-    )
-    yield "KL divergence, nats a token", "", f"{figures['kl_divergence']:.4f}"
-    yield "same first choice", "", f"{figures['same_first_choice']:.1%}"
+    yield from quality_rows(figures)
     yield pair("weights in memory, MB", "weight_bytes", 1e6, "{:,.1f}")
     yield pair("resident, MB", "resident_bytes", 1e6, "{:,.1f}")
     yield pair("loaded in, s", "load_seconds", 1, "{:.2f}")

@@ -92,6 +92,37 @@ def llama_tensors(layers: int = 2, width: int = 128, dtype: str = "BF16") -> dic
     return tensors
 
 
+def whole_llama(layers: int = 2) -> dict[str, Tensor]:
+    """Every tensor of a Llama's layers, rows and columns of different sizes.
+
+    Four heads of queries read two heads of values, 32 each.
+    """
+    shapes = {
+        "input_layernorm": (128,),
+        "self_attn.q_proj": (128, 128),
+        "self_attn.k_proj": (64, 128),
+        "self_attn.v_proj": (64, 128),
+        "self_attn.o_proj": (128, 128),
+        "post_attention_layernorm": (128,),
+        "mlp.gate_proj": (192, 128),
+        "mlp.up_proj": (192, 128),
+        "mlp.down_proj": (128, 192),
+    }
+    tensors = {"model.embed_tokens.weight": random_tensor(32, 128, seed=1)}
+    random = np.random.default_rng(2)
+    for i in range(layers):
+        for part, shape in shapes.items():
+            values = random.normal(0, 0.02, shape) * np.exp(random.normal(0, 0.5, shape[-1:]))
+            values *= np.exp(random.normal(0, 0.5, (*shape[:-1], 1)))
+            tensors[f"model.layers.{i}.{part}.weight"] = tensor(values)
+    return tensors
+
+
+def whole_llama_config() -> dict[str, Any]:
+    """Its config.json."""
+    return {"model_type": "llama", "num_attention_heads": 4, "head_dim": 32}
+
+
 def mixed_tensors() -> dict[str, Tensor]:
     """Compressed, padded, 3-D, cast and copied tensors: about fifty blocks in several shards."""
     tensors: dict[str, Tensor] = {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tq3.units import count, counted, duration, printable, share, size
+from tq3.format.recipe import parse_size
+from tq3.units import count, counted, duration, exact_size, printable, share, size
 
 
 @pytest.mark.parametrize(
@@ -24,6 +27,15 @@ from tq3.units import count, counted, duration, printable, share, size
 )
 def test_bytes_have_the_largest_unit_that_fits(n_bytes, text):
     assert size(n_bytes) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0 bytes", "1 byte", "1,234 bytes", "8 kB", "1 KiB", "500 MB", "13 GiB", "13824 MiB", "2 TB"],
+)
+def test_an_exact_size_is_the_text_that_it_can_be_asked_for_with(text):
+    n_bytes = parse_size(re.sub(r",| bytes?", "", text))
+    assert exact_size(n_bytes) == text
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def compress(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     nonfinite: str = "error",
     scale: str = "search",
-    norms: str = "float32",
+    norms: str | None = None,
+    balance: bool = False,
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
@@ -78,6 +79,7 @@ def compress(
         nonfinite=nonfinite,
         scale=scale,
         norms=norms,
+        balance=balance,
     )
     events = compress_checkpoint(
         source,

@@ -67,6 +67,18 @@ class BadInput(Tq3Error):
 
     exit_code = 3
 
+    @classmethod
+    def retold(cls, error: Tq3Error, before: str, *, file: str, fix: str | None) -> BadInput:
+        """An error of a part as one of the file that it was read from."""
+        return cls(
+            f"{before}: {error.message}",
+            file=file,
+            tensor=error.tensor,
+            found=error.found,
+            expected=error.expected,
+            fix=fix,
+        )
+
 
 class StorageError(Tq3Error):
     """No room, no memory, or a failed read or write; what is done is kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _UNITS = ((10**3, "kB"), (10**6, "MB"), (10**9, "GB"), (10**12, "TB"))
+_EXACT = dict(_UNITS) | {2**10: "KiB", 2**20: "MiB", 2**30: "GiB", 2**40: "TiB"}
 
 
 def size(n_bytes: int) -> str:
@@ -11,6 +12,14 @@ def size(n_bytes: int) -> str:
         return counted(n_bytes, "byte")
     step, unit = _unit(n_bytes)
     return f"{n_bytes / step:.2f} {unit}"
+
+
+def exact_size(n_bytes: int) -> str:
+    """Bytes to the last one, in the largest unit of which they are a multiple: 13 GiB, 500 MB."""
+    fits = [step for step in _EXACT if n_bytes and n_bytes % step == 0]
+    if not fits:
+        return "1 byte" if n_bytes == 1 else f"{n_bytes:,} bytes"
+    return f"{n_bytes // max(fits)} {_EXACT[max(fits)]}"
 
 
 def share(done: int, total: int) -> str:

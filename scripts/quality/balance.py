@@ -1,66 +1,56 @@
-"""Columns of equal size: what a writer could do before it rotates, and what that would gain.
+"""Balanced columns, by the product's own factors, for any way to write a matrix.
 
-A rotation spreads a group's error evenly over its columns, also over those whose weights are small
-because what they multiply is large. Let a factor divide each column and multiply the channel that
-feeds it: the gain of the norm before q, k and v or before gate and up, the rows of up before down,
-the rows of v before o. The model computes the same, and the columns of a matrix are equally large.
-
-Here matrices are scaled, written, and scaled back: the same as a checkpoint that holds the scaled
-matrices and the other gains. `tq3` itself doesn't do this.
+Matrices are scaled, written, and scaled back: the same as a checkpoint that holds the scaled
+matrices and the other gains, as `tq3 compress --balance` writes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from ours import Coded, Way
 from torch import Tensor
 
-# Matrices that read one norm's output, by where they lie in a layer.
-_READ_TOGETHER = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("mlp.gate_proj", "mlp.up_proj"),
-)
+from tq3.pipelines.balanced import factors_of
+from tq3.pipelines.balancing import measure_balance
+from tq3.plan.balancing import Link, Scaling, plan_balance
+from tq3.plan.sources import read_checkpoint
+from tq3.storage.local import LocalFiles
 
 
 class Balance:
-    """Factors of columns and rows of all matrices of a Llama or Gemma 3 model."""
+    """Factors of columns and rows of all matrices of the checkpoint in `folder`."""
 
-    def __init__(self, weights: Mapping[str, Tensor], head_dim: int) -> None:
-        """weights: by name, each (rows, cols) float32"""
-        self._columns: dict[str, Tensor] = {}
-        self._rows: dict[str, Tensor] = {}
-        for layer in dict.fromkeys(
-            name.split(".self_attn.")[0] for name in weights if ".self_attn." in name
-        ):
-            for together in _READ_TOGETHER:
-                names = [f"{layer}.{part}.weight" for part in together]
-                factors = _sizes(torch.cat([weights[name] for name in names]))
-                self._columns |= dict.fromkeys(names, factors)
-            up, down = (f"{layer}.mlp.{part}_proj.weight" for part in ("up", "down"))
-            self._columns[down] = self._rows[up] = _sizes(weights[down])
-            v, o = (f"{layer}.self_attn.{part}_proj.weight" for part in "vo")
-            # A head of values feeds several heads of o's columns: one factor for all of them.
-            n_values = len(weights[v]) // head_dim
-            heads = weights[o].view(len(weights[o]), n_values, -1, head_dim)
-            factors = _sizes(heads.transpose(1, 2).reshape(-1, n_values * head_dim))
-            self._rows[v] = factors
-            shared = factors.view(n_values, 1, head_dim).expand(-1, heads.shape[2], -1)
-            self._columns[o] = shared.reshape(-1)
+    def __init__(self, folder: Path) -> None:
+        with LocalFiles(folder) as files:
+            checkpoint = read_checkpoint(files)
+            self._scalings = plan_balance(checkpoint).by_name
+            run = measure_balance(files, checkpoint, workers=2)
+            while True:
+                try:
+                    next(run)
+                except StopIteration as end:
+                    self._balance: dict[str, bytes] = end.value
+                    break
 
     def way(self, inner: Way) -> Way:
         """`inner` on the balanced matrices, what comes out scaled back."""
 
         def code(name: str, weight: Tensor) -> Coded | None:
-            factors = self._rows.get(name, torch.ones(len(weight)))[:, None] / self._columns[name]
+            factors = self._factors(self._scalings[name])
             coded = inner(name, (weight * factors).contiguous())
             return coded and Coded(coded.weight / factors, coded.bits)
 
         return code
 
+    def _factors(self, scaling: Scaling) -> Tensor:
+        """Of each weight of a matrix.  (rows, columns) or what broadcasts to it"""
+        factors = torch.ones(1, 1)
+        if scaling.columns:
+            runs = self._of(scaling.columns).view(-1, 1, scaling.run)
+            factors = runs.expand(-1, scaling.repeats, -1).reshape(1, -1)
+        return factors / self._of(scaling.rows)[:, None] if scaling.rows else factors
 
-def _sizes(matrix: Tensor) -> Tensor:
-    """Root mean square of each column, over the geometric mean of all.  (cols,)"""
-    sizes = (matrix**2).mean(0).sqrt()
-    return sizes / sizes.log().mean().exp()
+    def _of(self, link: Link) -> Tensor:
+        return torch.from_numpy(factors_of(self._balance[link.name]))

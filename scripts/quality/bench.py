@@ -95,8 +95,9 @@ class Bench:
     def n_layers(self, model: str) -> int:
         return int(self._model(model).config.num_hidden_layers)
 
-    def head_dim(self, model: str) -> int:
-        return int(self._model(model).config.head_dim)
+    def folder(self, model: str) -> Path:
+        """The model's checkpoint."""
+        return models.folder_of(model, self.work)
 
     def _coded(self, model: str, text: str, way: Way) -> dict[str, Coded]:
         weights = self.subject(model, text).weights
@@ -105,7 +106,7 @@ class Bench:
 
     @cache  # noqa: B019  a bench lives as long as the program
     def subject(self, model: str, text: str) -> Subject:
-        folder = models.folder_of(model, self.work)
+        folder = self.folder(model)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         is_gemma = model.startswith("gemma")
         windows = texts.windows(text, tokenizer, self.work, self._n_tokens, is_gemma)
@@ -113,7 +114,7 @@ class Bench:
 
     @cache  # noqa: B019
     def _model(self, model: str) -> torch.nn.Module:
-        return models.load(models.folder_of(model, self.work))
+        return models.load(self.folder(model))
 
     def _folder(self, model: str, text: str) -> Path:
         folder = self.work / "figures" / model / f"{text}-{self._n_tokens}"

@@ -34,8 +34,10 @@ BASES = {
     "F16 norms of 128": Format(3, norms="float16"),
     SMALL: Format(3, 64, norms="float16"),
 }
+BALANCED = ("F16 norms of 128", SMALL)
 CHECKED = {"gemma": "F16 norms of 128", "smollm2": SMALL, "smollm2-twin30": SMALL}
 CHECKED_PEERS = ("Q3_K", "mix Q3_K_M", "IQ4_XS")
+BALANCED_PEERS = ("Q3_K", "IQ4_XS", "HIGGS 4 bits")
 # The widths that the first experiments tried by hand; all other roles have 3 bits.
 BY_HAND = {"v4": ("v",), "v4 down4": ("v", "down")}
 
@@ -67,8 +69,12 @@ def check(bench: Bench, sensitivity: Sensitivity) -> list[dict[str, Any]]:
     for model, family in CHECKED.items():
         chosen = [
             point
-            for point in _chosen(bench, model, sensitivity, family)
-            if point.label.endswith((" 3.44 bits", " 3.85 bits"))
+            for point in (
+                *_chosen(bench, model, sensitivity, family),
+                *_balanced(bench, model, sensitivity),
+            )
+            if point.label.endswith((f"{family}, 3.44 bits", f"{family}, 3.85 bits"))
+            or point.label == f"balanced, {SMALL}, 4 bits"
         ]
         small = replace(BASES[SMALL], bits=4)
         uniform = Point(f"tq3, {SMALL}", f"uniform {small}", everywhere(small))
@@ -96,6 +102,7 @@ def points(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point
     yield from _by_hand()
     yield from _balanced(bench, model, sensitivity)
     yield from _peers(bench.n_layers(model))
+    yield from _balanced_peers(bench, model)
 
 
 def _chosen(bench: Bench, model: str, sensitivity: Sensitivity, family: str) -> Iterator[Point]:
@@ -110,13 +117,21 @@ def _chosen(bench: Bench, model: str, sensitivity: Sensitivity, family: str) -> 
 
 
 def _balanced(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point]:
-    """The smaller groups again, behind columns of equal size: what the product doesn't do."""
-    weights = bench.subject(model, TUNING).weights
-    balance = Balance(weights, bench.head_dim(model))
-    everywhere_4 = Point("", "4 bits", everywhere(replace(BASES[SMALL], bits=4)))
-    for point in (everywhere_4, *_chosen(bench, model, sensitivity, SMALL)):
-        label = point.label.removeprefix(SMALL + ", ")
-        yield Point("balanced columns", f"balanced, {label}", balance.way(point.way))
+    """Half-size norms again, with balanced columns: chosen widths, and 4 bits everywhere."""
+    balance = Balance(bench.folder(model))
+    for family in BALANCED:
+        uniform = Point("", f"{family}, 4 bits", everywhere(replace(BASES[family], bits=4)))
+        for point in (*_chosen(bench, model, sensitivity, family), uniform):
+            name = f"balanced, {point.label}"
+            yield Point(f"tq3 --balance, {family}", name, balance.way(point.way))
+
+
+def _balanced_peers(bench: Bench, model: str) -> Iterator[Point]:
+    """What other schemes would gain by the same factors, which their tools don't use."""
+    balance = Balance(bench.folder(model))
+    for peer in _peers(bench.n_layers(model)):
+        if peer.label in BALANCED_PEERS:
+            yield Point("others, balanced", f"balanced, {peer.label}", balance.way(peer.way))
 
 
 def _joint(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point]:

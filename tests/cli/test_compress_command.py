@@ -6,9 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import contents, llama_tensors, random_tensor, spoiled, tiny_checkpoint
+from factories import (
+    contents,
+    llama_tensors,
+    random_tensor,
+    spoiled,
+    tiny_checkpoint,
+    whole_llama,
+    whole_llama_config,
+)
 
 import tq3 as library
+
+DRY = ("--balance", "--dry-run")
 
 
 @pytest.fixture
@@ -38,6 +48,17 @@ def test_it_writes_what_the_library_writes_with_the_same_options(tq3, source, tm
         verbatim_config=True,
     )
     assert contents(tmp_path / "out") == contents(tmp_path / "same")
+
+
+def test_balance_arrives_and_is_shown_and_the_card_asks_for_it(tq3, tmp_path):
+    source = tiny_checkpoint(tmp_path / "in", whole_llama(), config=whole_llama_config())
+    result = tq3("compress", source, tmp_path / "out", "--balance")
+    assert result.exit_code == 0 and "a first pass" in result.stderr
+    library.compress(source, tmp_path / "same", balance=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "same")
+    for shown in (tq3("inspect", tmp_path / "out"), tq3("compress", source, *DRY)):
+        assert "columns " in shown.stdout and "balanced" in shown.stdout
+    assert "tq3 compress in OUT --bits 3 --balance\n" in library.make_card(tmp_path / "out")
 
 
 def test_without_options_it_writes_what_the_library_writes_without(tq3, source, tmp_path):

@@ -93,7 +93,12 @@ def test_the_weight_files_are_no_larger_than_the_size_asked_for(tq3, source, tmp
 
 
 @pytest.mark.parametrize(
-    "options", [("--target-bpw", 3.1), ("--recipe", "balanced", "--lm-head", 4)]
+    "options",
+    [
+        ("--target-bpw", 3.1),
+        ("--recipe", "balanced", "--lm-head", 4),
+        ("--target-bpw", 3.1, "--norms", "float16"),
+    ],
 )
 def test_what_a_dry_run_shows_is_what_is_written_and_what_inspect_shows(
     tq3, source, tmp_path, options
@@ -117,6 +122,20 @@ def test_a_dry_run_shows_the_choice_and_why(tq3, source):
     assert 3.0 < float(bpw) <= 3.1
     assert "can't: lm_head.weight is packed" in shown
     assert "q, k and v of a layer differ" in shown
+
+
+def test_a_target_beyond_all_that_the_recipe_allows_is_told_by_plan_and_run(tq3, source, tmp_path):
+    options = ("--recipe", "balanced", "--target-size", "14GiB")
+    told = "14 GiB, but the widest output that recipe 'balanced' allows has"
+    shown = " ".join(tq3("compress", source, "--dry-run", *options).stdout.split())
+    assert f"target {told}" in shown
+    result = tq3("compress", source, tmp_path / "out", *options)
+    assert f"the target is {told}" in " ".join(result.stderr.split())
+    # So large, and no larger: a byte less is a target to choose by.
+    n_bytes = weight_bytes(tmp_path / "out")
+    for size in (n_bytes, n_bytes - 1):
+        options = ("--recipe", "balanced", "--target-size", size)
+        assert "but the widest" not in tq3("compress", source, "--dry-run", *options).stdout
 
 
 def test_without_a_recipe_nothing_is_said_of_roles(tq3, source):
@@ -153,9 +172,10 @@ def test_config_json_names_the_usual_width(tq3, source, tmp_path):
 
 def test_options_of_a_plan_are_refused_for_what_is_compressed(tq3, source, tmp_path):
     assert tq3("compress", source, tmp_path / "out").exit_code == 0
-    result = tq3("inspect", tmp_path / "out", "--recipe", "best", "--lm-head", 4)
+    options = ("--recipe", "best", "--lm-head", 4, "--norms", "float32")
+    result = tq3("inspect", tmp_path / "out", *options)
     assert result.exit_code == 2
-    assert "--recipe, --lm-head" in result.stderr
+    assert "--recipe, --lm-head, --norms" in result.stderr
 
 
 def test_another_recipe_does_not_continue_what_one_began(tq3, source, tmp_path):
@@ -170,7 +190,7 @@ def test_another_recipe_does_not_continue_what_one_began(tq3, source, tmp_path):
         library.compress(source, tmp_path / "out", recipe="balanced", workers=1, on_event=stop)
     result = tq3("compress", source, tmp_path / "out", "--recipe", "best")
     assert result.exit_code == 2
-    assert "widths" in result.stderr
+    assert "--recipe balanced became --recipe best" in result.stderr
     assert tq3("compress", source, tmp_path / "out", "--recipe", "balanced").exit_code == 0
 
 

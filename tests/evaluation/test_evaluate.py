@@ -58,6 +58,15 @@ def test_figures_are_those_of_source_and_restored_model(architecture: Architectu
     assert found.measures.n_tokens == 31 + 31 + 25
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_balanced_columns_are_compared_with_the_balanced_source(architecture, tmp_path):
+    """Else every tensor would be all error, and a class alone would not be the same model."""
+    pair = make_pair(architecture, tmp_path, bits=4, balance=True)
+    found, _ = evaluation_of(pair, by_class=True)
+    assert all(tensor.error < 0.02 for tensor in found.tensors)
+    assert all(each.measures.kl < 0.5 for each in (found, *found.classes))
+
+
 def test_a_class_alone_is_the_model_with_that_class_compressed(pair, tmp_path):
     found, _ = evaluation_of(pair, by_class=True)
     assert [each.label for each in found.classes] == ["attention", "MLP"]
@@ -167,7 +176,10 @@ def module_save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def test_the_source_must_be_the_ordinary_one_and_out_the_compressed_one(pair):
-    refuse(pair._replace(source=pair.out), BadInput, "already quantised")
+    swapped = pair._replace(source=pair.out, out=pair.source)
+    message = "already quantised.*--source must be the original checkpoint, and OUT the folder"
+    for wrong in (pair._replace(source=pair.out), swapped):
+        refuse(wrong, BadInput, message)
     refuse(pair._replace(out=pair.source), BadInput, "not a TQ3 checkpoint")
 
 

@@ -13,12 +13,12 @@ from tq3.errors import BadInput
 from tq3.format.config import (
     MeasuredError,
     TqConfig,
-    parse_object,
     parse_tq_config,
     quantization_config,
     recipe_from_record,
     recipe_record,
 )
+from tq3.format.json_reading import parse_object
 from tq3.format.recipe import Recipe
 
 PUBLISHED = {"bits": 3, "group_size": 128, "format": "tq3_native"}
@@ -39,6 +39,7 @@ CONFIGS = st.builds(
     kept_source_dtype=st.dictionaries(TEXTS, TEXTS, max_size=3),
     float32_norms=st.dictionaries(TEXTS, TEXTS, max_size=3),
     recipe=st.none() | st.just(recipe_record(Recipe())),
+    balance=st.dictionaries(TEXTS, st.lists(st.integers(0, 32)).map(bytes), max_size=3),
     measured_error=st.none() | st.builds(MeasuredError, st.floats(0, 1), st.floats(0, 9), TEXTS),
 )
 
@@ -199,5 +200,5 @@ def test_a_recipe_of_before_scales_were_searched_for_is_of_the_norm():
     "record", [{"bits": 5}, {"max_shard_bytes": "5GiB"}, {"keep": [5]}, {"scale": "best"}]
 )
 def test_a_record_that_is_no_recipe_is_bad_input_not_bad_usage(record):
-    with pytest.raises(BadInput, match="recipe"):
+    with pytest.raises(BadInput, match="tq3.recipe is not a recipe: .*; compress again, or fetch"):
         recipe_from_record(record)

@@ -106,6 +106,11 @@ FAULTS = {
         "target_size = 9\ntarget_bpw = 3.5\n[roles]\nothers = [3, 4]\n",
         "target_size and target_bpw.*expected one of them",
     ),
+    "a size that is a number with a point": (
+        "target_size = 1.5\n[roles]\nothers = [3, 4]\n",
+        "target_size.*found 1.5, expected a size",
+    ),
+    "a summary that is none": ("summary = 5\n[roles]\nothers = 3\n", "summary.*found 5.*a text"),
     "a split that is a number": (
         "split_qkv = 1\n[roles]\nothers = 3\n",
         "split_qkv.*true or false",
@@ -122,9 +127,18 @@ def test_every_fault_of_a_file_is_named_with_the_file(tmp_path, text, complaint)
     assert caught.value.file == path
 
 
+def test_the_ending_may_be_in_capitals_and_the_file_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "MINE.TOML"
+    path.write_text("\N{BYTE ORDER MARK}[roles]\r\nothers = 4\r\n", "utf-8")
+    assert load_widths(str(path)) == Widths("MINE.TOML", (4,))
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match="not UTF-8"):
+        load_widths(str(tmp_path / "x.toml"))
+    (tmp_path / "x.toml").write_text("[roles]\nothers = 4\n", "utf-16")
+    with pytest.raises(BadInput, match="not UTF-8.*save it as UTF-8"):
         load_widths(str(tmp_path / "x.toml"))
 
 
@@ -167,8 +181,9 @@ ENDLESS = {"roles": {"others": [3, 4]}, "target_width": 10**400}
 
 @pytest.mark.parametrize("widths", [5, [], "best", {"roles": {"others": 9}}, {"name": 5}, ENDLESS])
 def test_a_record_that_is_none_is_refused(widths):
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=r"tq3.recipe is not a recipe: .*; compress again") as caught:
         recipe_from_record({"widths": widths})
+    assert "docs/recipes.md" not in str(caught.value)  # that is for who writes a recipe
 
 
 def test_every_role_can_be_named():

@@ -8,8 +8,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from factories import random_tensor, tiny_checkpoint
-from hubs import Hub
-from huggingface_hub import constants
+from hubs import TOKEN, Hub
+from huggingface_hub import HfApi, constants
+from pushing import packed
 from reading import MODEL
 
 
@@ -52,3 +53,20 @@ def folder(tmp_path: Path) -> Path:
 def hub(start_hub, folder):
     """A server that has it."""
     return start_hub("--seed", folder.parent.parent)
+
+
+@pytest.fixture
+def hub_for_pushes(start_hub: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A server for people with a token, and a client that sends large files by LFS."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    return start_hub("--token", TOKEN, token=TOKEN)
+
+
+@pytest.fixture
+def api(hub: Hub) -> HfApi:
+    return HfApi(endpoint=hub.endpoint, token=TOKEN)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return packed(tmp_path)

@@ -15,6 +15,7 @@ from hubs import TOKEN, Hub
 from huggingface_hub import HfApi
 
 import tq3
+from tq3.pipelines.events import Notice
 
 PROGRAM = (sys.executable, "-m", "tq3")
 REPO = "acme/tiny-TQ3"
@@ -43,6 +44,13 @@ def packed(folder: Path, card: str | None = SOURCE_CARD, **options: Any) -> Path
         (source / "README.md").write_text(card)
     tq3.compress(source, folder / "out", max_shard_size=40_000, **options)
     return folder / "out"
+
+
+def notices_of(out: Path, **options: object) -> list[str]:
+    """What a push says besides what it does."""
+    heard: list[object] = []
+    tq3.push(out, REPO, on_event=heard.append, **options)  # type: ignore[arg-type]
+    return [event.text for event in heard if isinstance(event, Notice)]
 
 
 def run_tq3(hub: Hub, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from tq3.errors import BadInput, StorageError, UsageError
 from tq3.hub.card import fill_in, is_untouched
 from tq3.hub.metadata import make_metadata, metadata_block, read_metadata
 from tq3.hub.sharing import licence_limits
+from tq3.pipelines.quality import quality_record
 
 
 @pytest.fixture
@@ -127,11 +128,11 @@ def test_what_another_writer_did_not_record_is_not_made_up(out):
 
 
 FIGURES = {
-    "perplexity": {"dense": 9.1234, "packed": 10.5},
+    "model": "somewhere",
     "text_tokens": 1024,
+    "perplexity": {"source": 9.1234, "packed": 10.5},
     "kl_divergence": 0.0789,
     "same_first_choice": 0.873,
-    "model": "somewhere",
 }
 
 
@@ -144,8 +145,15 @@ def test_figures_of_quality_are_shown_where_a_validation_left_them(out):
     assert "| tokens with the source's first choice |  | 87.3% |" in card
 
 
+def test_the_figures_that_validate_makes_are_those_that_are_shown():
+    made = quality_record(
+        tokens=1024, source=9.1234, packed=10.5, divergence=0.0789, agreement=0.873
+    )
+    assert {"model": "somewhere", **made} == FIGURES
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"kl_divergence": "low"}, {"perplexity": 3}, {"perplexity": {"dense": 1.0}}], ids=str
+    "wrong", [{"kl_divergence": "low"}, {"perplexity": 3}, {"perplexity": {"source": 1.0}}], ids=str
 )
 def test_figures_that_are_none_are_refused(out, wrong):
     (out / "tq3_validation.json").write_text(json.dumps(FIGURES | wrong))

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import contents, random_tensor, tiny_checkpoint
+from factories import (
+    contents,
+    random_tensor,
+    tiny_checkpoint,
+    whole_llama,
+    whole_llama_config,
+)
 from hubs import Hub
 from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -292,3 +298,15 @@ def test_a_run_on_the_hub_refuses_to_write_less_than_it_can(hub, tmp_path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(StorageError, match="not enough free space"):
         tq3.compress(MODEL, tmp_path / "out")
+
+
+def test_columns_are_balanced_over_the_network_too(start_hub, tmp_path):
+    folder = tiny_checkpoint(
+        tmp_path / "models" / MODEL, whole_llama(), shards=2, config=whole_llama_config()
+    )
+    start_hub("--seed", tmp_path / "models")
+    tq3.compress(MODEL, tmp_path / "out", balance=True)
+    tq3.compress(folder, tmp_path / "same", balance=True)
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+    assert tq3.verify(tmp_path / "out", source=MODEL).faults == ()

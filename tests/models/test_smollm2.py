@@ -10,6 +10,7 @@ import torch
 from tq3_folder import (
     Tensors,
     assert_same,
+    assert_stored_is_coded_by,
     assert_stored_is_reference,
     assert_stored_shapes,
     compressed_names,
@@ -20,10 +21,13 @@ from tq3_folder import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tq3
+from tq3.codec.backend import available_backends, get_backend
 
 LAYERS, MATRICES_PER_LAYER = 30, 7
 EMBEDDING = "model.embed_tokens.weight"  # tied: it is the head, too
 PROMPT = "The capital of France is"
+
+pytestmark = pytest.mark.slow  # a minute for all, with the model that the first one makes
 
 
 class Model(NamedTuple):
@@ -51,10 +55,17 @@ def test_every_matrix_but_the_embedding_is_compressed(model):
 
 
 def test_every_stored_tensor_equals_the_reference_codec(model):
+    """Every eighth row beside the reference, whose search takes a minute for all of them, and all
+    rows beside the slowest backend, of which the tests of the codec show that it is the reference.
+    """
+    codec = get_backend(available_backends()[-2:][0])  # numpy is the last one
     for name in compressed_names(model.stored):
+        source = model.source[name]
         packed, norms = model.stored[f"{name}.tq_packed"], model.stored[f"{name}.tq_norms"]
-        assert_stored_shapes(model.source[name], packed, norms)
-        assert_stored_is_reference(model.source[name], packed, norms)
+        assert_stored_shapes(source, packed, norms)
+        assert_stored_is_coded_by(codec, source, packed, norms)
+        of_rows = packed.view(len(source), -1)[::8].reshape(-1, packed.shape[1])
+        assert_stored_is_reference(source[::8], of_rows, norms[::8])
 
 
 def test_every_restored_tensor_equals_the_reference_decoder(model):

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from tq3.codec import reference
+from tq3.codec.backend import Backend
 
 BITS, GROUP = 3, 128
 GROUP_BYTES = GROUP * BITS // 8
@@ -66,6 +67,16 @@ def assert_stored_is_reference(
 ) -> None:
     """Codes and norms equal the reference codec's, bit for bit."""
     codes, scale = reference.encode(_words(source), "BF16", BITS, GROUP, "search")
+    assert np.array_equal(packed.numpy(), codes)
+    assert np.array_equal(norms.numpy().view(np.uint32), scale.view(np.uint32))
+
+
+def assert_stored_is_coded_by(
+    backend: Backend, source: torch.Tensor, packed: torch.Tensor, norms: torch.Tensor
+) -> None:
+    """The same beside a backend, in a thousandth of the reference's time."""
+    codes, scale = np.empty_like(packed.numpy()), np.empty_like(norms.numpy())
+    backend.encode(_words(source), "BF16", BITS, GROUP, codes, scale, "search")
     assert np.array_equal(packed.numpy(), codes)
     assert np.array_equal(norms.numpy().view(np.uint32), scale.view(np.uint32))
 

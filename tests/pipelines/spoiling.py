@@ -94,3 +94,16 @@ def flip(file: Path, bit: int) -> None:
         (byte,) = opened.read(1)
         opened.seek(bit // 8)
         opened.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def flip_in_header(folder: Path) -> None:
+    flip(folder / SECOND, 8 * 9)
+
+
+def cut(n_bytes: int, name: str = SECOND) -> Callable[[Path], None]:
+    """Keep this many bytes; a negative number counts from the end."""
+
+    def spoil(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:n_bytes])
+
+    return spoil

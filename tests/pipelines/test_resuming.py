@@ -178,7 +178,7 @@ def test_what_nonfinite_keep_let_pass_does_not_slip_into_a_run_that_refuses_it(t
     source, out = tiny_checkpoint(tmp_path / "in", tensors), tmp_path / "out"
     lenient = tq3.Recipe(max_shard_bytes=SHARD_BYTES, nonfinite="keep")
     end_after(tq3.compress_checkpoint(source, out, lenient), 30)
-    with pytest.raises(tq3.UsageError, match="nonfinite keep became error"):
+    with pytest.raises(tq3.UsageError, match="--nonfinite keep became --nonfinite error"):
         tq3.compress(source, out, max_shard_size=SHARD_BYTES)
     with pytest.raises(BadInput, match="nan at row 30, column 5"):
         tq3.compress(source, out, max_shard_size=SHARD_BYTES, overwrite=True)
@@ -240,7 +240,7 @@ def test_what_nonfinite_keep_let_pass_is_refused_after_an_error_and_a_lenient_ru
         if isinstance(event, Notice) and "nan" in event.text:
             break
     lenient.close()
-    with pytest.raises(UsageError, match="nonfinite keep became error"):
+    with pytest.raises(UsageError, match="--nonfinite keep became --nonfinite error"):
         tq3.compress(source, out, **options)
     assert not (out / "tq_config.json").exists()
 

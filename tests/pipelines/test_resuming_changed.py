@@ -94,13 +94,19 @@ def restore(path: Path, **more: object) -> tq3.Report:
 
 
 CHANGES: dict[str, tuple[Callable[..., object], str]] = {
-    "bits": (with_options(bits=4), "bits 3 became 4"),
-    "group size": (with_options(group_size=64), "group_size 128 became 64"),
-    "keep": (with_options(keep=["*.up.*"]), r"keep \[\] became \['\*\.up\.\*'\]"),
-    "keep dtype": (with_options(keep_dtype="source"), "keep_dtype float16 became source"),
-    "shard size": (with_options(max_shard_size=30_000), "max_shard_bytes 8000 became 30000"),
-    "scale": (with_options(scale="norm"), "scale search became norm"),
-    "norms": (with_options(norms="float16"), "norms float32 became float16"),
+    "bits": (with_options(bits=4), "--bits 3 became --bits 4"),
+    "group size": (with_options(group_size=64), "--group-size 128 became --group-size 64"),
+    "keep": (with_options(keep=["*.up.*"]), r"no --keep became --keep \*\.up\.\*"),
+    "keep dtype": (
+        with_options(keep_dtype="source"),
+        "--keep-dtype float16 became --keep-dtype source",
+    ),
+    "shard size": (
+        with_options(max_shard_size=30_000),
+        "--max-shard-size 8 kB became --max-shard-size 30 kB",
+    ),
+    "scale": (with_options(scale="norm"), "--scale search became --scale norm"),
+    "norms": (with_options(norms="float16"), "--norms float32 became --norms float16"),
     "time": (rewritten(touch), f"{FILE} .* became .* of 2001-09-09 01:46:40.000000005 UTC"),
     "size": (rewritten(enlarge), r"model-00003-of-00003.safetensors (\d+) bytes of .* became "),
     "values": (rewritten(refill), "tensor 'layers.0.up.weight' has other values"),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import test_verify_source
-from factories import Tensor, of_another_writer, safetensors_bytes, tiny_checkpoint
-from kinds import EVERY_KIND
+from beside import checks
+from factories import Tensor
 from spoiling import (
     FIRST,
     INDEX,
@@ -22,48 +20,21 @@ from spoiling import (
     change_json,
     change_tensors,
     changed_bytes,
+    cut,
     flip,
-    read_shard,
+    flip_in_header,
     seal,
     set_key,
 )
 
 import tq3
-from tq3.errors import BadInput, StorageError
-from tq3.format.manifest import Manifest, Piece
 from tq3.pipelines.checks import CHECKS, Fault
-from tq3.storage.local import LocalFiles
 
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
 EXPERTS = "layers.0.mlp.experts.gate_up_proj"
 
 CONFIG = "config.json"
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sound folders to copy: `one` shard, `two` shards, and every kind of tensor."""
-    path = tmp_path_factory.mktemp("made")
-    source = tiny_checkpoint(path / "source")
-    (source / "tokenizer.json").write_text("{}")
-    tq3.compress(source, path / "one")
-    tq3.compress(source, path / "two", max_shard_size=60_000)
-    kinds = tiny_checkpoint(path / "kinds-source", EVERY_KIND, config={"num_experts": 3})
-    tq3.compress(kinds, path / "kinds")
-    for folder in ("one", "two", "kinds"):
-        of_another_writer(path / folder)
-    return path
-
-
-@pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of one of the sound folders, to be spoiled."""
-    return lambda name: shutil.copytree(made / name, tmp_path / name)
-
-
-def checks(result: tq3.Verification) -> list[str]:
-    return [fault.check for fault in result.faults]
 
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["no manifest", "manifest"])
@@ -86,10 +57,6 @@ def unlink(name: str) -> Callable[[Path], None]:
 
 def write(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(text) and None
-
-
-def flip_in_header(folder: Path) -> None:
-    flip(folder / SECOND, 8 * 9)
 
 
 def drop(*names: str) -> Callable[[Path], None]:
@@ -133,15 +100,6 @@ def longer(name: str) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         with (folder / name).open("a") as file:
             file.write(" ")
-
-    return spoil
-
-
-def cut(n_bytes: int, name: str = SECOND) -> Callable[[Path], None]:
-    """Keep this many bytes; a negative number counts from the end."""
-
-    def spoil(folder: Path) -> None:
-        (folder / name).write_bytes((folder / name).read_bytes()[:n_bytes])
 
     return spoil
 
@@ -278,130 +236,3 @@ def test_a_fault_that_two_checks_see_is_told_once(copy, case):
     if "{0}" in words:
         words = words.format((folder / SECOND).stat().st_size, n_bytes)
     assert words in fault.text
-
-
-def test_sizes_are_those_of_whole_files(copy):
-    folder = copy("one")
-    n_bytes = (folder / SHARD).stat().st_size
-    cut(-3, SHARD)(folder)
-    (fault,) = tq3.verify(folder).faults
-    assert (fault.check, fault.found, fault.expected) == (
-        *("TQ201", f"{n_bytes - 3} bytes"),
-        str(n_bytes),
-    )
-
-
-def test_all_faults_are_told_at_once(copy):
-    folder = seal(copy("two"))
-    flip_in_header(folder)
-    (folder / "tokenizer.json").unlink()
-    (folder / "notes.pt").write_text("")
-    set_key(CONFIG, "quantization_config", "fp8")(folder)
-    result = tq3.verify(folder)
-    assert checks(result) == ["TQ105", "TQ108", "TQ201", "TQ402", "TQ403", "TQ404"]
-
-
-def test_a_damaged_shard_does_not_hide_what_is_wrong_in_a_sound_one(copy):
-    folder = copy("two")
-    header = json.loads((folder / INDEX).read_text())["weight_map"]
-    tensors = read_shard(folder / FIRST)
-    name = next(name for name in tensors if name.endswith(".tq_norms"))
-    assert header[name] == FIRST
-    tensors[name] = changed_bytes(tensors[name], 0, -1.0, "<f4")
-    (folder / FIRST).write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
-    (folder / SECOND).write_bytes(b"no shard at all")
-    result = tq3.verify(folder)
-    found = [(fault.check, fault.file, fault.tensor) for fault in result.faults]
-    assert found == [("TQ201", SECOND, None), ("TQ302", FIRST, name)]
-
-
-def test_faults_of_one_kind_in_one_tensor_are_one_line_with_their_number(copy):
-    folder = copy("one")
-    name = UP + ".tq_norms"
-    change_tensors(
-        folder,
-        lambda tensors: tensors.update(
-            {name: Tensor("F32", tensors[name].shape, np.full(256, -1, "<f4").tobytes())}
-        ),
-    )
-    (fault,) = tq3.verify(folder).faults
-    assert (fault.check, fault.count) == ("TQ302", 256)
-    assert "row 0, group 0" in fault.text
-    assert "and 255 more" in fault.text
-
-
-@pytest.mark.parametrize("piece_bytes", [7, 1001, 1 << 20])
-def test_pieces_need_not_end_where_tensors_or_numbers_do(copy, monkeypatch, piece_bytes):
-    """Every norm is looked at once, whatever the pieces and blocks."""
-    monkeypatch.setattr("tq3.pipelines.checksums.BLOCK_BYTES", 101)
-    folder = copy("kinds")
-    assert tq3.verify(seal(folder, piece_bytes)).ok
-    tensors = read_shard(folder / SHARD)
-    norms = [name for name in tensors if name.endswith(".tq_norms")]
-    for name in norms:
-        data = np.full(len(tensors[name].data) // 4, np.nan, "<f4")
-        tensors[name] = tensors[name]._replace(data=data.tobytes())
-    (folder / SHARD).write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
-    result = tq3.verify(seal(folder, piece_bytes))
-    found = {fault.tensor: fault.count for fault in result.faults}
-    assert set(checks(result)) == {"TQ301"}
-    assert found == {name: len(tensors[name].data) // 4 for name in norms}
-
-
-def test_the_number_of_workers_does_not_show(copy):
-    folder = seal(copy("kinds"), 1000)
-    flip(folder / SHARD, 8 * 5000)
-    flip(folder / SHARD, 8 * 9000)
-    answers = []
-    for workers in (1, 2, 7):
-        answer = tq3.verify(folder, workers=workers).to_dict()
-        answers.append([answer[key] for key in ("faults", "notices", "bytes_read", "n_files")])
-    assert answers[0] == answers[1] == answers[2]
-    assert [fault["at"] for fault in answers[0][0]] == [5000, 9000]
-
-
-def test_a_file_outside_of_the_folder_is_missing(copy):
-    folder = seal(copy("one"))
-    manifest = Manifest("w", {"../source/config.json": (Piece(0, 1, "0" * 16),)})
-    (folder / "tq3_manifest.json").write_text(manifest.to_json())
-    assert "TQ402" in checks(tq3.verify(folder))
-
-
-def test_a_read_that_fails_is_told_and_the_rest_is_read(copy, monkeypatch):
-    read_into = LocalFiles.read_into
-
-    def fail(self, name, offset, buffer):
-        if name == FIRST and offset:
-            raise StorageError("can't be read: Input/output error", file=self.folder / name)
-        read_into(self, name, offset, buffer)
-
-    folder = seal(copy("two"), 5000)
-    flip(folder / SECOND, 8 * 6000)
-    monkeypatch.setattr(LocalFiles, "read_into", fail)
-    result = tq3.verify(folder)
-    assert [(fault.check, fault.file) for fault in result.faults] == [
-        ("TQ109", FIRST),
-        ("TQ404", SECOND),
-    ]
-
-
-def test_no_folder_and_one_that_cannot_be_listed_are_errors(tmp_path, monkeypatch):
-    with pytest.raises(BadInput, match="no such folder"):
-        tq3.verify(tmp_path / "none")
-
-    def refuse(_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("os.listdir", refuse)
-    with pytest.raises(StorageError, match="can't be read"):
-        tq3.verify(tmp_path)
-
-
-def test_the_last_progress_is_all_of_it(copy):
-    seen = []
-    tq3.verify(seal(copy("two")), on_event=seen.append)
-    kinds = [type(event).__name__ for event in seen]
-    assert kinds[0] == "Checking"
-    assert kinds[-1] == "Verified"
-    last = seen[-2]
-    assert last.bytes_done == last.bytes_total == seen[0].bytes_total > 0

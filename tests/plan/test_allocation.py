@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from itertools import product
+from typing import Any
 
 import pytest
 from listings import checkpoint, qwen
 
+from tq3 import units
 from tq3.codec.expected import expected_error
 from tq3.errors import UsageError
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.format.request import make_recipe
 from tq3.format.widths import Widths
+from tq3.plan.allocation import spare_target
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import Plan
 from tq3.plan.roles import fused_set_of, role_of
@@ -131,10 +134,49 @@ def test_the_smallest_size_that_is_named_can_be_reached():
         plan_compression(SMALL, make_recipe(target_size=smallest - 1))
 
 
+EMBEDDING, HEAD = (
+    TensorInfo(name, "BF16", (256, 128)) for name in ("model.embed_tokens.weight", "lm_head.weight")
+)
+WAYS_OUT: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], str]] = {
+    "both": ((EMBEDDING, HEAD), {}, "--lm-head 4 and --embeddings 4 save most"),
+    "one is asked for": ((EMBEDDING, HEAD), {"lm_head": 3}, "--embeddings 4 saves most"),
+    "the other is": ((EMBEDDING, HEAD), {"embeddings": 3}, "--lm-head 4 saves most"),
+    "one may not be": ((EMBEDDING, HEAD), {"keep": "lm_head.*"}, "--embeddings 4 saves most"),
+    "only others may": ((EMBEDDING, HEAD), {"only": "*proj*"}, "a recipe that allows fewer"),
+    "both are": ((EMBEDDING, HEAD), {"lm_head": 3, "embeddings": 4}, "a recipe that allows fewer"),
+    "they are tied": ((EMBEDDING,), {}, "--embeddings 4 saves most"),
+    "tied, and asked for": ((EMBEDDING,), {"lm_head": 4}, "a recipe that allows fewer"),
+    "neither is there": ((), {}, "a recipe that allows fewer"),
+}
+
+
+@pytest.mark.parametrize(("tables", "options", "advice"), WAYS_OUT.values(), ids=WAYS_OUT)
+def test_a_size_that_is_too_small_names_only_what_still_helps(tables, options, advice):
+    with pytest.raises(UsageError) as caught:
+        plan_compression(checkpoint(*tables, *layer(0)), make_recipe(target_size=1, **options))
+    assert str(caught.value.fix).removeprefix("name ").startswith(advice)
+
+
 def test_a_size_beyond_the_largest_takes_the_widest_of_all():
-    widths = Widths("x", (2, 3, 4), target_bytes=10**9)
-    plan = plan_compression(SMALL, Recipe(widths=widths))
+    recipe = Recipe(widths=Widths("x", (2, 3, 4), target_bytes=10**9))
+    plan = plan_compression(SMALL, recipe)
     assert set(widths_of(plan).values()) == {4}
+    assert spare_target(plan, recipe) == (
+        f"1 GB, but the widest output that recipe 'x' allows has {units.size(plan.file_bytes)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "bpw", "told"),
+    [((3, 4), 4.24, None), ((3, 4), 4.25, None), ((3, 4), 4.5, "4.250"), ((4, None), 20, "14.694")],
+)
+def test_only_bits_beyond_the_widest_are_spare(others, bpw, told):
+    """v has one width: what is asked of it is no matter of the target."""
+    recipe = Recipe(widths=Widths("x", others, {"down": (None,), "v": (4,)}, target_bpw=bpw))
+    found = spare_target(plan_compression(SMALL, recipe), recipe)
+    assert found == (
+        told and f"{bpw} bits a weight, but the widest output that recipe 'x' allows has {told}"
+    )
 
 
 def test_a_width_for_the_head_is_one_for_tied_embeddings_too():

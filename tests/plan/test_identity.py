@@ -37,10 +37,10 @@ def test_the_same_run_has_no_difference():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"bits": 4}, "bits 3 became 4"),
-        ({"group_size": 64}, "group_size 128 became 64"),
-        ({"keep": ("a.*",)}, "keep [] became ['a.*']"),
-        ({"max_shard_bytes": 600}, "max_shard_bytes 5368709120 became 600"),
+        ({"bits": 4}, "--bits 3 became --bits 4"),
+        ({"group_size": 64}, "--group-size 128 became --group-size 64"),
+        ({"keep": ("a.*",)}, "no --keep became --keep a.*"),
+        ({"max_shard_bytes": 600}, "--max-shard-size 5 GiB became --max-shard-size 600 bytes"),
     ],
 )
 def test_an_option_that_changes_the_plan_is_named(options, told):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from allocation import PARTS, Costs, Sensitivity, layer_of, parts
-from balance import Balance
 from llama import type_in_mix
-from ours import Coded, Format
+from ours import Format
 from sensitivity import combined, slope
 
 SHAPES = {
@@ -20,7 +19,6 @@ SHAPES = {
     "mlp.down_proj": (128, 192),
 }
 ALPHAS = {"q": 1.0, "k": 1.0, "v": 9.0, "o": 2.0, "gate_up": 8.0, "down": 9.0}
-HEAD_DIM = 64
 
 
 @pytest.fixture(scope="module")
@@ -71,50 +69,6 @@ def test_the_last_layers_get_the_bits_that_they_are_worth(weights):
     plan = Costs(weights, Format(3)).best(Sensitivity(ALPHAS | {"down": 1.0}, depth), 3.4)
     widths = [plan.widths[layer, "down"] for layer in range(3)]
     assert widths[2] > widths[0]
-
-
-def test_balanced_columns_are_equally_large_and_come_back_scaled(weights):
-    scale = torch.linspace(0.5, 2, 192)
-    uneven = {n: w * scale[: w.shape[1]] for n, w in weights.items() if w.shape[1] <= 192}
-    uneven |= {n: w for n, w in weights.items() if w.shape[1] > 192}
-    seen = {}
-
-    def exactly(name, weight):
-        seen[name] = weight
-        return Coded(weight, 0)
-
-    way = Balance(uneven, HEAD_DIM).way(exactly)
-    for name, weight in uneven.items():
-        torch.testing.assert_close(way(name, weight).weight, weight)
-    sizes = (seen["model.layers.1.mlp.down_proj.weight"] ** 2).mean(0)
-    torch.testing.assert_close(sizes, sizes.mean().expand_as(sizes))
-
-
-def test_balancing_cancels_between_a_matrix_and_the_one_it_feeds(weights):
-    seen = {}
-    way = Balance(weights, HEAD_DIM).way(
-        lambda name, weight: seen.setdefault(name, Coded(weight, 0))
-    )
-    for name, weight in weights.items():
-        way(name, weight)
-    layer = "model.layers.0."
-    for first, second, heads in (
-        ("mlp.up_proj", "mlp.down_proj", 1),
-        ("self_attn.v_proj", "self_attn.o_proj", 2),
-    ):
-        before, after = (
-            _chain(source[f"{layer}{first}.weight"], source[f"{layer}{second}.weight"], heads)
-            for source in (weights, {name: coded.weight for name, coded in seen.items()})
-        )
-        columns = after / before  # what is left are the factors of the norm before the first one
-        torch.testing.assert_close(columns, columns[:1].expand_as(columns), rtol=1e-2, atol=1e-3)
-
-
-def _chain(first, second, heads):
-    """second @ first, each head of HEAD_DIM rows of `first` read by `heads` heads of columns."""
-    shared = first.view(-1, 1, min(HEAD_DIM, len(first)), first.shape[1])
-    shared = shared.expand(-1, heads, -1, -1).reshape(-1, first.shape[1])
-    return second.double() @ shared.double()
 
 
 def test_the_slope_goes_through_the_origin():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from balance import Balance
 from models import take_off_grid
-from ours import Format
+from ours import Coded, Format
 from subject import Subject
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
@@ -98,3 +99,20 @@ def test_an_exact_reading_is_kept_in_a_file(model, windows, tmp_path: Path):
     for weight in model.parameters():
         weight.data.zero_()
     assert torch.equal(Subject(model, windows, tmp_path / "exact.pt").exact_loss, first)
+
+
+def test_balanced_matrices_are_other_ones_and_come_back_scaled(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    seen = {}
+
+    def exactly(name, weight):
+        seen[name] = weight
+        return Coded(weight, 0)
+
+    way = Balance(tmp_path).way(exactly)
+    for name, linear in model.model.named_modules(prefix="model"):
+        if isinstance(linear, torch.nn.Linear):
+            weight = linear.weight.detach()
+            torch.testing.assert_close(way(f"{name}.weight", weight).weight, weight)
+            assert (seen[f"{name}.weight"] != weight).float().mean() > 0.1
+    assert len(seen) == 2 * 7

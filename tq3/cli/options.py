@@ -117,10 +117,18 @@ ScaleOpt = Annotated[
     ),
 ]
 NormsOpt = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="How norms are stored: float32, or float16 for smaller files, which readers of other "
-        "makes may misread."
+        "makes may misread. [default: float32]"
+    ),
+]
+BalanceOpt = Annotated[
+    bool,
+    typer.Option(
+        "--balance",
+        help="Scale columns before they are coded, and what feeds them the other way: the model "
+        "computes the same and loses less, but kept tensors differ from the source's. A pass more.",
     ),
 ]
 WorkersOpt = Annotated[
@@ -191,6 +199,7 @@ class WidthOptions:
     target_bpw: TargetBpwOpt = None
     lm_head: LmHeadOpt = None
     embeddings: EmbeddingsOpt = None
+    norms: NormsOpt = None
 
 
 @dataclass
@@ -206,7 +215,7 @@ class RecipeOptions(WidthOptions):
     max_shard_size: ShardOpt = DEFAULT_SHARD_SIZE
     nonfinite: NonfiniteOpt = "error"
     scale: ScaleOpt = "search"
-    norms: NormsOpt = "float32"
+    balance: BalanceOpt = False
 
 
 def takes(options: type[WidthOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -151,13 +151,10 @@ def _overview(d: Description) -> Table:
     kind = "what compress would write" if d.planned else "TQ3 checkpoint"
     _add(table, "checkpoint", f"{d.path}: {kind}")
     _add(table, "format", f"tq3_native, {d.widths_text} bits, groups of {d.group_size}")
-    if "F16" in d.norm_dtypes:
-        tensors = (f"{dtype} of {counted(n, 'tensor')}" for dtype, n in d.norm_dtypes.items())
-        _add(table, "norms", ", ".join(tensors))
-    if d.scale:
-        _add(table, "scales", _SCALES[d.scale])
-    if d.choice.recipe:
-        _add(table, "recipe", d.choice.recipe)
+    _add_coding(table, d)
+    for name, text in (("recipe", d.choice.recipe), ("target", d.spare_target)):
+        if text:
+            _add(table, name, text)
     if d.original_model:
         revision = f" at {d.source_revision}" if d.source_revision else ""
         dtype = f" ({d.source_dtype})" if d.source_dtype else ""
@@ -181,6 +178,17 @@ def _overview(d: Description) -> Table:
     if d.peak_memory_bytes:
         _add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table
+
+
+def _add_coding(table: Table, d: Description) -> None:
+    """How codes were made."""
+    if "F16" in d.norm_dtypes:
+        tensors = (f"{dtype} of {counted(n, 'tensor')}" for dtype, n in d.norm_dtypes.items())
+        _add(table, "norms", ", ".join(tensors))
+    if d.scale:
+        _add(table, "scales", _SCALES[d.scale])
+    if d.balanced_columns:
+        _add(table, "columns", "balanced: the source's function, with other weights")
 
 
 def _classes(d: Description) -> Table:

@@ -26,8 +26,7 @@ from tq3.evaluation.tensors import (
     Tensors,
     bits_per_weight,
     check_belong_together,
-    open_compressed,
-    open_original,
+    open_both,
 )
 from tq3.hub.options import HubOptions
 from tq3.pipelines.events import Notice, Progress
@@ -68,7 +67,7 @@ def evaluate(
     _check(tokens, context, dtype)
     start = time.perf_counter()
     with open_source(source, source_hub) as originals, open_source(path, hub) as compressed:
-        original, ours = open_original(originals), open_compressed(compressed)
+        original, ours = open_both(originals, compressed)
         check_belong_together(ours, original, path, source)
         with small_files(originals) as folder:
             config = find_config(folder, source)

@@ -11,6 +11,7 @@ import torch
 from tq3.codec.backend import get_backend
 from tq3.errors import BadInput
 from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.pipelines.balanced import balanced
 from tq3.plan.restoring import packed_layouts, read_tq_config
 from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint, refuse_quantised
 
@@ -26,6 +27,7 @@ _DTYPES = {
     "I64": torch.int64,
     "U8": torch.uint8,
 }
+_WHICH = "--source must be the original checkpoint, and OUT the folder that was compressed from it"
 
 
 class Tensors:
@@ -80,18 +82,18 @@ class Tensors:
         return read.view(_DTYPES[info.dtype]).view(info.shape)
 
 
-def open_original(files: Source) -> Tensors:
-    """An ordinary checkpoint. Raises BadInput for one that is quantised."""
-    checkpoint = read_checkpoint(files)
-    refuse_quantised(checkpoint)
-    return Tensors(files, checkpoint, {})
+def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors]:
+    """An ordinary checkpoint, and the TQ3 checkpoint made from it.
 
-
-def open_compressed(files: Source) -> Tensors:
-    """A TQ3 checkpoint. Raises BadInput for anything else."""
-    checkpoint = read_checkpoint(files)
-    layouts = packed_layouts(checkpoint, read_tq_config(files, checkpoint.config))
-    return Tensors(files, checkpoint, layouts)
+    Where its columns were balanced the first one's are, too: it computes the same, and weights can
+    be compared. Raises BadInput for a quantised source, and where the other one is none of ours.
+    """
+    checkpoint = read_checkpoint(originals)
+    refuse_quantised(checkpoint, _WHICH)
+    ours = read_checkpoint(files)
+    config = read_tq_config(files, ours.config)
+    original = Tensors(balanced(originals, config.balance), checkpoint, {})
+    return original, Tensors(files, ours, packed_layouts(ours, config))
 
 
 def check_belong_together(ours: Tensors, original: Tensors, out: str, source: str) -> None:

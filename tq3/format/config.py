@@ -9,7 +9,8 @@ from math import isfinite
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.json_reading import parse_json
+from tq3.format.balance import Balance, balance_from_record, balance_record
+from tq3.format.json_reading import parse_object
 from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
 from tq3.format.width_record import WidthRecord, is_numbers, width_reader
 from tq3.format.widths import parse_widths
@@ -23,6 +24,8 @@ HOW_TO_LOAD = (
     "tq3.integrations.transformers before from_pretrained; without it Transformers leaves the "
     "compressed layers random"
 )
+_NO_RECIPE = "tq3.recipe is not a recipe"
+_REPAIR = "compress again, or fetch tq_config.json again from where it was published"
 # What recipes meant that were recorded before there was a choice.
 _BEFORE = {"scale": "norm"}
 _NAMES = {int: "a whole number below 2**63", str: "a text", list: "a list", dict: "an object"}
@@ -49,6 +52,7 @@ class TqConfig:
     kept_source_dtype: name -> reason, for floats that are not FP16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     widths: of tensors whose width is not `bits`, where `sensitive_bits` can't say it
+    balance: factors of channels, where columns were balanced
     """
 
     bits: int
@@ -68,13 +72,16 @@ class TqConfig:
     recipe: Mapping[str, Any] | None = None
     measured_error: MeasuredError | None = None
     widths: WidthRecord = field(default_factory=dict)
+    balance: Balance = field(default_factory=dict)
 
     def width_reader(self) -> Callable[[str], int]:
         """The recorded width of a name: by `widths`, else by the rule of existing readers."""
-        if self.widths or self.sensitive_bits is None:
-            return width_reader(self.bits, self.widths)
-        main, other, patterns = self.bits, self.sensitive_bits, self.sensitive_patterns
-        return lambda name: other if any(text in name for text in patterns) else main
+        return width_reader(self.bits, self.widths) if self.widths else self.width_by_name
+
+    def width_by_name(self, name: str) -> int:
+        """What existing readers take: they know two widths, the second by parts of names."""
+        is_special = any(text in name for text in self.sensitive_patterns)
+        return self.sensitive_bits if self.sensitive_bits and is_special else self.bits
 
     def to_json(self) -> str:
         """The file's text: keys that existing readers know at the top, ours in `tq3`."""
@@ -104,6 +111,8 @@ class TqConfig:
             "recipe": self.recipe,
             "measured_error": asdict(self.measured_error) if self.measured_error else None,
         }
+        if self.balance:
+            known["tq3"]["balance"] = balance_record(self.balance)
         text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
         # A folder after which the model is named need not be called in UTF-8.
         return text.encode("utf-8", "replace").decode("utf-8")
@@ -125,14 +134,8 @@ def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
     try:
         return _from_object(declared)
     except BadInput as error:
-        raise BadInput(
-            f"quantization_config, in place of {FILE_NAME}: {error.message}",
-            file="config.json",
-            tensor=error.tensor,
-            found=error.found,
-            expected=error.expected,
-            fix=error.fix,
-        ) from None
+        before = f"quantization_config, in place of {FILE_NAME}"
+        raise BadInput.retold(error, before, file="config.json", fix=error.fix) from None
 
 
 def _from_object(raw: Mapping[str, Any]) -> TqConfig:
@@ -167,6 +170,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         widths=_widths(_typed(ours, "widths", dict, {})),
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
+        balance=balance_from_record(_items(ours, "balance", dict, str), FILE_NAME),
     )
 
 
@@ -221,19 +225,10 @@ def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
             found = dict(_typed(record, "widths", dict, {}))
             options["widths"] = parse_widths(found, str(found.pop("name", "?")), FILE_NAME)
         return Recipe(**options)
-    except (TypeError, ValueError, UsageError) as error:
-        raise BadInput(f"tq3.recipe is not a recipe: {error}", file=FILE_NAME) from None
-
-
-def parse_object(text: str, file: str, *, unique: bool = True) -> dict[str, Any]:
-    """A JSON object. Raises BadInput naming `file` for anything else."""
-    try:
-        value = parse_json(text, unique=unique)
-    except ValueError as error:
-        raise BadInput(str(error), file=file) from None
-    if not isinstance(value, dict):
-        raise BadInput("not a JSON object", file=file, found=type(value).__name__)
-    return value
+    except (BadInput, UsageError) as error:
+        raise BadInput.retold(error, _NO_RECIPE, file=FILE_NAME, fix=_REPAIR) from None
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{_NO_RECIPE}: {error}", file=FILE_NAME, fix=_REPAIR) from None
 
 
 def _typed(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
@@ -241,10 +236,8 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     if value is None:
         return default
     if not _is_a(value, kind):
-        found = value if isinstance(value, int) else type(value).__name__
-        raise BadInput(
-            f"{key} has the wrong type", file=FILE_NAME, found=found, expected=_NAMES[kind]
-        )
+        found, expected = value if isinstance(value, int) else type(value).__name__, _NAMES[kind]
+        raise BadInput(f"{key} has the wrong type", file=FILE_NAME, found=found, expected=expected)
     return value
 
 

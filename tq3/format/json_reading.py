@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from typing import Any
 
+from tq3.errors import BadInput
+
 # A million tensors have half as many. An item takes up to 100 bytes, however short its text is.
 _MAX_ITEMS = 10_000_000
 # Whatever looks at a value later, also to show it, may recurse this deep.
@@ -29,6 +31,17 @@ def parse_json(text: str, *, unique: bool) -> Any:
     except RecursionError:
         raise _too_deep() from None
     _check_depth(value)
+    return value
+
+
+def parse_object(text: str, file: str, *, unique: bool = True) -> dict[str, Any]:
+    """A JSON object. Raises BadInput naming `file` for anything else."""
+    try:
+        value = parse_json(text, unique=unique)
+    except ValueError as error:
+        raise BadInput(str(error), file=file) from None
+    if not isinstance(value, dict):
+        raise BadInput("not a JSON object", file=file, found=type(value).__name__)
     return value
 
 

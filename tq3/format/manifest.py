@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from tq3.errors import BadInput
-from tq3.format.config import parse_object
+from tq3.format.json_reading import parse_object
 
 FILE_NAME = "tq3_manifest.json"
 _VERSION = 1

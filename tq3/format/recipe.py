@@ -49,6 +49,7 @@ class Recipe:
     scale: how codes are chosen, by "search" for the smallest error or from the "norm" as published
     norms: how norms are stored, as "float32" or as "float16", which other readers may not know
     widths: by role, in place of `bits` and `sensitive_bits`
+    balance: scale columns for smaller errors where it counts, and what feeds them the other way
     """
 
     bits: int = 3
@@ -63,6 +64,7 @@ class Recipe:
     scale: str = "search"
     norms: str = "float32"
     widths: Widths | None = None
+    balance: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("bits", self.bits, WIDTHS)
@@ -73,6 +75,7 @@ class Recipe:
         _check_choice("norms", self.norms, NORMS)
         if self.sensitive_bits is not None:
             _check_choice("sensitive-bits", self.sensitive_bits, WIDTHS)
+        _check_choice("balance", self.balance, (False, True))
         _check_texts("keep", self.keep)
         _check_texts("only", self.only)
         _check_texts("sensitive-pattern", self.sensitive_patterns)

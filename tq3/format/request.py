@@ -10,11 +10,12 @@ from tq3.errors import UsageError
 from tq3.format.recipe import (
     DEFAULT_SENSITIVE_PATTERNS,
     DEFAULT_SHARD_SIZE,
+    NORMS,
     WIDTHS,
     Recipe,
     parse_size,
 )
-from tq3.format.widths import BY_NAME, Widths, load_widths, recipe_names
+from tq3.format.widths import BY_NAME, Widths, is_recipe_file, load_widths, recipe_names
 
 DEFAULT_BITS = 3
 # What a target alone asks for.
@@ -34,6 +35,7 @@ def make_recipe(
     keep: str | Sequence[str] | None = (),
     only: str | Sequence[str] | None = (),
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    norms: str | None = None,
     **others: Any,
 ) -> Recipe:
     """The recipe that these options ask for; `others` are fields of `Recipe` as they are.
@@ -42,6 +44,7 @@ def make_recipe(
     recipe: the name of a recipe, or the path of a file that ends in .toml
     target_size: bytes, or a text such as "13GiB"; target_bpw: see `Widths`
     lm_head, embeddings: their width; None for what the recipe says, else uncompressed
+    norms: see `Recipe`; None for float32
 
     Raises UsageError for options that contradict each other, BadInput for a faulty recipe file.
     """
@@ -77,6 +80,7 @@ def make_recipe(
         keep=_texts(keep),
         only=_texts(only),
         max_shard_bytes=parse_size(max_shard_size),
+        norms=NORMS[0] if norms is None else norms,
         **others,
     )
 
@@ -88,7 +92,7 @@ def width_options(recipe: Recipe) -> Iterator[str]:
         yield from ("--bits", str(recipe.bits))
         return
     known = load_widths(widths.name) if widths.name in recipe_names() else None
-    if known or widths.name.endswith(".toml"):
+    if known or is_recipe_file(widths.name):
         yield from ("--recipe", widths.name)
     else:
         yield from ("--bits", str(recipe.bits))

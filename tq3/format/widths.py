@@ -28,13 +28,14 @@ QKV = ("q", "k", "v", "qkv")
 # Roles that the published policy keeps; a recipe compresses them only by name.
 BY_NAME = frozenset(("lm_head", "embeddings"))
 OTHERS = "others"
-_KEYS = {
-    "summary": str,
-    "roles": dict,
-    "split_qkv": bool,
-    "target_bpw": float,
-    "target_width": float,
-    "target_size": str,
+# Key -> types of its value, and these in words.
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "summary": ((str,), "a text"),
+    "roles": ((dict,), "a table"),
+    "split_qkv": ((bool,), "true or false"),
+    "target_bpw": ((int, float), "a number"),
+    "target_width": ((int, float), "a number"),
+    "target_size": ((int, str), 'a size such as "13GiB"'),
 }
 _SUFFIX = ".toml"
 MOST_BITS = 32
@@ -130,7 +131,7 @@ def load_widths(recipe: str) -> Widths:
 
     Raises UsageError for a name or file that isn't there, BadInput for what a file says wrongly.
     """
-    if recipe.endswith(_SUFFIX):
+    if is_recipe_file(recipe):
         return parse_widths(_parse_toml(_read(Path(recipe)), recipe), Path(recipe).name, recipe)
     if recipe not in recipe_names():
         raise UsageError(
@@ -140,6 +141,11 @@ def load_widths(recipe: str) -> Widths:
     return parse_widths(own_toml(recipe + _SUFFIX), recipe, recipe + _SUFFIX)
 
 
+def is_recipe_file(recipe: str) -> bool:
+    """Whether a recipe is named by the path of a file, and not one that comes with tq3."""
+    return recipe.lower().endswith(_SUFFIX)
+
+
 def own_toml(name: str) -> dict[str, Any]:
     """One of the TOML files that come with tq3."""
     return _parse_toml(_folder().joinpath(name).read_text("utf-8"), name)
@@ -147,10 +153,8 @@ def own_toml(name: str) -> dict[str, Any]:
 
 def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
     """What a recipe file says, or a record of one. Raises BadInput with file and key."""
-    for key in raw:
-        if key not in _KEYS:
-            raise _fault(file, f"unknown key {key!r}", expected=", ".join(_KEYS))
-    roles = _typed(raw, "roles", file) or {}
+    _check_keys(raw, file)
+    roles = raw.get("roles") or {}
     for role in roles:
         if role not in (*ROLES, OTHERS):
             raise _fault(file, f"no role {role!r}", expected=", ".join((OTHERS, *ROLES)))
@@ -162,7 +166,7 @@ def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
         name=name,
         others=choices.pop(OTHERS),
         roles=choices,
-        split_qkv=_typed(raw, "split_qkv", file) is not False,
+        split_qkv=raw.get("split_qkv") is not False,
         target_bytes=None if target_size is None else _size(target_size, file),
         target_bpw=_bits(raw, "target_bpw", file),
         target_width=_bits(raw, "target_width", file),
@@ -171,6 +175,16 @@ def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
         raise _fault(file, " and ".join(widths.targets), expected="one of them")
     _check_qkv(widths, file)
     return widths
+
+
+def _check_keys(raw: Mapping[str, Any], file: str) -> None:
+    """Of the right types, or null in a record."""
+    for key, value in raw.items():
+        if key not in _KEYS:
+            raise _fault(file, f"unknown key {key!r}", expected=", ".join(_KEYS))
+        types, words = _KEYS[key]
+        if value is not None and type(value) not in types:
+            raise _fault(file, key, found=repr(value), expected=words)
 
 
 def _check_qkv(widths: Widths, file: str) -> None:
@@ -196,25 +210,14 @@ def _choices(role: str, found: Any, file: str) -> tuple[Width, ...]:
     return tuple(None if one == EXACT else one for one in several)
 
 
-def _typed(raw: Mapping[str, Any], key: str, file: str) -> Any:
-    value, kind = raw.get(key), _KEYS[key]
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    if value is not None and not fits:
-        names = {dict: "a table", bool: "true or false", float: "a number"}
-        raise _fault(file, key, found=repr(value), expected=names.get(kind, "a text"))
-    return value
-
-
 def _bits(raw: Mapping[str, Any], key: str, file: str) -> float | None:
-    found = _typed(raw, key, file)
+    found = raw.get(key)
     if found is not None and not 0 < found <= MOST_BITS:  # before float(), for a number without end
         raise _fault(file, key, found=str(found)[:_SHOWN], expected=_BITS)
     return None if found is None else float(found)
 
 
-def _size(found: Any, file: str) -> int:
-    if type(found) not in (int, str):
-        raise _fault(file, "target_size", found=repr(found), expected='a size such as "13GiB"')
+def _size(found: int | str, file: str) -> int:
     try:
         return parse_size(found)
     except UsageError as error:
@@ -235,9 +238,9 @@ def _parse_toml(text: str, file: str) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")  # some editors begin a file with a byte-order mark
     except UnicodeDecodeError as error:
-        raise BadInput(f"not UTF-8: {error}", file=path) from None
+        raise BadInput(f"not UTF-8: {error}", file=path, fix="save it as UTF-8") from None
     except OSError as error:
         raise UsageError(
             f"no recipe can be read: {error.strerror}",

@@ -17,7 +17,7 @@ from tq3.hub.metadata import is_model_id, make_metadata, metadata_block, read_me
 from tq3.pipelines.describe import describe
 from tq3.pipelines.description import Description
 from tq3.pipelines.events import StrPath
-from tq3.pipelines.quality import quality_rows
+from tq3.pipelines.quality import read_quality
 from tq3.plan.restoring import read_tq_config
 from tq3.plan.sources import CONFIG, read_object
 from tq3.storage.local import LocalFiles
@@ -93,7 +93,7 @@ def gather_facts(files: LocalFiles, base_model: str | None) -> CardFacts:
         config=config,
         base_model=base_model or told,
         source_metadata=read_metadata(_source_card(files), SOURCE_CARD),
-        quality=quality_rows(files),
+        quality=read_quality(files),
         recognised="quantization_config" in model_config,
     )
 
@@ -222,6 +222,8 @@ def _options(recipe: Recipe) -> Iterator[str]:
         value = getattr(recipe, field)
         if value != getattr(_DEFAULTS, field):
             yield from (option, str(value))
+    if recipe.balance:
+        yield "--balance"
     for glob in recipe.keep:
         yield from ("--keep", glob)
     for glob in recipe.only:

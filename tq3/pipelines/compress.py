@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
+from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, quantization_config, recipe_record
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 from tq3.hub.options import HubOptions
-from tq3.pipelines.events import Notice, Run, StrPath
+from tq3.pipelines.balanced import balanced
+from tq3.pipelines.balancing import measure_balance
+from tq3.pipelines.events import Event, Notice, Run, StrPath
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
+from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
+from tq3.plan.allocation import spare_target
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.identity import Identity, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import CARD, SOURCE_CARD
+from tq3.storage.target_checks import check_target
 from tq3.version import __version__
 
 
@@ -47,10 +56,25 @@ def compress_checkpoint(
     what was done so far is continued by the next run with the same source and recipe.
     """
     with open_source(source, hub) as files:
-        job = _Compression(files, recipe, verbatim_config)
+        balance = yield from _balance(files, recipe, workers, Path(out), overwrite)
+        job = _Compression(balanced(files, balance), recipe, verbatim_config, balance)
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
         )
+
+
+def _balance(
+    files: Source, recipe: Recipe, workers: int | None, out: Path, overwrite: bool
+) -> Generator[Event, None, Balance]:
+    """The factors that the recipe asks for: none, or those of a first pass over the weights."""
+    if not recipe.balance:
+        return UNBALANCED
+    workers = check_workers(workers, files.connections)
+    checkpoint = read_checkpoint(files)
+    plan_compression(checkpoint, recipe)  # what it refuses is refused before the pass
+    check_target(out, files.folder, overwrite=overwrite)
+    yield Notice("a first pass measures the columns, which --balance scales")
+    return (yield from measure_balance(files, checkpoint, workers))
 
 
 class _Compression(Job):
@@ -61,18 +85,26 @@ class _Compression(Job):
     writer = f"tq3 {__version__}"
     renamed = MappingProxyType({CARD: SOURCE_CARD})
 
-    def __init__(self, files: Source, recipe: Recipe, verbatim_config: bool) -> None:
+    def __init__(
+        self, files: Source, recipe: Recipe, verbatim_config: bool, balance: Balance
+    ) -> None:
         super().__init__(files, read_checkpoint(files))
         self.plan = plan_compression(self.checkpoint, recipe)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
+        self._balance = balance
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
-        self._notices: list[Notice] = []
+        spare = spare_target(self.plan, recipe)
+        self._notices = [Notice(f"the target is {spare}")] if spare else []
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
         return recipe_record(self._recipe)
+
+    def identity(self) -> Identity:
+        """With the factors, on which every byte depends, too."""
+        return with_balance(super().identity(), self._balance)
 
     def adopt(self, learned: Learned) -> None:
         """Plan with what an earlier run learned, or this one."""
@@ -136,4 +168,5 @@ class _Compression(Job):
             revision=revision,
             writer=self.writer,
             error=error,
+            balance=self._balance,
         )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import prod
 
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.recipe import Recipe
-from tq3.format.width_record import record_widths
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.roles import describe_choice
+from tq3.plan.allocation import spare_target
+from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
-from tq3.plan.compressing import plan_compression
+from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
@@ -43,6 +45,11 @@ def _describe_plan(
     files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
 ) -> Description:
     plan = plan_compression(checkpoint, recipe)
+    if recipe.balance:
+        plan_balance(checkpoint)  # which refuses what it does not know
+    config = describe_compression(
+        plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
+    )
     lines = tuple(
         _line(
             task.name,
@@ -57,9 +64,10 @@ def _describe_plan(
     return Description(
         path=files.label,
         planned=True,
-        bits=_main_width(lines, recipe.bits),
+        bits=config.bits,
         group_size=recipe.group_size,
         scale=recipe.scale,
+        balanced_columns=recipe.balance,
         original_model=None,
         source_revision=None,
         source_dtype=None,
@@ -71,16 +79,10 @@ def _describe_plan(
             for name, shard in zip(plan.shard_names, plan.shards, strict=True)
         },
         tensors=lines,
-        choice=describe_choice(lines, recipe),
+        choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
+        spare_target=spare_target(plan, recipe),
     )
-
-
-def _main_width(lines: Sequence[TensorLine], default: int) -> int:
-    """The width that holds most weights."""
-    sizes = {line.name: line.n_weights for line in lines}
-    widths = {line.name: line.bits for line in lines if line.bits}
-    return record_widths(widths, sizes)[0] if widths else default
 
 
 def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Description:
@@ -93,6 +95,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         bits=config.bits,
         group_size=config.group_size,
         scale=recorded.scale if recorded else None,
+        balanced_columns=bool(config.balance),
         original_model=config.original_model,
         source_revision=config.source_revision,
         source_dtype=config.source_dtype,
@@ -101,7 +104,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         measured_error=config.measured_error,
         shards={file: files.size(file) for file in checkpoint.weight_files},
         tensors=lines,
-        choice=describe_choice(lines, recipe),
+        choice=describe_choice(lines, recipe, config),
     )
 
 

@@ -52,8 +52,10 @@ class Description:
     """A TQ3 checkpoint, or with `planned` one that compress would make.
 
     scale, source_bytes, measured_error: None where nobody recorded them
+    balanced_columns: whether columns were scaled, and what feeds them the other way
     choice: widths by role, and what they are expected to cost
     peak_memory_bytes: what compress would need, for a plan
+    spare_target: that nothing as wide as the target is possible, for a plan
     """
 
     path: str
@@ -71,6 +73,8 @@ class Description:
     tensors: tuple[TensorLine, ...]
     choice: Choice
     peak_memory_bytes: int | None = None
+    spare_target: str | None = None
+    balanced_columns: bool = False
 
     @property
     def n_bytes(self) -> int:

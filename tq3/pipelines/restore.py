@@ -9,7 +9,7 @@ from tq3.format.config import MeasuredError
 from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
 from tq3.hub.options import HubOptions
-from tq3.pipelines.events import Run, StrPath
+from tq3.pipelines.events import Notice, Run, StrPath
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
 from tq3.pipelines.opening import FOLDER, open_source
@@ -33,8 +33,9 @@ def restore_checkpoint(
 ) -> Run:
     """Decode the TQ3 checkpoint `path` into the new folder `out`, telling what happens.
 
-    Names and shapes are the source's; every BF16, F16 and F32 tensor becomes `dtype` ("bfloat16",
-    "float16" or "float32"), rounded to nearest even. Other options as in
+    Names and shapes are the source's, and so are values but for the error of the codes; those of a
+    balanced checkpoint stay balanced, and compute the same. Every BF16, F16 and F32 tensor becomes
+    `dtype` ("bfloat16", "float16" or "float32"), rounded to nearest even. Other options as in
     `tq3.pipelines.compress.compress_checkpoint`.
     """
     if dtype not in DTYPES:
@@ -42,6 +43,10 @@ def restore_checkpoint(
     check_shard_bytes(max_shard_bytes)
     with open_source(path, hub) as files:
         job = _Restoration(files, dtype, max_shard_bytes)
+        if job.is_balanced:
+            yield Notice(
+                "columns are balanced: the model computes what its source does, with other weights"
+            )
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
         )
@@ -57,6 +62,7 @@ class _Restoration(Job):
     def __init__(self, files: Source, dtype: str, max_shard_bytes: int) -> None:
         super().__init__(files, read_checkpoint(files))
         config = read_tq_config(files, self.checkpoint.config)
+        self.is_balanced = bool(config.balance)
         self.plan = plan_restoration(self.checkpoint, config, DTYPES[dtype], max_shard_bytes)
         self._options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import fsum
 from typing import Protocol
 
+from tq3.format.config import TqConfig
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import WIDTHS, Recipe
 from tq3.format.widths import ROLES, Width
@@ -70,7 +71,7 @@ class Choice:
     obstacles: tuple[str, ...]
 
 
-def describe_choice(tensors: Sequence[Line], recipe: Recipe) -> Choice:
+def describe_choice(tensors: Sequence[Line], recipe: Recipe, config: TqConfig) -> Choice:
     """The widths of a checkpoint's tensors, that are there or planned, by role."""
     allowed = [line for line in tensors if line.bits or _may_be_compressed(line, recipe)]
     n_weights = sum(line.n_weights for line in allowed)
@@ -88,6 +89,7 @@ def describe_choice(tensors: Sequence[Line], recipe: Recipe) -> Choice:
         obstacles=obstacles(
             {line.name: line.bits for line in tensors if len(line.shape) > 1},
             {line.norm_dtype for line in tensors if line.norm_dtype},
+            config,
         ),
     )
 

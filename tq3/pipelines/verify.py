@@ -10,6 +10,7 @@ from tq3.codec.backend import Backend, get_backend
 from tq3.errors import UsageError
 from tq3.format import manifest as tq_manifest
 from tq3.hub.options import HubOptions
+from tq3.pipelines.balanced import balanced
 from tq3.pipelines.checks import Verification
 from tq3.pipelines.checksums import Looked, Reader, Stretch, plan_stretches
 from tq3.pipelines.comparing import Compared, Comparer
@@ -53,7 +54,10 @@ def verify_checkpoint(
             originals = stack.enter_context(open_source(source, source_hub))
         connections = max(each.connections for each in (files, originals or files))
         workers = check_workers(workers, connections)
-        job = _Job(files, originals, codec, workers, examine(files), structure_only=structure)
+        found = examine(files)
+        if originals and found.config:
+            originals = balanced(originals, found.config.balance)
+        job = _Job(files, originals, codec, workers, found, structure_only=structure)
         yield job.checking()
         yield from job.look_at_bytes()
         yield from job.compare()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from tq3.errors import UsageError
@@ -11,9 +11,11 @@ from tq3.format.header import TensorInfo
 from tq3.format.recipe import WIDTHS, Recipe
 from tq3.format.widths import BY_NAME, Width, Widths
 from tq3.plan.knapsack import Item, Option, solve
-from tq3.plan.plan import Plan
+from tq3.plan.plan import Plan, Task
+from tq3.plan.policy import may_compress
 from tq3.plan.roles import fused_set_of, role_of
 from tq3.plan.sensitivity import alphas, relative_error
+from tq3.units import exact_size, size
 
 Chosen: TypeAlias = dict[str, Width]
 # Of a tensor's dtype, shape and width.
@@ -60,15 +62,6 @@ class Allocation:
             _make_set(members, self._widths, recipe, alpha, stored_bytes)
             for members in together.values()
         ]
-
-    @property
-    def way_out(self) -> str:
-        """What to do where even the smallest output is too large."""
-        if any(self._widths.choices(role) == (None,) for role in BY_NAME):
-            return (
-                "--lm-head 4 and --embeddings 4 save most: docs/recipes.md says who can read them"
-            )
-        return "name a recipe that allows fewer bits, or a larger size"
 
     def at(self, end: Callable[[tuple[int, ...]], int]) -> Chosen:
         """Every set at one end of its sizes: `min` or `max`."""
@@ -161,12 +154,39 @@ def _make_set(
     )
 
 
-def fit(allocation: Allocation, target: int, plan_with: Callable[[Chosen], Plan]) -> Chosen:
+def way_out(infos: Iterable[TensorInfo], recipe: Recipe) -> str:
+    """What to do where even the smallest output is too large.
+
+    infos: all tensors of the model
+    """
+    by_role = {role: [info for info in infos if role_of(info.name) == role] for role in BY_NAME}
+    left = [
+        f"--{role.replace('_', '-')} 4"
+        for role in sorted(BY_NAME, reverse=True)
+        if any(_would_be_compressed(info, role, recipe) for info in by_role[role])
+    ]
+    if not left:
+        return "name a recipe that allows fewer bits, or a larger size"
+    save = "saves" if len(left) == 1 else "save"
+    return f"{' and '.join(left)} {save} most: docs/recipes.md says who can read that"
+
+
+def _would_be_compressed(info: TensorInfo, role: str, recipe: Recipe) -> bool:
+    """Whether a width for the role would change what becomes of the tensor."""
+    assert recipe.widths
+    asked = replace(recipe.widths, roles={**recipe.widths.roles, role: (4,)})
+    return may_compress(info, replace(recipe, widths=asked)) and not may_compress(info, recipe)
+
+
+def fit(
+    allocation: Allocation, target: int, plan_with: Callable[[Chosen], Plan], advice: str
+) -> Chosen:
     """The best choice whose weight files together have at most `target` bytes.
 
     plan_with: the output of a choice. What lies in the files beside the sets (kept tensors,
     headers) hardly depends on the choice, so it is found in a few steps: best for all but the few
-    bytes by which headers differ. Raises UsageError where even the smallest output is larger.
+    bytes by which headers differ.
+    advice: of the UsageError that is raised where even the smallest output is larger
     """
     chosen, besides = allocation.at(min), 0
     smallest = plan_with(chosen).file_bytes
@@ -176,7 +196,7 @@ def fit(allocation: Allocation, target: int, plan_with: Callable[[Chosen], Plan]
             "the target can't be reached",
             found=f"{target:,} bytes",
             expected=f"{smallest:,} to {largest:,} bytes with this recipe",
-            fix=allocation.way_out,
+            fix=advice,
         )
     file_bytes = smallest
     while True:
@@ -191,3 +211,32 @@ def fit(allocation: Allocation, target: int, plan_with: Callable[[Chosen], Plan]
     better = allocation.best_within(target - (file_bytes - allocation.n_bytes(chosen)))
     fits = better is not None and plan_with(better).file_bytes <= target
     return better if better is not None and fits else chosen
+
+
+def spare_target(plan: Plan, recipe: Recipe) -> str | None:
+    """That the recipe allows nothing as wide as its target, in words; None where it does.
+
+    plan: the one that was made for `recipe`
+    """
+    widths = recipe.widths
+    if not widths:
+        return None
+    allowed = [
+        task for task in plan.tasks if task.layout or may_compress(task.sources[0].info, recipe)
+    ]
+    if not all(_is_widest(task, widths, only=bool(recipe.only)) for task in allowed):
+        return None
+    n_weights = sum(task.sources[0].info.n_elements for task in allowed)
+    bpw = sum(task.bytes_out for task in allowed) * 8 / max(n_weights, 1)
+    but = f"but the widest output that recipe {widths.name!r} allows has"
+    if (widths.target_bytes or 0) > plan.file_bytes:
+        return f"{exact_size(widths.target_bytes or 0)}, {but} {size(plan.file_bytes)}"
+    if (widths.target_bpw or 0) > bpw:
+        return f"{widths.target_bpw:g} bits a weight, {but} {bpw:.3f}"
+    return None
+
+
+def _is_widest(task: Task, widths: Widths, *, only: bool) -> bool:
+    choices = widths.choices(role_of(task.name), only=only)
+    widest = None if None in choices else max(bits for bits in choices if bits)
+    return len(choices) == 1 or widest == (task.layout.bits if task.layout else None)

@@ -9,13 +9,14 @@ from functools import cache
 from math import prod
 
 from tq3.errors import UsageError
+from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
-from tq3.plan.allocation import Allocation, Chosen, fit
+from tq3.plan.allocation import Allocation, Chosen, fit, way_out
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, decide, why_exact
@@ -54,6 +55,7 @@ def describe_compression(
     revision: str | None,
     writer: str,
     error: MeasuredError | None,
+    balance: Balance = UNBALANCED,
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
     layouts = {task.name: task.layout for task in plan.tasks if task.layout}
@@ -78,6 +80,7 @@ def describe_compression(
         recipe=recipe_record(recipe),
         measured_error=error,
         widths=record,
+        balance=balance,
     )
 
 
@@ -154,7 +157,8 @@ def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
         tasks = (_task(t, decision, chosen.get(t.info.name), recipe) for t, decision in fates)
         return arrange(tasks, recipe.max_shard_bytes)
 
-    return fit(allocation, recipe.widths.target_bytes, plan_with)
+    advice = way_out([tensor.info for tensor, _ in fates], recipe)
+    return fit(allocation, recipe.widths.target_bytes, plan_with, advice)
 
 
 def _task(

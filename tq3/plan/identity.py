@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tq3.format.balance import Balance
 from tq3.format.config import FORMAT_VERSION
+from tq3.plan.differences import option_changes
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.sources import Checkpoint
 
@@ -42,11 +44,11 @@ class Identity:
         ]
         if told:
             return told  # the rest would only confuse
-        told += _changes(record.get("sources") or {}, self.sources)
+        told += _stamp_changes(record.get("sources") or {}, self.sources)
         if self._is_stricter(record.get("options") or {}):
-            told.append("nonfinite keep became error")
+            told.append("--nonfinite keep became --nonfinite error")
         if record.get("plan") != self.plan and not told:
-            told += _changes(record.get("options") or {}, self.options)
+            told += option_changes(record.get("options") or {}, self.options)
         if record.get("plan") != self.plan and not told:
             told.append("the tensors in the source, or what this version of tq3 makes of them")
         return told
@@ -61,6 +63,16 @@ def identify(
 ) -> Identity:
     """The identity of a run that is about to carry out `plan`, before any value is known."""
     return Identity(command, dict(checkpoint.stamps), dict(options), _plan_digest(plan))
+
+
+def with_balance(identity: Identity, balance: Balance) -> Identity:
+    """The identity of a run whose weights are scaled by these factors; the same without any."""
+    if not balance:
+        return identity
+    state = hashlib.sha256(identity.plan.encode())
+    for name, exponents in balance.items():
+        state.update(f"{name!r} {len(exponents)}\n".encode() + exponents)
+    return replace(identity, plan=state.hexdigest())
 
 
 def _plan_digest(plan: Plan) -> str:
@@ -78,7 +90,7 @@ def _task_text(task: Task) -> str:
     return f"{task.name!r} {task.action} {task.scale} {task.units} {task.layout} {sources}\n"
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _stamp_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key in dict.fromkeys((*old, *new)):
         if old.get(key) != new.get(key):
             yield f"{key} {old.get(key, 'not there')} became {new.get(key, 'not there')}"

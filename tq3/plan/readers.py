@@ -6,31 +6,33 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
+from tq3.format.config import TqConfig
 from tq3.format.widths import QKV, Width
 from tq3.plan.roles import fused_set_of, role_of
 
 _EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
 
 
-def obstacles(widths: Mapping[str, Width], norm_dtypes: Iterable[str]) -> tuple[str, ...]:
+def obstacles(
+    widths: Mapping[str, Width], norm_dtypes: Iterable[str], config: TqConfig
+) -> tuple[str, ...]:
     """Why other readers can't read a checkpoint; nothing where they can.
 
     widths: of each matrix by name, None for one that is not compressed
     norm_dtypes: those that occur
+    config: tq_config.json, as it is or would be: only it decides what names can tell
     """
     halves = ("norms are F16: they take them for F32",) if "F16" in norm_dtypes else ()
-    return (*_obstacles(widths), *halves)
+    return (*_obstacles(widths, config), *halves)
 
 
-def _obstacles(widths: Mapping[str, Width]) -> Iterator[str]:
+def _obstacles(widths: Mapping[str, Width], config: TqConfig) -> Iterator[str]:
     packed = {name: bits for name, bits in widths.items() if bits}
     used = sorted(set(packed.values()))
     if len(used) > 2:
         yield f"{len(used)} widths ({', '.join(map(str, used))} bits): they know two"
-    elif len(used) == 2:
-        few = [name for name, bits in packed.items() if bits == used[1]]
-        if not substrings(few, packed.keys() - set(few)):
-            yield "no parts of names tell the tensors of its two widths apart"
+    elif any(config.width_by_name(name) != bits for name, bits in packed.items()):
+        yield "tq_config.json has no parts of names that tell the tensors of its two widths apart"
     attention: defaultdict[str, set[Width]] = defaultdict(set)
     for name, bits in widths.items():
         role = role_of(name)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format.header import TensorInfo, read_header
+from tq3.format.json_reading import parse_object
 from tq3.format.layout import NORMS, PACKED
 
 SINGLE = "model.safetensors"
@@ -144,7 +145,7 @@ def _could_be_whole(names: list[str]) -> bool:
 def read_object(files: Files, name: str) -> dict[str, Any]:
     """A JSON object from the folder. Raises BadInput."""
     # People edit config.json by hand; of a key that is there twice every host takes the last.
-    return tq_config.parse_object(read_text(files, name), name, unique=name != CONFIG)
+    return parse_object(read_text(files, name), name, unique=name != CONFIG)
 
 
 def read_text(files: Files, name: str) -> str:
@@ -163,7 +164,9 @@ def read_text(files: Files, name: str) -> str:
         raise BadInput(f"not UTF-8: {error}", file=name) from None
 
 
-def refuse_quantised(checkpoint: Checkpoint) -> None:
+def refuse_quantised(
+    checkpoint: Checkpoint, fix: str = "compress the original, unquantised checkpoint"
+) -> None:
     """Raise BadInput when the weights are quantised already: coding them again would lose twice."""
     found = _quantised_as(checkpoint)
     if found:
@@ -172,7 +175,7 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
             file=found.file,
             found=found.text,
             expected="BF16, F16 or F32 weights",
-            fix="compress the original, unquantised checkpoint",
+            fix=fix,
         )
 
 

@@ -18,12 +18,12 @@ from tq3.format.manifest import Digest, Manifest, Piece, digest
 from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan
 from tq3.plan.sources import INDEX
-from tq3.storage.drafts import WORK_FOLDER, DraftFolder
+from tq3.storage.drafts import DraftFolder
 from tq3.storage.failures import reading, writing
 from tq3.storage.journal import DoneBlock, Journal, Key
 from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
 from tq3.storage.sidecars import is_weight_file
-from tq3.storage.target_checks import check_apart, check_free, check_places
+from tq3.storage.target_checks import check_free, check_places, check_target
 
 _TOLD = 3  # differences in one sentence
 
@@ -54,9 +54,7 @@ class TargetFolder:
         self._made: list[Path] = []  # folders, outer ones first
         self._named: list[Path] = []
         self._written: dict[str, Piece] = {}  # side files and texts, by name
-        if source:
-            check_apart(self.folder, source)
-        check_free(self.folder, allowed=overwrite or os.path.lexists(self.folder / WORK_FOLDER))
+        check_target(self.folder, source, overwrite=overwrite)
         with ExitStack() as undo:
             undo.callback(self._remove_made)
             with writing(self.folder):

@@ -11,6 +11,13 @@ from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.failures import writing
 
 
+def check_target(folder: Path, source: Path | None, *, overwrite: bool) -> None:
+    """Raise UsageError for a folder in which no run could begin or go on."""
+    if source:
+        check_apart(folder, source)
+    check_free(folder, allowed=overwrite or os.path.lexists(folder / WORK_FOLDER))
+
+
 def check_apart(folder: Path, source: Path) -> None:
     """Raise UsageError if one lies inside the other."""
     here, there = (Path(os.path.realpath(path)) for path in (folder, source))

@@ -1,0 +1,68 @@
+"""Balanced columns in each architecture: the same logits, other weights, a sound checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from balanced_models import BALANCED, balance_of, write_balanced, write_uneven_checkpoint
+from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
+from tq3_folder import read_tensors
+
+import tq3
+from tq3.plan.channels import FAMILIES
+
+# What no factor touches, spelled out a second time.
+ASIDE = (
+    *("vision", "visual", "mtp.", "q_norm", "k_norm", "q_proj.bias", "k_proj.bias", "o_proj.bias"),
+    *("gate_proj.bias", "down_proj.bias", "conv1d", "A_log", "dt_bias"),
+    *("linear_attn.norm", "linear_attn.out_proj"),
+)
+BEHIND = (*ASIDE, "post_attention_layernorm", "post_feedforward_layernorm")
+
+
+@torch.no_grad()
+def logits(architecture: Architecture, folder: Path) -> torch.Tensor:
+    model, info = architecture.model_class.from_pretrained(
+        folder,
+        output_loading_info=True,
+        dtype=torch.float64,
+        experts_implementation="eager",  # the others have no float64
+    )
+    assert {key: found for key, found in info.items() if found} == {}
+    text = torch.arange(40).reshape(2, 20) * 7 % SIZES["vocab_size"]
+    return model.eval()(text).logits
+
+
+def test_every_architecture_that_is_known_is_tested():
+    tested = {each.config.model_type for each in BALANCED}
+    assert tested == set(FAMILIES)
+
+
+@pytest.mark.parametrize("architecture", BALANCED, ids=lambda a: a.name)
+def test_a_balanced_model_computes_the_same(architecture, tmp_path):
+    """In float64, from weights of float32, which the factors round."""
+    write_uneven_checkpoint(architecture, tmp_path / "source")
+    balance = balance_of(tmp_path / "source")
+    write_balanced(tmp_path / "source", tmp_path / "balanced", balance)
+    exact, found = (logits(architecture, tmp_path / name) for name in ("source", "balanced"))
+    lost = (found - exact).abs() / exact.std()
+    assert float(lost.mean()) < 1e-5
+    assert float(lost.max()) < 1e-3
+
+    before, after = (read_tensors(tmp_path / name) for name in ("source", "balanced"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    unchanged = BEHIND if "gemma3" in architecture.name else ASIDE
+    assert changed == {n for n in before if ".layers." in n and not any(p in n for p in unchanged)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_compress_balance_writes_a_checkpoint_that_verify_finds_sound(architecture, tmp_path):
+    """With vision towers and MTP layers, which are left alone."""
+    write_checkpoint(architecture, tmp_path / "source")
+    tq3.compress(tmp_path / "source", tmp_path / "tq3", balance=True)
+    result = tq3.verify(tmp_path / "tq3", source=tmp_path / "source")
+    assert result.faults == ()
+    assert all(line.exact in (None, True) for line in result.comparisons)
+    assert tq3.inspect(tmp_path / "tq3").balanced_columns

@@ -1,0 +1,270 @@
+"""--balance: tensors are scaled as recorded, what can't be scaled is refused, nothing is forgotten.
+
+tests/models/test_balanced_models.py: that models compute the same.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import (
+    Tensor,
+    contents,
+    random_tensor,
+    tensor,
+    tiny_checkpoint,
+    visible,
+    whole_llama,
+    whole_llama_config,
+)
+from interrupting import Stopped, counted_blocks
+from spoiling import change_tensors, read_shard, set_key
+
+import tq3
+from tq3.codec import reference
+from tq3.errors import BadInput, Tq3Error, UsageError
+from tq3.format.balance import STEPS, balance_from_record
+from tq3.pipelines import sizes
+from tq3.pipelines.balanced import balanced
+from tq3.pipelines.events import Notice
+from tq3.plan.sources import read_checkpoint
+from tq3.storage.local import LocalFiles
+
+WIDTH, INNER, HEAD = 128, 192, 32
+CONFIG = whole_llama_config()
+LAYER = "model.layers.0."
+NORM = LAYER + "input_layernorm.weight"
+llama = whole_llama
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tiny_checkpoint(tmp_path / "source", llama(), config=CONFIG)
+
+
+def recorded_factors(folder: Path) -> dict[str, np.ndarray]:
+    record = json.loads((folder / "tq_config.json").read_text())["tq3"]["balance"]
+    exponents = balance_from_record(record, "tq_config.json")
+    return {n: 2.0 ** (np.frombuffer(e, np.int8) / STEPS) for n, e in exponents.items()}
+
+
+def test_columns_are_multiplied_and_what_feeds_them_is_divided(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", balance=True, keep="*")
+    before, after = llama(), read_shard(tmp_path / "tq3" / "model.safetensors")
+    factors = recorded_factors(tmp_path / "tq3")
+    attention, mlp = factors[NORM], factors[LAYER + "post_attention_layernorm.weight"]
+    inner = factors[LAYER + "mlp.down_proj.weight"]
+    values = factors[LAYER + "self_attn.o_proj.weight"]
+    # Two heads of queries read each head of values.
+    heads = values.reshape(2, 1, HEAD).repeat(2, axis=1).ravel()
+    expected = {
+        "input_layernorm": 1 / attention,
+        "self_attn.q_proj": attention,
+        "self_attn.k_proj": attention,
+        "self_attn.v_proj": attention / values[:, None],
+        "self_attn.o_proj": heads,
+        "post_attention_layernorm": 1 / mlp,
+        "mlp.gate_proj": mlp,
+        "mlp.up_proj": mlp / inner[:, None],
+        "mlp.down_proj": inner,
+    }
+    for part, scale in expected.items():
+        name = f"{LAYER}{part}.weight"
+        wanted = before[name].values * scale
+        assert np.ptp(np.broadcast_to(scale, wanted.shape)) > 0.1, part
+        # Rounded to BF16, and then to F16 as every kept tensor is.
+        np.testing.assert_allclose(after[name].values, wanted, rtol=2**-8, atol=1e-7)
+    embeddings = "model.embed_tokens.weight"
+    kept = before[embeddings].values.astype(np.float16)
+    np.testing.assert_array_equal(after[embeddings].values, kept)
+
+
+def test_codes_are_those_of_the_scaled_weights(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+    kept = tq3.Recipe(keep=("*",), keep_dtype="source", balance=True)
+    list(tq3.compress_checkpoint(source, tmp_path / "kept", kept))
+    scaled = read_shard(tmp_path / "kept" / "model.safetensors")
+    stored = read_shard(tmp_path / "tq3" / "model.safetensors")
+    for part in ("self_attn.v_proj", "mlp.down_proj"):
+        name = f"{LAYER}{part}.weight"
+        packed, norms = reference.encode(scaled[name].words, "BF16", 3, 128, "search")
+        assert stored[f"{name}.tq_packed"].data == packed.tobytes()
+        assert stored[f"{name}.tq_norms"].data == norms.tobytes()
+
+
+def test_factors_do_not_depend_on_workers_or_on_who_is_first(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "_PIECE_WEIGHTS", 1000)
+    for workers in (1, 4):
+        tq3.compress(source, tmp_path / str(workers), balance=True, workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "4")
+
+
+@pytest.mark.parametrize("length", [2, 6, 254, 256, 258, 1000])
+def test_any_stretch_of_a_tensor_is_scaled_as_the_whole(source, tmp_path, length):
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+    record = json.loads((tmp_path / "tq3" / "tq_config.json").read_text())["tq3"]["balance"]
+    with LocalFiles(source) as files:
+        scaled = balanced(files, balance_from_record(record, ""))
+        for located in read_checkpoint(scaled).tensors:
+            info = located.info
+            if "layers.1.self_attn" not in info.name:
+                continue
+            whole = scaled.read(located.file, located.offset, info.n_bytes)
+            parts = [
+                scaled.read(located.file, located.offset + at, min(length, info.n_bytes - at))
+                for at in range(0, info.n_bytes, length)
+            ]
+            assert b"".join(parts) == whole, info.name
+
+
+def test_a_checkpoint_is_sound_beside_its_source(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+    result = tq3.verify(tmp_path / "tq3", source=source)
+    assert result.faults == ()
+    assert {line.exact for line in result.comparisons if line.bits is None} == {True}
+
+
+def test_restore_says_that_the_weights_are_balanced(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+    events = list(tq3.restore_checkpoint(tmp_path / "tq3", tmp_path / "restored"))
+    assert any(isinstance(e, Notice) and "balanced" in e.text for e in events)
+    stored = read_shard(tmp_path / "tq3" / "model.safetensors")[NORM].values
+    restored = read_shard(tmp_path / "restored" / "model.safetensors")[NORM].values
+    np.testing.assert_allclose(restored, stored, rtol=2**-8)
+
+
+def test_a_norm_that_was_not_scaled_is_found(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+
+    def put_back(tensors: dict[str, Tensor]) -> None:
+        tensors[NORM] = tensor(llama()[NORM].values, "F16")
+
+    change_tensors(tmp_path / "tq3", put_back)
+    faults = tq3.verify(tmp_path / "tq3", source=source).faults
+    assert ("TQ504", NORM) in {(fault.check, fault.tensor) for fault in faults}
+
+
+def test_a_balanced_checkpoint_is_not_taken_for_another_models(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+    other = tiny_checkpoint(tmp_path / "other", llama(layers=1), config=CONFIG)
+    with pytest.raises(BadInput, match="does not fit the source"):
+        tq3.verify(tmp_path / "tq3", source=other)
+
+
+@pytest.mark.parametrize("text", ["?", "gYGB", 3])
+def test_damaged_factors_are_a_fault(source, tmp_path, text):
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+    set_key("tq_config.json", "tq3.balance", {NORM: text})(tmp_path / "tq3")
+    faults = tq3.verify(tmp_path / "tq3", structure=True).faults
+    assert "TQ103" in {fault.check for fault in faults}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(source, tmp_path):
+    tq3.compress(source, tmp_path / "whole", balance=True)
+    with counted_blocks(limit=5), pytest.raises(Stopped):
+        tq3.compress(source, tmp_path / "out", balance=True, workers=1)
+    with counted_blocks() as carried:
+        tq3.compress(source, tmp_path / "out", balance=True)
+    assert len(carried) == len(llama()) - 5
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_with_another_choice_is_not_continued(source, tmp_path, first):
+    with counted_blocks(limit=5), pytest.raises(Stopped):
+        tq3.compress(source, tmp_path / "out", balance=first, workers=1)
+    words = {True: "--balance", False: "no --balance"}
+    with pytest.raises(UsageError, match=f"{words[first]} became {words[not first]}"):
+        tq3.compress(source, tmp_path / "out", balance=not first)
+
+
+def test_a_target_that_is_not_free_is_refused_before_the_pass(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        next(tq3.compress_checkpoint(source, tmp_path / "out", tq3.Recipe(balance=True)))
+
+
+def with_tensor(name: str, found: Tensor | None) -> dict[str, Tensor]:
+    tensors = llama() | ({name: found} if found else {})
+    return {each: tensors[each] for each in tensors if found or each != name}
+
+
+MISFITS = {
+    "no such architecture": (llama(), {"model_type": "gpt2"}, UsageError),
+    "found model_type 'bert'": (llama(), CONFIG | {"text_config": {"model_type": "bert"}}, None),
+    "no layers": ({"w.weight": random_tensor(8, 128)}, CONFIG, None),
+    "no head_dim": (llama(), {"model_type": "llama"}, None),
+    "heads of 48": (llama(), CONFIG | {"head_dim": 48}, None),
+    "is missing": (with_tensor(LAYER + "mlp.up_proj.weight", None), CONFIG, None),
+    "not known what": (with_tensor(LAYER + "mlp.extra.weight", random_tensor(8, 8)), CONFIG, None),
+    "127 columns": (
+        with_tensor(LAYER + "mlp.gate_proj.weight", random_tensor(INNER, 127)),
+        CONFIG,
+        None,
+    ),
+    "130 rows": (
+        with_tensor(LAYER + "mlp.down_proj.weight", random_tensor(130, 192)),
+        CONFIG,
+        None,
+    ),
+    "191 rows": (
+        with_tensor(LAYER + "mlp.gate_proj.weight", random_tensor(191, 128)),
+        CONFIG,
+        None,
+    ),
+    "128 rows, expected 100": (
+        with_tensor("model.embed_tokens.weight", random_tensor(32, 100)),
+        CONFIG,
+        None,
+    ),
+    "a matrix": (with_tensor("model.embed_tokens.weight", random_tensor(128)), CONFIG, None),
+    "expected 190": (
+        with_tensor(LAYER + "mlp.up_proj.weight", random_tensor(190, WIDTH)),
+        CONFIG,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_what_can_not_be_balanced_is_refused_and_nothing_written(message, tmp_path):
+    tensors, config, error = MISFITS[message]
+    path = tiny_checkpoint(tmp_path / "source", tensors, config=config)
+    for run in (
+        lambda: tq3.preview(path, tq3.Recipe(balance=True)),
+        lambda: tq3.compress(path, tmp_path / "out", balance=True),
+    ):
+        with pytest.raises(error or Tq3Error, match=message):
+            run()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_nan_is_told_by_the_run_and_not_by_the_pass(tmp_path):
+    tensors = llama()
+    name = LAYER + "mlp.up_proj.weight"
+    values = tensors[name].values.copy()
+    values[3, 4] = np.nan
+    tensors[name] = tensor(values)
+    path = tiny_checkpoint(tmp_path / "source", tensors, config=CONFIG)
+    with pytest.raises(BadInput, match="not a finite weight"):
+        tq3.compress(path, tmp_path / "out", balance=True)
+    tq3.compress(path, tmp_path / "kept", balance=True, nonfinite="keep", overwrite=True)
+    assert visible(tmp_path / "kept")
+
+
+def test_a_run_that_is_left_in_the_pass_leaves_nothing(source, tmp_path):
+    run = tq3.compress_checkpoint(source, tmp_path / "out", tq3.Recipe(balance=True))
+    assert len(list(islice(run, 4))) == 4
+    run.close()
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_option_nothing_is_recorded(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3")
+    assert "balance" not in json.loads((tmp_path / "tq3" / "tq_config.json").read_text())["tq3"]
+    assert not tq3.inspect(tmp_path / "tq3").balanced_columns

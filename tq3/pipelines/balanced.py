@@ -1,0 +1,146 @@
+"""A checkpoint whose columns are balanced, read as if it lay on the disk.
+
+Headers and sizes are those of the source; weights are scaled as they are read and rounded to their
+own type. So whatever reads a source reads this one: to compress it, to compare with it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tq3.codec.backend import Backend, as_words, get_backend
+from tq3.format.balance import STEPS, Balance
+from tq3.plan.balancing import Scaling, Scalings, plan_balance
+from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint
+
+# Weights scaled at one time: their float32 values stay in a core's cache.
+_CHUNK_WEIGHTS = 1 << 17
+_SCALERS = 32
+
+Floats = NDArray[np.float32]
+
+
+def balanced(files: Source, balance: Balance) -> Source:
+    """`files` with every tensor scaled by the recorded factors; without any `files` themselves.
+
+    Raises UsageError or BadInput where the factors are not for this checkpoint.
+    """
+    if not balance:
+        return files
+    checkpoint = read_checkpoint(files)
+    scalings = plan_balance(checkpoint)
+    scalings.check(balance)
+    return cast(Source, _BalancedFiles(files, checkpoint, scalings, balance))
+
+
+class _BalancedFiles:
+    """Everything but weights as the source answers it."""
+
+    def __init__(
+        self, files: Source, checkpoint: Checkpoint, scalings: Scalings, balance: Balance
+    ) -> None:
+        self._files = files
+        self._codec = get_backend()
+        self._starts: dict[str, list[int]] = {}
+        self._tensors: dict[str, list[Located]] = {}
+        for tensor in checkpoint.tensors:  # in the order of the disk
+            self._starts.setdefault(tensor.file, []).append(tensor.offset)
+            self._tensors.setdefault(tensor.file, []).append(tensor)
+        self._scalings = scalings.by_name
+        # A few tensors are read at one time. All factors as floats could take a gigabyte.
+        self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], balance))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """As `Files.read`."""
+        data = bytearray(self._files.read(name, offset, length))
+        self._scale(name, offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """As `Source.read_into`: whole elements of one tensor."""
+        self._files.read_into(name, offset, buffer)
+        self._scale(name, offset, buffer)
+
+    def _scale(self, file: str, offset: int, buffer: memoryview) -> None:
+        at = bisect_right(self._starts.get(file, []), offset) - 1
+        if at < 0 or not len(buffer):
+            return  # a header, or no weights
+        tensor = self._tensors[file][at]
+        if tensor.info.name not in self._scalings:
+            return
+        size = tensor.info.n_bytes // tensor.info.n_elements
+        first, odd = divmod(offset - tensor.offset, size)
+        raw = np.frombuffer(buffer, np.uint8)
+        assert not odd and not len(raw) % size, "whole elements are read"
+        assert offset + len(raw) <= tensor.offset + tensor.info.n_bytes, "of one tensor"
+        dtype = tensor.info.dtype
+        scaler = self._scaler(tensor.info.name)
+        scaler.scale(as_words(raw, dtype), first, dtype, self._codec)
+
+
+class _Scaler:
+    """Scales any stretch of one tensor.
+
+    columns: (stack, columns) or None; rows: (stack * rows,) or None, both float32
+    """
+
+    def __init__(self, scaling: Scaling, balance: Balance) -> None:
+        stack, rows, columns = scaling.shape
+        self._shape = scaling.shape
+        self._offset = np.float32(scaling.offset)
+        self._columns: Floats | None = None
+        self._rows: Floats | None = None
+        if link := scaling.columns:
+            runs = factors_of(balance[link.name]).reshape(-1, 1, scaling.run)
+            repeated = np.broadcast_to(runs, (len(runs), scaling.repeats, scaling.run))
+            self._columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
+        if link := scaling.rows:
+            divided = np.ones((stack, rows), np.float32)
+            factors = factors_of(balance[link.name], sign=-1).reshape(stack, link.size)
+            divided[:, rows - link.size :] = factors
+            self._rows = divided.reshape(-1)
+
+    def scale(self, words: Any, first: int, dtype: str, codec: Backend) -> None:
+        """Overwrite `words`, the elements from number `first` on, with scaled ones."""
+        columns = self._shape[2]
+        step = max(1, _CHUNK_WEIGHTS // columns) * columns
+        start = 0
+        while start < len(words):  # up to the end of a row, so that later chunks begin with one
+            stop = min(len(words), start + step - (first + start) % columns)
+            part = words[start:stop]
+            values = np.empty((1, len(part)), np.float32)
+            codec.cast(part.reshape(1, -1), dtype, values.view(np.uint32), "F32")
+            with np.errstate(over="ignore", invalid="ignore"):
+                values += self._offset
+                values *= self._stretch(first + start, len(part))
+                values -= self._offset
+            codec.cast(values.view(np.uint32), "F32", part.reshape(1, -1), dtype)
+            start = stop
+
+    def _stretch(self, first: int, count: int) -> Floats:
+        """The factors of `count` elements.  (count,) float32"""
+        _, rows, columns = self._shape
+        top, left = divmod(first, columns)
+        bottom = -(-(first + count) // columns)
+        numbers = np.arange(top, bottom)
+        factors = np.ones((len(numbers), columns), np.float32)
+        if self._columns is not None:
+            factors *= self._columns[numbers // rows]
+        if self._rows is not None:
+            factors *= self._rows[numbers, None]
+        return factors.reshape(-1)[left : left + count]
+
+
+def factors_of(exponents: bytes, sign: int = 1) -> Floats:
+    """2 ** (exponent / STEPS), or its inverse, the same on every machine.  (n,) float32"""
+    steps = sign * np.frombuffer(exponents, np.int8).astype(np.int64)
+    mantissas = np.array([2 ** (i / STEPS) for i in range(STEPS)], np.float32)
+    return np.ldexp(mantissas[steps % STEPS], steps // STEPS)

@@ -1,0 +1,177 @@
+"""What balanced columns do to a tensor: whose factors multiply its columns or divide its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tq3.errors import BadInput
+from tq3.format.balance import Balance
+from tq3.format.config import FILE_NAME
+from tq3.format.header import FLOATS
+from tq3.plan.channels import Layer, Mlp, TextModel, text_model
+from tq3.plan.sources import Checkpoint, Located
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Channels between what puts them out and what takes them in, named after one of these.
+
+    stack: experts that have such channels each, else 1; size: channels of one of them
+    """
+
+    name: str
+    stack: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """One tensor as (stack, rows, columns): vectors are columns, only experts are stacks.
+
+    columns: factors multiply them; each `run` of factors stands `repeats` times, for heads of
+    queries that share values
+    rows: factors divide as many of them, the last ones
+    offset: what is added to a stored value to get the one that is scaled
+    """
+
+    shape: tuple[int, int, int]
+    columns: Link | None = None
+    run: int = 0
+    repeats: int = 1
+    rows: Link | None = None
+    offset: float = 0.0
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return tuple(link for link in (self.columns, self.rows) if link)
+
+
+@dataclass(frozen=True, slots=True)
+class Scalings:
+    """model: the tensors by what they do; by_name: what balancing does to each that it changes."""
+
+    model: TextModel
+    by_name: Mapping[str, Scaling]
+
+    @property
+    def links(self) -> dict[str, Link]:
+        return {link.name: link for each in self.by_name.values() for link in each.links}
+
+    def check(self, balance: Balance) -> None:
+        """Raise BadInput for recorded factors that are not those of these channels."""
+        links = self.links
+        for name in sorted(links.keys() | balance.keys()):
+            wanted = links[name].stack * links[name].size if name in links else 0
+            if len(balance.get(name, b"")) != wanted:
+                raise BadInput(
+                    "tq3.balance does not fit the source",
+                    file=FILE_NAME,
+                    tensor=name,
+                    found=f"{len(balance.get(name, b''))} factors",
+                    expected=wanted,
+                    fix="name the checkpoint that it was made from",
+                )
+
+
+def plan_balance(checkpoint: Checkpoint) -> Scalings:
+    """Raises UsageError for an unknown architecture, BadInput where tensors don't fit together."""
+    model = text_model(checkpoint)
+    plan = _Planner(model, {tensor.info.name: tensor for tensor in checkpoint.tensors})
+    for layer in model.layers:
+        plan.add(layer)
+    return Scalings(model, plan.found)
+
+
+class _Planner:
+    """Collects what happens to each tensor; every width is compared with its link's."""
+
+    def __init__(self, model: TextModel, tensors: Mapping[str, Located]) -> None:
+        self._model = model
+        self._tensors = tensors
+        self._hidden = self._width(model.embeddings)
+        self.found: dict[str, Scaling] = {}
+
+    def add(self, layer: Layer) -> None:
+        """All tensors of a layer."""
+        norms = layer.norm, layer.mlp_norm, *(layer.after or ())
+        for name in (*norms, layer.out, *(mlp.down for mlp in layer.mlps)):
+            self._check_rows(name, self._hidden)
+        for mlp in layer.mlps:
+            self._check_rows(mlp.gate, self._shape(mlp.up)[1])
+        self._norm(layer.norm, layer.readers)
+        read_by_mlps = tuple(name for mlp in layer.mlps for name in mlp.readers)
+        self._norm(layer.mlp_norm, (*layer.others, *read_by_mlps))
+        if layer.value:
+            self._heads(layer.value, layer.out)
+        for mlp in layer.mlps:
+            self._mlp(mlp)
+
+    def _norm(self, norm: str, readers: tuple[str, ...]) -> None:
+        stack, size, _ = self._shape(norm)
+        link = Link(norm, stack, size)
+        offset = self._model.family.offset
+        self.found[norm] = Scaling((stack, size, 1), rows=link, offset=offset)
+        for reader in readers:
+            self._read(reader, link)
+
+    def _heads(self, value: str, out: str) -> None:
+        run, (_, n_values, _), (_, _, n_columns) = (
+            self._model.head_dim,
+            self._shape(value),
+            self._shape(out),
+        )
+        if n_values % run or n_columns % n_values:
+            raise self._misfit(out, f"{n_columns} columns", f"heads of {run}, values {n_values}")
+        link = Link(out, 1, n_values)
+        self._read(out, link, run, n_columns // n_values)
+        self._feed(value, link)
+
+    def _mlp(self, mlp: Mlp) -> None:
+        stack, _, size = self._shape(mlp.down)
+        link = Link(mlp.down, stack, size)
+        self._read(mlp.down, link)
+        self._feed(mlp.up, link, halves=2 if mlp.up == mlp.gate else 1)
+
+    def _read(self, name: str, link: Link, run: int = 0, repeats: int = 1) -> None:
+        shape = self._shape(name)
+        if shape[2] != link.size * repeats:
+            raise self._misfit(name, f"{shape[2]} columns", f"{link.size} from {link.name}")
+        scaling = Scaling(shape, columns=link, run=run or link.size, repeats=repeats)
+        self.found[name] = scaling
+
+    def _feed(self, name: str, link: Link, halves: int = 1) -> None:
+        shape = self._shape(name)
+        if shape[:2] != (link.stack, halves * link.size):
+            raise self._misfit(name, f"{shape[1]} rows", f"{halves * link.size} for {link.name}")
+        self.found[name] = replace(self.found[name], rows=link)
+        bias = name.removesuffix(".weight") + ".bias"
+        if bias in self._tensors:
+            self.found[bias] = Scaling((1, link.size, 1), rows=link)
+
+    def _width(self, table: str) -> int:
+        if len(self._tensors[table].info.shape) != 2:
+            raise self._misfit(table, f"{list(self._tensors[table].info.shape)}", "a matrix")
+        return self._shape(table)[2]
+
+    def _check_rows(self, name: str, n_rows: int) -> None:
+        if self._shape(name)[1] != n_rows:
+            raise self._misfit(name, f"{self._shape(name)[1]} rows", f"{n_rows}")
+
+    def _shape(self, name: str) -> tuple[int, int, int]:
+        info = self._tensors[name].info
+        if info.dtype not in FLOATS or not 1 <= len(info.shape) <= 3 or not info.n_elements:
+            raise self._misfit(name, f"{info.dtype} {list(info.shape)}", "a matrix of floats")
+        if len(info.shape) == 1:
+            return 1, info.shape[0], 1
+        return (*((1,) * (3 - len(info.shape))), *info.shape)  # type: ignore[return-value]
+
+    def _misfit(self, name: str, found: str, expected: str) -> BadInput:
+        return BadInput(
+            "can't balance: its shape does not fit",
+            file=self._tensors[name].file,
+            tensor=name,
+            found=found,
+            expected=expected,
+            fix="compress without --balance",
+        )
