@@ -37,9 +37,7 @@ class Device:
     def launch(self, call: Call) -> None:
         """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""
         handle = self.load(call.kernel, call.instance)
-        values = tuple(
-            each.data_ptr() if isinstance(each, torch.Tensor) else each for each in call.arguments
-        )
+        values = tuple(map(_value, call.arguments))
         kinds = tuple(_KINDS[type(each)] for each in call.arguments)
         stream = torch.cuda.current_stream(self.index).cuda_stream
         with torch.cuda.device(self.index):
@@ -62,6 +60,12 @@ _KINDS: dict[type, Any] = {
     int: ctypes.c_int,
     float: ctypes.c_float,
 }
+
+
+def _value(argument: torch.Tensor | int | float | None) -> int | float:
+    if argument is None:
+        return 0
+    return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
 
 
 def _answer(result: tuple[Any, ...]) -> Any:
