@@ -11,6 +11,7 @@ from torch import nn
 
 from tq3.format.layout import GroupLayout
 from tq3.runtime import reference
+from tq3.runtime.cuda import layout
 from tq3.runtime.modules import (
     PackedExperts,
     PackedLinear,
@@ -127,6 +128,19 @@ def test_a_weight_that_is_held_decoded_is_saved_packed(gpu):
     hold_decoded(owner, "weight")
     after = owner.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operators_return_what_is_traced_for_them(gpu, dtype):
+    """Shapes, dtypes, and how the results lie in memory: who compiles relies on it."""
+    words, norms = layout.repack(*layer(40, 2), 3, 128)
+    ops, x = torch.ops.tq3, activations(3, 200, dtype)
+    torch.library.opcheck(ops.linear_tiled.default, (x, words, norms, 40, 128))
+    ids = torch.tensor([[0, 39, 7]])
+    torch.library.opcheck(ops.embedding_tiled.default, (ids, words, norms, 128, 200, dtype))
+    stacks = words[None].repeat(2, 1, 1, 1, 1, 1), norms[None].repeat(2, 1, 1, 1, 1)
+    experts = torch.tensor([1, 0, 1])
+    torch.library.opcheck(ops.experts_tiled.default, (x, *stacks, experts, 40, 128))
 
 
 def test_a_layer_in_tiles_can_be_traced(gpu):

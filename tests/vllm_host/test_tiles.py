@@ -15,9 +15,9 @@ FLOAT32 = "float32"
 FEW = 3
 
 
-def assert_same_answers(packed, monkeypatch):
+def assert_same_answers(packed, monkeypatch, **options):
     """In tiles and not, to the last bit; returns what the parameters in tiles look like."""
-    options = {"max_num_batched_tokens": 32}  # so many are multiplied exactly on every processor
+    options |= {"max_num_batched_tokens": 32}  # so many are multiplied exactly on every processor
     with engine(packed, FLOAT32, **options) as llm:
         on_processor = greedy(llm, FEW)
     monkeypatch.setattr(support, "launcher", lambda _: Device())
@@ -33,16 +33,17 @@ def _shapes(worker):
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def test_fused_layers_of_several_widths_and_a_tied_head(work, monkeypatch):
+@pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "compiled"])
+def test_fused_layers_of_several_widths_and_a_tied_head(work, monkeypatch, enforce_eager):
     pair = make(
         tiny("llama", {"vocab_size": 500}),
-        work / "tiles",
+        work / f"tiles_{enforce_eager}",
         FLOAT32,
         only=["*proj*", "*embed_tokens*"],
         sensitive_bits=4,
         sensitive_patterns=["embed_tokens", "v_proj"],
     )
-    shapes = assert_same_answers(pair.packed, monkeypatch)
+    shapes = assert_same_answers(pair.packed, monkeypatch, enforce_eager=enforce_eager)
     assert not any(name.endswith(("weight_packed", "weight_norms")) for name in shapes)
     of_qkv = {name.rpartition(".")[2]: shape for name, shape in shapes.items() if "qkv" in name}
     assert sorted(len(shape) for shape in of_qkv.values()) == [4, 4, 5, 5]

@@ -6,8 +6,7 @@ from typing import NoReturn
 
 import torch
 
-from tq3.codec import tables
-from tq3.format.recipe import GROUP_SIZES
+from tq3.format.recipe import GROUP_SIZES, WIDTHS
 from tq3.runtime.cuda.layout import TILE, UNIT, padded_groups
 
 # Of activations.
@@ -120,7 +119,7 @@ def refuse(what: str, found: object, expected: object) -> NoReturn:
 
 
 def _check_width(bits: int, group: int, rotation: int) -> None:
-    if bits not in tables.LEVELS:
+    if bits not in WIDTHS:
         refuse("bits", bits, "2, 3 or 4")
     if group not in GROUP_SIZES:
         refuse("group", group, "32, 64, 128 or 256")

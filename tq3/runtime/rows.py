@@ -48,7 +48,7 @@ def decode_codes(
     factor = float(np.float32(1 / np.sqrt(group)))
     unit = fixed.transform(levels * second, group) * factor * first
     weights = (unit * norms.reshape(-1, 1)).reshape(len(norms), -1)
-    return weights[:, :columns].to(dtype)
+    return weights[:, :columns].to(dtype).contiguous()
 
 
 def _by_the_codec(
