@@ -48,7 +48,7 @@ def sections(parts: dict[str, Part]) -> Iterator[Section]:
     for name, part in parts.items():
         try:
             yield from part()
-        except RuntimeError as error:  # the driver's, the compiler's, and no memory
+        except Exception as error:  # whatever it is, the other parts are worth having
             yield Section(name, [], [], [f"{type(error).__name__}: {error}"])
 
 

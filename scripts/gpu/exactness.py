@@ -31,7 +31,7 @@ def check(cases: Iterable[Case], on: Launcher, device: torch.device) -> list[Out
         try:
             results = [part.cpu() for part in found(case, inputs, on, device)]
             fault = difference(results, expected(case, inputs))
-        except RuntimeError as error:
+        except Exception as error:
             fault = f"{type(error).__name__}: {error}"
         outcomes.append(Outcome(case, fault))
     return outcomes

@@ -20,6 +20,24 @@ int driver_version(int* version) {
     return kSuccess;
 }
 
+void* current = nullptr;
+
+int get_current(void** context) {
+    *context = current;
+    return kSuccess;
+}
+
+int retain(void** context, int device) {
+    std::printf("context of %d\n", device);
+    *context = reinterpret_cast<void*>(0x55);
+    return kSuccess;
+}
+
+int set_current(void* context) {
+    current = context;
+    return kSuccess;
+}
+
 int load(void** library, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
     *library = const_cast<void*>(code);
     std::printf("load %.3s\n", static_cast<const char*>(code) + 1);
@@ -57,6 +75,9 @@ extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, unsig
         {"cuGetProcAddress", reinterpret_cast<void*>(cuGetProcAddress_v2)},
         {"cuInit", reinterpret_cast<void*>(init)},
         {"cuDriverGetVersion", reinterpret_cast<void*>(driver_version)},
+        {"cuCtxGetCurrent", reinterpret_cast<void*>(get_current)},
+        {"cuDevicePrimaryCtxRetain", reinterpret_cast<void*>(retain)},
+        {"cuCtxSetCurrent", reinterpret_cast<void*>(set_current)},
         {"cuLibraryLoadData", reinterpret_cast<void*>(load)},
         {"cuLibraryGetKernel", reinterpret_cast<void*>(get_kernel)},
         {"cuLaunchKernel", reinterpret_cast<void*>(launch)},

@@ -53,6 +53,7 @@ def devices(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+        monkeypatch.setattr("tq3.runtime.cuda.device.Device.load", lambda *_: None)
         support._launcher.cache_clear()
 
     yield pretend
@@ -87,6 +88,17 @@ def test_a_missing_package_is_named(devices, monkeypatch):
     monkeypatch.delitem(__import__("sys").modules, "tq3.runtime.cuda.compiler", raising=False)
     monkeypatch.delattr("tq3.runtime.cuda.compiler", raising=False)
     with pytest.warns(UserWarning, match=r"cuda.bindings.*pip install 'tq3\[cuda\]'"):
+        assert support.launcher(torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize("where", ["compiler.architecture_for", "device.Device.load"])
+def test_a_compiler_or_a_driver_that_fails_is_told(devices, monkeypatch, where):
+    def fail(*_):
+        raise RuntimeError("no such library")
+
+    devices("NVIDIA H100", (9, 0))
+    monkeypatch.setattr(f"tq3.runtime.cuda.{where}", fail)
+    with pytest.warns(UserWarning, match="can't be used: no such library"):
         assert support.launcher(torch.device("cuda")) is None
 
 

@@ -44,6 +44,24 @@ def test_a_kernel_is_compiled_once_and_then_read(tmp_path, no_compiler):
     assert compiled(tmp_path) == first
 
 
+def test_a_folder_that_others_may_write_to_is_not_read(tmp_path, no_compiler):
+    compiled(tmp_path)
+    tmp_path.chmod(0o777)
+    no_compiler()
+    with pytest.raises(AssertionError, match="again"):
+        compiled(tmp_path)
+
+
+def test_who_has_no_home_has_no_folder(monkeypatch):
+    def nobody():
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(compiler.Path, "home", nobody)
+    assert compiler.default_cache() is None
+    assert compiled(None).cubin
+
+
 def test_what_the_compiler_says_is_written_to_nothing_that_python_shares(tmp_path):
     compiled(tmp_path)
     with pytest.raises(RuntimeError, match="does not compile"):

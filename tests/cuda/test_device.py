@@ -54,10 +54,11 @@ def test_the_driver_gets_code_grid_stream_and_arguments(driver):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    address, load, kernel, *launches = run.stdout.splitlines()
+    address, load, kernel, context, *launches = run.stdout.splitlines()
     assert load == "load ELF"
     assert kernel.startswith("kernel ")
     assert "add_terms" in kernel
+    assert context == "context of 0"
     expected = [
         part.hex()
         for part in (

@@ -50,6 +50,13 @@ def test_a_layer_multiplies_as_the_reference_does(gpu, bits, shape):
     assert_same(tiled(linear)(x), expected)
 
 
+def test_activations_may_be_strided(gpu):
+    linear = tiled(PackedLinear(filled(PackedWeight(GroupLayout((40, 300), 3, 128)))))
+    x = activations(12, 300).view(3, 4, 300)
+    for part in (x[:, -1:], x[:, ::2], x.transpose(0, 1), activations(300, 6).T):
+        assert_same(linear(part), linear(part.contiguous()))
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_experts_multiply_as_the_reference_does(gpu, stacked):
     layout = GroupLayout((5, 40, 200), 3, 64)

@@ -166,7 +166,9 @@ class PackedWeight(nn.Module):
 
 def _as_in_the_checkpoint(weight: PackedWeight, state: dict[str, Any], prefix: str, _: Any) -> None:
     if weight.is_tiled:
-        state[prefix + PACKED[1:]], state[prefix + NORMS[1:]] = weight.stored()
+        # In the host's memory: a GPU may not hold all codes twice.
+        packed, norms = (part.cpu() for part in weight.stored())
+        state[prefix + PACKED[1:]], state[prefix + NORMS[1:]] = packed, norms
 
 
 def _as_it_is_loaded(weight: PackedWeight, *_: Any) -> None:

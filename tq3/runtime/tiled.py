@@ -5,7 +5,9 @@ tq3::experts_tiled(Tensor x, Tensor words, Tensor norms, Tensor experts, int row
                    int? rotation=None)
 tq3::embedding_tiled(Tensor ids, Tensor words, Tensor norms, int group, int columns,
                      ScalarType dtype)
-    As the operators of `tq3.runtime.ops` without `_tiled`, to the same bits as the reference.
+    As the operators of `tq3.runtime.ops` without `_tiled`: to the same bits as the reference, but
+    for linear layers of more than `cuda.linear.MOST_TOKENS` tokens, which torch multiplies in x's
+    dtype.
     words, norms: what `layout.repack` makes of codes and norms; for experts, of all of them
     rows: of the layer, or of each expert; what lies beyond them in the last tile is left out
 
@@ -40,7 +42,7 @@ def linear(
     """What tq3::linear_tiled does with real tensors."""
     rotation = group if rotation is None else rotation
     check_tiled(x, words, norms, rows, group, rotation)
-    tokens = x.reshape(-1, x.shape[-1])
+    tokens = x.reshape(-1, x.shape[-1]).contiguous()
     if not len(tokens):
         return x.new_empty(*x.shape[:-1], rows)
     out = on_device.linear(_launcher(x), tokens, layout.Tiles(words, norms), rows, group, rotation)
@@ -85,7 +87,8 @@ def embedding(
 def _launcher(x: torch.Tensor) -> Launcher:
     found = support.launcher(x.device)
     if found is None:
-        refuse("x.device", x.device, "a GPU that tq3's kernels run on")
+        expected = "a GPU that tq3's kernels run on; module.to() brings codes back from tiles"
+        refuse("x.device", x.device, expected)
     return found
 
 
@@ -112,7 +115,7 @@ def _fake_experts(
 ) -> torch.Tensor:
     rotation = group if rotation is None else rotation
     check_tiled_experts(x, words, norms, experts, rows, group, rotation)
-    return x.new_empty((len(x), rows))
+    return x.new_empty((x.shape[0], rows))
 
 
 def _fake_embedding(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,12 +56,16 @@ def architecture_for(capability: tuple[int, int]) -> str | None:
 def compiled(kernel: str, instance: str, architecture: str, cache: Path | None = None) -> Code:
     """The code of `instance`, such as "multiply<Dtype::kBF16, 3, 128, 1>", of `kernel`.cu.
 
-    cache: a folder for codes, by default one for this user; one that can't be written to is not
-    used. Many processes may ask at once: a file appears when it is whole.
+    cache: a folder for codes, by default one for this user; one that can't be written to, or that
+    others may write to, is not used. Many processes may ask at once: a file appears when it is
+    whole.
     """
     text = source.kernel(kernel)
+    folder = cache or default_cache()
+    if folder is None:
+        return _compile(kernel, text, instance, architecture)
     key = "\n".join((str(version()), architecture, *OPTIONS, instance, text))
-    file = (cache or default_cache()) / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
     found = _read(file)
     if found is None:
         found = _compile(kernel, text, instance, architecture)
@@ -69,9 +74,12 @@ def compiled(kernel: str, instance: str, architecture: str, cache: Path | None =
     return found
 
 
-def default_cache() -> Path:
-    """Where codes are kept: the user's folder for what can be made again."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def default_cache() -> Path | None:
+    """Where codes are kept: the user's folder for what can be made again; None for who has none."""
+    try:
+        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(folder) / "tq3" / "kernels"
 
 
@@ -126,8 +134,11 @@ def _answer(result: tuple[Any, ...]) -> Any:
 
 
 def _read(file: Path) -> Code | None:
-    """None for what is not there, or was damaged."""
+    """None for what is not there, was damaged, or may be another user's: it would be run."""
     with suppress(OSError):
+        folder = file.parent.stat()
+        if folder.st_uid != os.getuid() or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return None
         raw = file.read_bytes()
         digest, rest = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
         if hashlib.sha256(rest).digest() == digest:
@@ -138,12 +149,12 @@ def _read(file: Path) -> Code | None:
 
 def _write(file: Path, code: Code) -> None:
     rest = code.function.encode() + b"\0" + code.cubin
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=file.parent, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(hashlib.sha256(rest).digest() + rest)
         Path(draft).replace(file)
-    except OSError:
+    except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise

@@ -34,9 +34,16 @@ class Device:
                 )
         return self._kernels[key]
 
+    def _enter(self) -> None:
+        """Make torch's context current in a thread in which nothing has needed one yet."""
+        if not int(_answer(driver.cuCtxGetCurrent())):
+            context = _answer(driver.cuDevicePrimaryCtxRetain(driver.CUdevice(self.index)))
+            _answer(driver.cuCtxSetCurrent(context))
+
     def launch(self, call: Call) -> None:
         """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""
         handle = self.load(call.kernel, call.instance)
+        self._enter()
         values = tuple(map(_value, call.arguments))
         kinds = tuple(_KINDS[type(each)] for each in call.arguments)
         stream = torch.cuda.current_stream(self.index).cuda_stream

@@ -19,7 +19,8 @@ def linear(
 ) -> torch.Tensor:
     """What `tq3.runtime.reference.linear` computes.  (tokens, rows), in x's dtype
 
-    Bit for bit up to MOST_TOKENS, beyond within the rounding of x's dtype.
+    Bit for bit up to MOST_TOKENS; beyond, weights and activations are rounded to x's dtype and
+    multiplied by torch, in float32 as its settings for TF32 are.
     x: (tokens, columns); layer: of `layout.repack`
     """
     n = -(-x.shape[1] // group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -43,6 +44,13 @@ def _device(index: int) -> Launcher:
             f"tq3's kernels need the package {error.name}, which CUDA builds of torch bring: "
             "pip install 'tq3[cuda]'"
         ) from None
+    try:
+        return _checked(index, compiler, device)
+    except RuntimeError as error:  # of NVRTC or the driver: not there, or of another version
+        raise Unsupported(f"tq3's kernels can't be used: {error}") from None
+
+
+def _checked(index: int, compiler: ModuleType, device: ModuleType) -> Launcher:
     name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     if capability < compiler.LEAST_CAPABILITY:
         raise Unsupported(
@@ -55,7 +63,10 @@ def _device(index: int) -> Launcher:
             f"NVRTC {_text(compiler.version())} does not know {name} of compute capability "
             f"{_text(capability)}: install a newer nvidia-cuda-nvrtc"
         )
-    return device.Device(index, architecture)
+    found: Launcher = device.Device(index, architecture)
+    # Not in the first forward: what goes wrong here leaves another way.
+    found.load("rotate_quantise", "rotate_quantise<Dtype::kBF16, 128, 128>")
+    return found
 
 
 def _text(pair: tuple[int, int]) -> str:
