@@ -57,7 +57,7 @@ def assert_rotated(text, x, n, group, rotation, order="forward"):
     assert_same(found, generic.rotate(x, n, group, rotation).to(x.dtype))
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     bits=st.sampled_from(BITS),
     group=st.sampled_from(GROUPS),
@@ -84,7 +84,7 @@ def test_some_tiles_are_decoded_to_their_rows(tiles, dtype):
     assert_decoded(DECODE, *layer(107, 3, 3, 64), 3, 64, dtype, tiles=tiles)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     width=st.sampled_from(ROTATIONS),
     n=st.sampled_from([1, 2, 3, 5, 9]),

@@ -75,7 +75,7 @@ def dtype_of(bits, group, tokens):
     return DTYPES[(bits + GROUPS.index(group) + columns.bit_length()) % 3]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     bits=st.sampled_from(BITS),
     group=st.sampled_from(GROUPS),

@@ -64,7 +64,7 @@ def assert_quantised_as_the_reference(device, x, n, group, rotation):
     assert not worths[:, n:].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problem=problems(most_tokens=32), architecture=st.sampled_from(list(ARCHITECTURES)))
 def test_any_layer_gives_what_the_reference_gives(problem, architecture):
     bits, group, rotation, x, packed, norms = problem

@@ -89,7 +89,7 @@ def check_around_the_smallest(text):
 CHECKS = (check_every_width, check_every_kind, check_every_half, check_around_the_smallest)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     width=st.sampled_from(ROTATIONS),
     n=st.sampled_from([1, 2, 3, 4, 5, 9]),
