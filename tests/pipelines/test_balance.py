@@ -121,6 +121,23 @@ def test_any_stretch_of_a_tensor_is_scaled_as_the_whole(source, tmp_path, length
             assert b"".join(parts) == whole, info.name
 
 
+def test_a_tensor_without_elements_is_not_taken_for_the_one_that_begins_where_it_does(
+    source, tmp_path
+):
+    """Its name comes later in the alphabet, and so does it among tensors of one offset."""
+    tensors = llama()
+    names = list(tensors)
+    names.insert(names.index(NORM), "z.empty")
+    layout = {name: tensors.get(name, random_tensor(0)) for name in names}
+    beside = tiny_checkpoint(tmp_path / "beside", layout, config=CONFIG)
+    stored = {}
+    for path in (source, beside):
+        out = tmp_path / f"{path.name}-tq3"
+        tq3.compress(path, out, balance=True, keep="*")
+        stored[path] = {n: t.data for n, t in read_shard(out / "model.safetensors").items()}
+    assert stored[beside] == stored[source] | {"z.empty": b""}
+
+
 def test_a_checkpoint_is_sound_beside_its_source(source, tmp_path):
     tq3.compress(source, tmp_path / "tq3", balance=True)
     result = tq3.verify(tmp_path / "tq3", source=source)

@@ -49,6 +49,8 @@ class _BalancedFiles:
         self._starts: dict[str, list[int]] = {}
         self._tensors: dict[str, list[Located]] = {}
         for tensor in checkpoint.tensors:  # in the order of the disk
+            if not tensor.info.n_elements:
+                continue  # it begins where the next one does, and would be taken for it
             self._starts.setdefault(tensor.file, []).append(tensor.offset)
             self._tensors.setdefault(tensor.file, []).append(tensor)
         self._scalings = scalings.by_name
