@@ -29,7 +29,7 @@ from tq3.codec import reference
 from tq3.errors import BadInput, Tq3Error, UsageError
 from tq3.format.balance import STEPS, balance_from_record
 from tq3.pipelines import sizes
-from tq3.pipelines.balanced import balanced
+from tq3.pipelines.balanced import balanced, storable
 from tq3.pipelines.events import Notice
 from tq3.plan.sources import read_checkpoint
 from tq3.storage.local import LocalFiles
@@ -209,6 +209,48 @@ def test_a_target_that_is_not_free_is_refused_before_the_pass(source, tmp_path):
 def with_tensor(name: str, found: Tensor | None) -> dict[str, Tensor]:
     tensors = llama() | ({name: found} if found else {})
     return {each: tensors[each] for each in tensors if found or each != name}
+
+
+def gains_of(file: Path, scale: np.ndarray | float = 1.0) -> np.ndarray:
+    """(1 + what the first norm stores) * scale  (WIDTH,)"""
+    return (1 + read_shard(file)[NORM].values.astype(np.float64)) * scale
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_gains_that_are_stored_less_one_are_divided_by_what_their_readers_are_multiplied_by(
+    tmp_path, dtype
+):
+    """Next to -1 BF16 has steps of 2**-8: of 0.3 / 16 that is a fifth, and 0.02 / 16 is lost."""
+    tensors = llama(layers=1)
+    random = np.random.default_rng(5)
+    gains = random.choice([0.02, 0.3, 1.0], WIDTH)
+    tensors[NORM] = tensor(gains - 1, dtype)
+    for part in "qkv":
+        name = f"{LAYER}self_attn.{part}_proj.weight"
+        columns = 2.0 ** random.uniform(-6, 6, WIDTH)
+        tensors[name] = tensor(tensors[name].values * columns)
+    config = CONFIG | {"model_type": "qwen3_5"}
+    source = tiny_checkpoint(tmp_path / "source", tensors, config=config)
+    tq3.compress(source, tmp_path / "tq3", balance=True)
+    factors = recorded_factors(tmp_path / "tq3")[NORM]
+    assert factors.max() > 8 and factors.min() < 1 / 8
+    stored = gains_of(tmp_path / "tq3" / "model.safetensors", factors)
+    source_gains = gains_of(source / "model.safetensors")
+    scaled = factors != 1
+    np.testing.assert_allclose(stored[scaled], source_gains[scaled], rtol=2**-8)
+    # Most channels of ordinary gains still have about the factor that is best for them.
+    assert np.mean(scaled[gains == 1]) > 0.9
+
+
+def test_a_factor_is_the_nearest_by_which_its_gain_can_be_divided():
+    """Of the gains 1, 0.5, 0 and NaN."""
+    stored = tensor(np.array([0, -0.5, -1, np.nan])).words.reshape(-1)
+    wanted = np.array([32, 26, 20, 9], np.int8)
+    found = np.frombuffer(storable(wanted.tobytes(), stored, "BF16", 1.0), np.int8)
+    # 1 / 16 and 0.5 / 8 are steps, what is near 0.5 / 8 is none. NaN stays as it is.
+    assert found.tolist() == [32, 24, 20, 0]
+    ordinary = storable(wanted.tobytes(), tensor(np.full(4, 0.3)).words.reshape(-1), "BF16", 0.0)
+    assert ordinary == wanted.tobytes()
 
 
 MISFITS = {
