@@ -26,7 +26,7 @@ from spoiling import change_tensors, read_shard, set_key
 
 import tq3
 from tq3.codec import reference
-from tq3.errors import BadInput, Tq3Error, UsageError
+from tq3.errors import BadInput, UsageError
 from tq3.format.balance import STEPS, balance_from_record
 from tq3.pipelines import sizes
 from tq3.pipelines.balanced import balanced, storable
@@ -206,11 +206,6 @@ def test_a_target_that_is_not_free_is_refused_before_the_pass(source, tmp_path):
         next(tq3.compress_checkpoint(source, tmp_path / "out", tq3.Recipe(balance=True)))
 
 
-def with_tensor(name: str, found: Tensor | None) -> dict[str, Tensor]:
-    tensors = llama() | ({name: found} if found else {})
-    return {each: tensors[each] for each in tensors if found or each != name}
-
-
 def gains_of(file: Path, scale: np.ndarray | float = 1.0) -> np.ndarray:
     """(1 + what the first norm stores) * scale  (WIDTH,)"""
     return (1 + read_shard(file)[NORM].values.astype(np.float64)) * scale
@@ -251,56 +246,6 @@ def test_a_factor_is_the_nearest_by_which_its_gain_can_be_divided():
     assert found.tolist() == [32, 24, 20, 0]
     ordinary = storable(wanted.tobytes(), tensor(np.full(4, 0.3)).words.reshape(-1), "BF16", 0.0)
     assert ordinary == wanted.tobytes()
-
-
-MISFITS = {
-    "no such architecture": (llama(), {"model_type": "gpt2"}, UsageError),
-    "found model_type 'bert'": (llama(), CONFIG | {"text_config": {"model_type": "bert"}}, None),
-    "no layers": ({"w.weight": random_tensor(8, 128)}, CONFIG, None),
-    "no head_dim": (llama(), {"model_type": "llama"}, None),
-    "heads of 48": (llama(), CONFIG | {"head_dim": 48}, None),
-    "is missing": (with_tensor(LAYER + "mlp.up_proj.weight", None), CONFIG, None),
-    "not known what": (with_tensor(LAYER + "mlp.extra.weight", random_tensor(8, 8)), CONFIG, None),
-    "127 columns": (
-        with_tensor(LAYER + "mlp.gate_proj.weight", random_tensor(INNER, 127)),
-        CONFIG,
-        None,
-    ),
-    "130 rows": (
-        with_tensor(LAYER + "mlp.down_proj.weight", random_tensor(130, 192)),
-        CONFIG,
-        None,
-    ),
-    "191 rows": (
-        with_tensor(LAYER + "mlp.gate_proj.weight", random_tensor(191, 128)),
-        CONFIG,
-        None,
-    ),
-    "128 rows, expected 100": (
-        with_tensor("model.embed_tokens.weight", random_tensor(32, 100)),
-        CONFIG,
-        None,
-    ),
-    "a matrix": (with_tensor("model.embed_tokens.weight", random_tensor(128)), CONFIG, None),
-    "expected 190": (
-        with_tensor(LAYER + "mlp.up_proj.weight", random_tensor(190, WIDTH)),
-        CONFIG,
-        None,
-    ),
-}
-
-
-@pytest.mark.parametrize("message", MISFITS)
-def test_what_can_not_be_balanced_is_refused_and_nothing_written(message, tmp_path):
-    tensors, config, error = MISFITS[message]
-    path = tiny_checkpoint(tmp_path / "source", tensors, config=config)
-    for run in (
-        lambda: tq3.preview(path, tq3.Recipe(balance=True)),
-        lambda: tq3.compress(path, tmp_path / "out", balance=True),
-    ):
-        with pytest.raises(error or Tq3Error, match=message):
-            run()
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_nan_is_told_by_the_run_and_not_by_the_pass(tmp_path):
