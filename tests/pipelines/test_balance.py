@@ -29,12 +29,12 @@ from tq3.codec import reference
 from tq3.errors import BadInput, UsageError
 from tq3.format.balance import STEPS, balance_from_record
 from tq3.pipelines import sizes
-from tq3.pipelines.balanced import balanced, storable
+from tq3.pipelines.balanced import SCALED, balanced, storable
 from tq3.pipelines.events import Notice
 from tq3.plan.sources import read_checkpoint
 from tq3.storage.local import LocalFiles
 
-WIDTH, INNER, HEAD = 128, 192, 32
+WIDTH, HEAD = 128, 32
 CONFIG = whole_llama_config()
 LAYER = "model.layers.0."
 NORM = LAYER + "input_layernorm.weight"
@@ -142,6 +142,8 @@ def test_a_checkpoint_is_sound_beside_its_source(source, tmp_path):
     tq3.compress(source, tmp_path / "tq3", balance=True)
     result = tq3.verify(tmp_path / "tq3", source=source)
     assert result.faults == ()
+    assert SCALED in result.notices
+    assert SCALED not in tq3.verify(tmp_path / "tq3").notices
     assert {line.exact for line in result.comparisons if line.bits is None} == {True}
 
 

@@ -1,4 +1,4 @@
-"""What --balance can't balance is refused, by plan and run alike, before anything is read or said."""
+"""What --balance can't balance is refused by plan and run alike, before a pass begins."""
 
 from __future__ import annotations
 

@@ -20,6 +20,11 @@ from tq3.format.balance import LARGEST, STEPS, Balance
 from tq3.plan.balancing import Scaling, Scalings, plan_balance
 from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint
 
+# What is said where a source is compared.
+SCALED = (
+    "columns are balanced: before it was compared, the source was scaled by the factors that the "
+    "checkpoint records"
+)
 # Weights scaled at one time: their float32 values stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 17
 _SCALERS = 32
