@@ -56,8 +56,10 @@ def test_balance_arrives_and_is_shown_and_the_card_asks_for_it(tq3, tmp_path):
     assert result.exit_code == 0 and "a first pass" in result.stderr
     library.compress(source, tmp_path / "same", balance=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "same")
-    for shown in (tq3("inspect", tmp_path / "out"), tq3("compress", source, *DRY)):
+    asked = [("inspect", tmp_path / "out"), ("compress", source, *DRY)]
+    for shown in (tq3(*each) for each in (*asked, ("inspect", source, "--balance"))):
         assert "columns " in shown.stdout and "balanced" in shown.stdout
+    assert "found --balance" in tq3("inspect", tmp_path / "out", "--balance").stderr
     assert "tq3 compress in OUT --bits 3 --balance\n" in library.make_card(tmp_path / "out")
 
 

@@ -19,6 +19,7 @@ import tq3
 from tq3.errors import BadInput, Tq3Error, UsageError
 from tq3.evaluation import evaluate as module
 from tq3.evaluation.measures import Beside
+from tq3.pipelines.balanced import SCALED
 
 LLAMA = ARCHITECTURES[0]
 
@@ -62,7 +63,8 @@ def test_figures_are_those_of_source_and_restored_model(architecture: Architectu
 def test_balanced_columns_are_compared_with_the_balanced_source(architecture, tmp_path):
     """Else every tensor would be all error, and a class alone would not be the same model."""
     pair = make_pair(architecture, tmp_path, bits=4, balance=True)
-    found, _ = evaluation_of(pair, by_class=True)
+    found, notices = evaluation_of(pair, by_class=True)
+    assert SCALED in notices
     assert all(tensor.error < 0.02 for tensor in found.tensors)
     assert all(each.measures.kl < 0.5 for each in (found, *found.classes))
 

@@ -103,7 +103,7 @@ def inspect(
     """Show a TQ3 checkpoint, or what would become of another one."""
     with Screen(json=json) as screen:
         found = tq3.inspect(path, make_recipe(**asked), revision)
-        given = [name for name, value in asked.items() if value is not None]
+        given = [name for name, value in asked.items() if value not in (None, False)]
         if given and not found.planned:
             raise UsageError(
                 "a TQ3 checkpoint: nothing is left to choose",

@@ -200,6 +200,7 @@ class WidthOptions:
     lm_head: LmHeadOpt = None
     embeddings: EmbeddingsOpt = None
     norms: NormsOpt = None
+    balance: BalanceOpt = False
 
 
 @dataclass
@@ -215,7 +216,6 @@ class RecipeOptions(WidthOptions):
     max_shard_size: ShardOpt = DEFAULT_SHARD_SIZE
     nonfinite: NonfiniteOpt = "error"
     scale: ScaleOpt = "search"
-    balance: BalanceOpt = False
 
 
 def takes(options: type[WidthOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -29,6 +29,7 @@ from tq3.evaluation.tensors import (
     open_both,
 )
 from tq3.hub.options import HubOptions
+from tq3.pipelines.balanced import SCALED
 from tq3.pipelines.events import Notice, Progress
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
@@ -67,7 +68,9 @@ def evaluate(
     _check(tokens, context, dtype)
     start = time.perf_counter()
     with open_source(source, source_hub) as originals, open_source(path, hub) as compressed:
-        original, ours = open_both(originals, compressed)
+        original, ours, is_balanced = open_both(originals, compressed)
+        if is_balanced:
+            yield Notice(SCALED)
         check_belong_together(ours, original, path, source)
         with small_files(originals) as folder:
             config = find_config(folder, source)

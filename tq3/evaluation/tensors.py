@@ -82,10 +82,10 @@ class Tensors:
         return read.view(_DTYPES[info.dtype]).view(info.shape)
 
 
-def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors]:
-    """An ordinary checkpoint, and the TQ3 checkpoint made from it.
+def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors, bool]:
+    """An ordinary checkpoint, the TQ3 checkpoint made from it, and whether columns are balanced.
 
-    Where its columns were balanced the first one's are, too: it computes the same, and weights can
+    Where they are the first one's are, too: it computes the same, and weights can
     be compared. Raises BadInput for a quantised source, and where the other one is none of ours.
     """
     checkpoint = read_checkpoint(originals)
@@ -93,7 +93,8 @@ def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors]:
     ours = read_checkpoint(files)
     config = read_tq_config(files, ours.config)
     original = Tensors(balanced(originals, config.balance), checkpoint, {})
-    return original, Tensors(files, ours, packed_layouts(ours, config))
+    compressed = Tensors(files, ours, packed_layouts(ours, config))
+    return original, compressed, bool(config.balance)
 
 
 def check_belong_together(ours: Tensors, original: Tensors, out: str, source: str) -> None:

@@ -13,14 +13,23 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tq3.codec import reference
 from tq3.codec.backend import Backend, as_words, get_backend
-from tq3.format.balance import STEPS, Balance
+from tq3.codec.reference import Words
+from tq3.format.balance import LARGEST, STEPS, Balance
 from tq3.plan.balancing import Scaling, Scalings, plan_balance
 from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint
 
+# What is said where a source is compared.
+SCALED = (
+    "columns are balanced: before it was compared, the source was scaled by the factors that the "
+    "checkpoint records"
+)
 # Weights scaled at one time: their float32 values stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 17
 _SCALERS = 32
+# What a gain may be off, relatively: BF16's rounding of a number that is not stored less one.
+_GAIN_ERROR = 2**-8
 
 Floats = NDArray[np.float32]
 
@@ -49,6 +58,8 @@ class _BalancedFiles:
         self._starts: dict[str, list[int]] = {}
         self._tensors: dict[str, list[Located]] = {}
         for tensor in checkpoint.tensors:  # in the order of the disk
+            if not tensor.info.n_elements:
+                continue  # it begins where the next one does, and would be taken for it
             self._starts.setdefault(tensor.file, []).append(tensor.offset)
             self._tensors.setdefault(tensor.file, []).append(tensor)
         self._scalings = scalings.by_name
@@ -95,7 +106,7 @@ class _Scaler:
     def __init__(self, scaling: Scaling, balance: Balance) -> None:
         stack, rows, columns = scaling.shape
         self._shape = scaling.shape
-        self._offset = np.float32(scaling.offset)
+        self._offset = scaling.offset
         self._columns: Floats | None = None
         self._rows: Floats | None = None
         if link := scaling.columns:
@@ -108,7 +119,7 @@ class _Scaler:
             divided[:, rows - link.size :] = factors
             self._rows = divided.reshape(-1)
 
-    def scale(self, words: Any, first: int, dtype: str, codec: Backend) -> None:
+    def scale(self, words: Words, first: int, dtype: str, codec: Backend) -> None:
         """Overwrite `words`, the elements from number `first` on, with scaled ones."""
         columns = self._shape[2]
         step = max(1, _CHUNK_WEIGHTS // columns) * columns
@@ -116,13 +127,7 @@ class _Scaler:
         while start < len(words):  # up to the end of a row, so that later chunks begin with one
             stop = min(len(words), start + step - (first + start) % columns)
             part = words[start:stop]
-            values = np.empty((1, len(part)), np.float32)
-            codec.cast(part.reshape(1, -1), dtype, values.view(np.uint32), "F32")
-            with np.errstate(over="ignore", invalid="ignore"):
-                values += self._offset
-                values *= self._stretch(first + start, len(part))
-                values -= self._offset
-            codec.cast(values.view(np.uint32), "F32", part.reshape(1, -1), dtype)
+            _rescale(part, dtype, self._stretch(first + start, len(part)), self._offset, codec)
             start = stop
 
     def _stretch(self, first: int, count: int) -> Floats:
@@ -137,6 +142,42 @@ class _Scaler:
         if self._rows is not None:
             factors *= self._rows[numbers, None]
         return factors.reshape(-1)[left : left + count]
+
+
+def storable(wanted: bytes, stored: Words, dtype: str, offset: float) -> bytes:
+    """For each gain of a norm, the exponent nearest to the wanted one that divides it faithfully.
+
+    stored: the gains less `offset`, raw words of `dtype`. What is next to -1 has coarse steps
+    there, by which a small gain would lose percents, or all of itself, while its readers' columns
+    were multiplied in full. It must fit F16, too, in which most checkpoints keep norms.
+    """
+    codec = get_backend()
+    exponents = np.arange(-LARGEST, LARGEST + 1, dtype=np.int8)
+    inverses = factors_of(exponents.tobytes(), sign=-1)[:, None]
+    shape = len(exponents), len(stored)
+    words: Words = stored[None].repeat(shape[0], axis=0)
+    halves = np.empty(shape, np.uint16)
+    _rescale(words.reshape(-1), dtype, inverses.repeat(shape[1]), offset, codec)
+    codec.cast(words, dtype, halves, "F16")
+    with np.errstate(invalid="ignore"):
+        exact = (reference.to_float32(stored, dtype).astype(np.float64) + offset) * inverses
+        lost = np.abs(halves.view(np.float16) + np.float64(offset) - exact)
+        fits = lost <= _GAIN_ERROR * np.abs(exact)
+    fits[exponents == 0] = True  # as the source has it
+    steps = exponents[:, None].astype(np.int64) - np.frombuffer(wanted, np.int8)
+    nearest = np.where(fits, np.abs(steps), 3 * LARGEST).argmin(0)
+    return bytes(exponents[nearest])
+
+
+def _rescale(words: Words, dtype: str, factors: Floats, offset: float, codec: Backend) -> None:
+    """Multiply elements plus `offset`, and store them again without it.  words, factors: (n,)"""
+    values = np.empty((1, len(words)), np.float32)
+    codec.cast(words.reshape(1, -1), dtype, values.view(np.uint32), "F32")
+    with np.errstate(over="ignore", invalid="ignore"):
+        values += np.float32(offset)
+        values *= factors
+        values -= np.float32(offset)
+    codec.cast(values.view(np.uint32), "F32", words.reshape(1, -1), dtype)
 
 
 def factors_of(exponents: bytes, sign: int = 1) -> Floats:

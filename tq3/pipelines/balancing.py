@@ -19,8 +19,17 @@ from typing import cast
 import numpy as np
 
 from tq3.format.balance import LARGEST, STEPS
+from tq3.pipelines.balanced import storable
 from tq3.pipelines.events import Progress
-from tq3.pipelines.sizes import Looked, Matrix, Numbers, Signal, look_at, read_vector
+from tq3.pipelines.sizes import (
+    Looked,
+    Matrix,
+    Numbers,
+    Signal,
+    look_at,
+    read_vector,
+    read_words,
+)
 from tq3.plan.balancing import Scalings, plan_balance
 from tq3.plan.channels import Layer, Mlp
 from tq3.plan.sources import Checkpoint, Source
@@ -90,7 +99,7 @@ class _Pass:
         if layer.value:
             wanted[layer.value] = normed
         looked = yield from self._look_at(wanted)
-        self._note(layer.norm, normed, [each.squares for each in looked])
+        self._note_norm(layer.norm, normed, [each.squares for each in looked])
         width = self._tensors[layer.out].info.shape[1]
         attended = Signal(np.zeros((1, width)), np.ones((1, width)))
         values = None
@@ -111,7 +120,7 @@ class _Pass:
         found = yield from self._look_at(dict.fromkeys(names, normed))
         looked = dict(zip(names, found, strict=True))
         squares = [each.squares.sum(0, keepdims=True) for each in looked.values()]
-        self._note(layer.mlp_norm, normed, squares)
+        self._note_norm(layer.mlp_norm, normed, squares)
         given = {mlp.down: self._activated(mlp, looked) for mlp in layer.mlps}
         spread = {
             name: Signal(each.mean, each.variance * _TOGETHER) for name, each in given.items()
@@ -167,6 +176,13 @@ class _Pass:
         steps[~np.isfinite(steps)] = 0
         rounded = np.clip(np.rint(steps), -LARGEST, LARGEST).astype(np.int8)
         self._balance[name] = rounded.tobytes()
+
+    def _note_norm(self, name: str, signal: Signal, squares: Sequence[Numbers]) -> None:
+        """The same for channels that a norm puts out: factors by which its gains can be divided."""
+        self._note(name, signal, squares)
+        info, stored = self._tensors[name].info, read_words(self._files, self._tensors[name])
+        offset = self._model.family.offset
+        self._balance[name] = storable(self._balance[name], stored, info.dtype, offset)
 
     def _look_at(
         self, given: Mapping[str, Signal | None]

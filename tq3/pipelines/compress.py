@@ -23,6 +23,7 @@ from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
 from tq3.plan.allocation import spare_target
+from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.identity import Identity, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
@@ -71,7 +72,9 @@ def _balance(
         return UNBALANCED
     workers = check_workers(workers, files.connections)
     checkpoint = read_checkpoint(files)
-    plan_compression(checkpoint, recipe)  # what it refuses is refused before the pass
+    # What is refused is refused before a pass is spoken of.
+    plan_compression(checkpoint, recipe)
+    plan_balance(checkpoint)
     check_target(out, files.folder, overwrite=overwrite)
     yield Notice("a first pass measures the columns, which --balance scales")
     return (yield from measure_balance(files, checkpoint, workers))

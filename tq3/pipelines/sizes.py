@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tq3.codec import reference
 from tq3.codec.backend import as_words
+from tq3.codec.reference import Words
 from tq3.pipelines.shards import in_parallel
 from tq3.plan.sources import Located, Source
 
@@ -108,10 +109,14 @@ def look_at(
 
 def read_vector(files: Source, tensor: Located) -> Numbers:
     """The values of a small tensor.  (1, n) float64"""
-    info = tensor.info
-    raw = np.frombuffer(files.read(tensor.file, tensor.offset, info.n_bytes), np.uint8)
-    values = reference.to_float32(as_words(raw, info.dtype), info.dtype)
+    values = reference.to_float32(read_words(files, tensor), tensor.info.dtype)
     return values.astype(np.float64).reshape(1, -1)
+
+
+def read_words(files: Source, tensor: Located) -> Words:
+    """The elements of a small tensor.  (n,) raw words"""
+    raw = np.frombuffer(files.read(tensor.file, tensor.offset, tensor.info.n_bytes), np.uint8)
+    return as_words(raw, tensor.info.dtype)
 
 
 def _nothing_yet(shape: tuple[int, int, int]) -> Looked:

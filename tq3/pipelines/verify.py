@@ -10,7 +10,7 @@ from tq3.codec.backend import Backend, get_backend
 from tq3.errors import UsageError
 from tq3.format import manifest as tq_manifest
 from tq3.hub.options import HubOptions
-from tq3.pipelines.balanced import balanced
+from tq3.pipelines.balanced import SCALED, balanced
 from tq3.pipelines.checks import Verification
 from tq3.pipelines.checksums import Looked, Reader, Stretch, plan_stretches
 from tq3.pipelines.comparing import Compared, Comparer
@@ -93,7 +93,7 @@ class _Job:
         self._n_total = sum(each.n_bytes for each in self._stretches)
         self._n_total += sum(task.bytes_in for task in self._judge.tasks)
         self._n_bytes = self._n_weights = 0
-        self.notices = list(_notices(structure))
+        self.notices = list(_notices(structure, originals))
 
     def checking(self) -> Checking:
         """What will be read, as an event."""
@@ -201,7 +201,9 @@ class _Job:
         )
 
 
-def _notices(structure: Structure) -> Iterator[str]:
+def _notices(structure: Structure, originals: Source | None) -> Iterator[str]:
+    if originals and structure.config and structure.config.balance:
+        yield SCALED
     if structure.weight_files and not structure.needs_manifest:
         yield (
             f"no {tq_manifest.FILE_NAME}, so no checksums: "

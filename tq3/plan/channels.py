@@ -124,6 +124,14 @@ class _Tensors:
 def text_model(checkpoint: Checkpoint) -> TextModel:
     """Raises UsageError for an architecture that is not known, BadInput for one that is not so."""
     config = checkpoint.config
+    if "model_type" not in config:
+        raise UsageError(
+            "--balance goes by model_type in config.json",
+            file=CONFIG,
+            found="no model_type" if config else "no such file, or nothing in it",
+            expected=f"one of {', '.join(FAMILIES)}",
+            fix="put config.json beside the weights, or compress without --balance",
+        )
     text_config = config.get("text_config")
     text_config = text_config if isinstance(text_config, dict) else config
     kinds = [str(each.get("model_type")) for each in (config, text_config)]
@@ -210,8 +218,15 @@ def _mlps(tensors: _Tensors) -> Iterator[Mlp]:
 
 def _head_dim(config: Mapping[str, Any]) -> int:
     found = config.get("head_dim")
-    if found is None and type(heads := config.get("num_attention_heads")) is int and heads:
-        found = config.get("hidden_size", 0) // heads
+    if found is None:
+        hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+        if type(hidden) is int and type(heads) is int and heads:
+            found = hidden // heads
     if type(found) is not int or found < 1:
-        raise BadInput("can't balance: no head_dim", file=CONFIG, found=found)
+        raise BadInput(
+            "can't balance: no head_dim",
+            file=CONFIG,
+            found=found,
+            expected="head_dim, or hidden_size and num_attention_heads, as whole numbers",
+        )
     return found

@@ -1,0 +1,76 @@
+"""What --balance can't balance is refused by plan and run alike, before a pass begins."""
+
+from __future__ import annotations
+
+import pytest
+from factories import Tensor, random_tensor, tiny_checkpoint, whole_llama, whole_llama_config
+
+import tq3
+from tq3.errors import BadInput, Tq3Error, UsageError
+
+WIDTH, INNER = 128, 192
+CONFIG = whole_llama_config()
+LAYER = "model.layers.0."
+llama = whole_llama
+
+
+def with_tensor(name: str, found: Tensor | None) -> dict[str, Tensor]:
+    tensors = llama() | ({name: found} if found else {})
+    return {each: tensors[each] for each in tensors if found or each != name}
+
+
+MISFITS = {
+    "no such architecture": (llama(), {"model_type": "gpt2"}, UsageError),
+    "found model_type 'bert'": (llama(), CONFIG | {"text_config": {"model_type": "bert"}}, None),
+    "no layers": ({"w.weight": random_tensor(8, 128)}, CONFIG, None),
+    "no head_dim": (llama(), {"model_type": "llama"}, None),
+    "hidden_size and num_attention_heads, as whole": (
+        llama(),
+        {"model_type": "llama", "hidden_size": "128", "num_attention_heads": 4},
+        BadInput,
+    ),
+    "found no such file, or nothing in it": (llama(), None, UsageError),
+    "found no model_type": (llama(), {"architectures": []}, UsageError),
+    "heads of 48": (llama(), CONFIG | {"head_dim": 48}, None),
+    "is missing": (with_tensor(LAYER + "mlp.up_proj.weight", None), CONFIG, None),
+    "not known what": (with_tensor(LAYER + "mlp.extra.weight", random_tensor(8, 8)), CONFIG, None),
+    "127 columns": (
+        with_tensor(LAYER + "mlp.gate_proj.weight", random_tensor(INNER, 127)),
+        CONFIG,
+        None,
+    ),
+    "130 rows": (
+        with_tensor(LAYER + "mlp.down_proj.weight", random_tensor(130, 192)),
+        CONFIG,
+        None,
+    ),
+    "191 rows": (
+        with_tensor(LAYER + "mlp.gate_proj.weight", random_tensor(191, 128)),
+        CONFIG,
+        None,
+    ),
+    "128 rows, expected 100": (
+        with_tensor("model.embed_tokens.weight", random_tensor(32, 100)),
+        CONFIG,
+        None,
+    ),
+    "a matrix": (with_tensor("model.embed_tokens.weight", random_tensor(128)), CONFIG, None),
+    "expected 190": (
+        with_tensor(LAYER + "mlp.up_proj.weight", random_tensor(190, WIDTH)),
+        CONFIG,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_what_can_not_be_balanced_is_refused_and_nothing_written(message, tmp_path):
+    tensors, config, error = MISFITS[message]
+    path = tiny_checkpoint(tmp_path / "source", tensors, config=config)
+    for run in (
+        lambda: tq3.preview(path, tq3.Recipe(balance=True)),
+        lambda: next(tq3.compress_checkpoint(path, tmp_path / "out", tq3.Recipe(balance=True))),
+    ):
+        with pytest.raises(error or Tq3Error, match=message):
+            run()  # which says nothing before
+    assert not (tmp_path / "out").exists()
