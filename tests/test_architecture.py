@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -48,6 +49,8 @@ THIRD_PARTY = {
 HEAVY = {"torch", "transformers", "vllm", "safetensors", "scipy", "click", "matplotlib"}
 # It imports its host at the top, which is not installed where this suite runs.
 NEEDS_HOST = "tq3.integrations.vllm"
+# They import NVIDIA's packages at the top, which the suite has on Linux on x86-64.
+NEED_NVIDIA = ("tq3.runtime.cuda.compiler", "tq3.runtime.cuda.device")
 # Hosts call it, no command of ours does: it finds its cache where users keep theirs.
 NEEDS_NO_COMMAND = Path("runtime/cuda/compiler.py")
 
@@ -83,7 +86,8 @@ def modules() -> list[ModuleType]:
     found = pkgutil.walk_packages(tq3.__path__, "tq3.")
     not_ours = ("_native", "_linear", "__main__")
     names = [info.name for info in found if not info.name.endswith(not_ours)]
-    names = [name for name in names if not name.startswith(NEEDS_HOST)]
+    missing = (NEEDS_HOST, *(() if find_spec("cuda") else NEED_NVIDIA))
+    names = [name for name in names if not name.startswith(missing)]
     return [tq3, *map(importlib.import_module, names)]
 
 
