@@ -25,7 +25,7 @@ struct Turns {
 };
 
 // Blocks that the compiler is told to find room for on a multiprocessor, 0 for what it thinks best:
-// so no instance spills (tests/cuda/test_limits.py).
+// so none of bfloat16 spills (tests/cuda/test_limits.py).
 template <int columns>
 constexpr int kBlocksAtOnce = columns == 1   ? 2
                               : columns == 2 ? 1
