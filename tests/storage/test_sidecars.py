@@ -26,6 +26,8 @@ COPIED = [
     "additional/chat_templates/tool.jinja",
     "assets/picture.png",
     "binary.txt",
+    "documents.index.json",
+    "tokenizer.index.fp16.json",
     "gitignore.md",
     "cache_utils.py",
 ]
@@ -34,6 +36,8 @@ LEFT_OUT = {
     "pytorch_model.bin": "weights",
     "pytorch_model-00001-of-00002.bin": "weights",
     "pytorch_model.bin.index.json": "weights",
+    "consolidated.safetensors.index.json": "weights",
+    "model.safetensors.index.fp16.json": "weights",
     "tf_model.h5": "weights",
     "flax_model.msgpack": "weights",
     "rust_model.ot": "weights",

@@ -15,6 +15,7 @@ from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.coverage import little_compressed, refuse_nothing
 from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide, why_exact
@@ -33,23 +34,27 @@ def describe(files: Files, recipe: Recipe, workers: int) -> Description:
     config = find_tq_config(files, checkpoint.config)
     if config:
         return _describe_tq3(files, checkpoint, config)
-    return _describe_plan(files, checkpoint, recipe, workers)
+    plan = plan_compression(checkpoint, recipe)
+    return _describe_plan(files, checkpoint, plan, recipe, workers)
 
 
 def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
-    """What compress would write. Raises BadInput, also for a source that is quantised already."""
-    return _describe_plan(files, read_checkpoint(files), recipe, workers)
+    """What compress would write. Raises BadInput, as compress does."""
+    checkpoint = read_checkpoint(files)
+    plan = plan_compression(checkpoint, recipe)
+    refuse_nothing(plan, recipe, files.label)
+    return _describe_plan(files, checkpoint, plan, recipe, workers)
 
 
 def _describe_plan(
-    files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
+    files: Files, checkpoint: Checkpoint, plan: Plan, recipe: Recipe, workers: int
 ) -> Description:
-    plan = plan_compression(checkpoint, recipe)
     if recipe.balance:
         plan_balance(checkpoint)  # which refuses what it does not know
     config = describe_compression(
         plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
     )
+    little = little_compressed(plan, recipe)
     lines = tuple(
         _line(
             task.name,
@@ -82,6 +87,7 @@ def _describe_plan(
         choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
         spare_target=spare_target(plan, recipe),
+        notices=(*checkpoint.notices, *([little] if little else [])),
     )
 
 
@@ -105,6 +111,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         shards={file: files.size(file) for file in checkpoint.weight_files},
         tensors=lines,
         choice=describe_choice(lines, recipe, config),
+        notices=checkpoint.notices,
     )
 
 

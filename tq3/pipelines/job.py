@@ -15,7 +15,8 @@ from tq3.pipelines.findings import Finding
 from tq3.plan.identity import Identity, identify
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
-from tq3.plan.sources import INDEX, Checkpoint, Source
+from tq3.plan.sources import Checkpoint, Source
+from tq3.plan.weight_files import INDEX
 from tq3.storage.sidecars import Sidecars, choose_sidecars
 
 
@@ -37,6 +38,7 @@ class Job(ABC):
     def __init__(self, files: Source, checkpoint: Checkpoint) -> None:
         self.files = files
         self.checkpoint = checkpoint
+        self._notices = [Notice(text) for text in checkpoint.notices]
 
     @abstractmethod
     def options(self) -> Mapping[str, Any]:
@@ -64,8 +66,9 @@ class Job(ABC):
         raise AssertionError("only a job whose `heed` returns plans again")
 
     def notices(self) -> list[Notice]:
-        """What was learned since this was asked last."""
-        return []
+        """What was found since this was asked last."""
+        new, self._notices = self._notices, []
+        return new
 
     def identity(self) -> Identity:
         """By which a later run knows that it may continue this one."""
@@ -79,7 +82,8 @@ class Job(ABC):
     def sidecars(self) -> Sidecars:
         """What is copied along: everything but weights, and files that are written anew."""
         ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *self.written_names())
-        accounted = (*self.checkpoint.weight_files, *ours)
+        index = (self.checkpoint.index,) if self.checkpoint.index else ()
+        accounted = (*self.checkpoint.weight_files, *index, *ours)
         return choose_sidecars(self.files.tree(), accounted, self.renamed)
 
     def check_sources(self) -> None:

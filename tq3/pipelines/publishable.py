@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tq3.format import manifest
 from tq3.pipelines import quality
-from tq3.plan.sources import INDEX, read_checkpoint, read_text
+from tq3.plan.sources import read_checkpoint, read_text
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import CARD, choose_sidecars
 
@@ -16,9 +16,10 @@ def choose_files(files: LocalFiles) -> tuple[list[str], dict[str, str]]:
 
     Of a folder without a manifest, as other writers leave it, what compress would take along.
     """
-    weights = read_checkpoint(files).weight_files
-    sidecars = choose_sidecars(files.tree(), (*weights, INDEX))
-    names = {*weights, *sidecars.copied, *([INDEX] if files.has(INDEX) else [])} - {CARD}
+    checkpoint = read_checkpoint(files)
+    weights = (*checkpoint.weight_files, *([checkpoint.index] if checkpoint.index else []))
+    sidecars = choose_sidecars(files.tree(), weights)
+    names = {*weights, *sidecars.copied} - {CARD}
     unknown = names - _verified(files, names)
     return sorted(names - unknown), sidecars.left_out | dict.fromkeys(sorted(unknown), _UNKNOWN)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from tq3.plan.weight_files import indexed
 from tq3.storage.drafts import WORK_FOLDER
 
 _WEIGHT_SUFFIXES = (
@@ -63,5 +64,5 @@ def _why_left_out(name: str, weight_folders: set[str]) -> str | None:
 
 def is_weight_file(name: str) -> bool:
     """Whether a file holds weights, or is the index of some, in any format."""
-    stem = name.removesuffix(".index.json")
+    stem = indexed(name) or name
     return any(stem.endswith(suffix) for suffix in _WEIGHT_SUFFIXES)
