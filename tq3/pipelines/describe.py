@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from tq3.format import config as tq_config
+from tq3.format import manifest
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
@@ -19,7 +21,8 @@ from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
-from tq3.plan.sources import Checkpoint, Files, read_checkpoint
+from tq3.plan.sources import CONFIG, INDEX, Checkpoint, Files, Source, read_checkpoint
+from tq3.storage.sidecars import BY_POLICY, Selection, choose_sidecars
 
 # Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
 _BASE_MEMORY_BYTES = 64 * 2**20
@@ -27,23 +30,28 @@ _BASE_MEMORY_BYTES = 64 * 2**20
 _TENSOR_MEMORY_BYTES = 3000
 
 
-def describe(files: Files, recipe: Recipe, workers: int) -> Description:
+def describe(files: Source, recipe: Recipe, workers: int) -> Description:
     """A TQ3 checkpoint as it is; any other one as `recipe` would compress it. Raises BadInput."""
     checkpoint = read_checkpoint(files)
     config = find_tq_config(files, checkpoint.config)
     if config:
         return _describe_tq3(files, checkpoint, config)
-    return _describe_plan(files, checkpoint, recipe, workers)
+    return _describe_plan(files, checkpoint, recipe, workers, BY_POLICY)
 
 
-def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
+def describe_plan(
+    files: Source, recipe: Recipe, workers: int, selection: Selection = BY_POLICY
+) -> Description:
     """What compress would write. Raises BadInput, also for a source that is quantised already."""
-    return _describe_plan(files, read_checkpoint(files), recipe, workers)
+    return _describe_plan(files, read_checkpoint(files), recipe, workers, selection)
 
 
 def _describe_plan(
-    files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
+    files: Source, checkpoint: Checkpoint, recipe: Recipe, workers: int, selection: Selection
 ) -> Description:
+    written = (INDEX, CONFIG, tq_config.FILE_NAME, manifest.FILE_NAME)
+    accounted = (*checkpoint.weight_files, *written)
+    sidecars = choose_sidecars(files.tree(), accounted, selection=selection)
     plan = plan_compression(checkpoint, recipe)
     if recipe.balance:
         plan_balance(checkpoint)  # which refuses what it does not know
@@ -82,6 +90,8 @@ def _describe_plan(
         choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
         spare_target=spare_target(plan, recipe),
+        side_files={name: files.size(name) for name in sidecars.copied},
+        left_out=sidecars.left_out,
     )
 
 
