@@ -76,6 +76,7 @@ LEFT_OUT = {
     "training_args.bin": "training",
     "optimizer.pt": "training",
     "rng_state_3.pth": "training",
+    "mp_rank_00_model_states.pt": "training",
     "checkpoint-500/optimizer.pt": "training",
     "global_step12/mp_rank_00_model_states.pt": "training",
     "onnx/model.onnx": "weights",

@@ -47,7 +47,7 @@ _AT_THE_TOP = (
     (
         re.compile(
             r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)(_\d+)?"
-            r"\.(bin|pt|pth|pkl)"
+            r"\.(bin|pt|pth|pkl)|((bf16_)?zero_pp|mp)_rank_.+\.pt"
         ),
         _TRAINING,
     ),
@@ -204,7 +204,7 @@ def _check_globs(option: str, globs: Iterable[str], names: list[str]) -> None:
             raise UsageError(
                 f"{option} {glob!r} matches no file beside the weights",
                 found=f"files such as {names[0]!r}" if names else "no such files",
-                fix="give a path below the folder, or a glob of some",
+                fix="give a path below the folder, or a glob of some; config.json always travels",
             )
 
 
