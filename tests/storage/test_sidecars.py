@@ -29,6 +29,8 @@ COPIED = [
     "additional/chat_templates/tool.jinja",
     "assets/picture.png",
     "binary.txt",
+    "documents.index.json",
+    "tokenizer.index.fp16.json",
     "gitignore.md",
     "cache_utils.py",
     # Parts that a host asks for: modules, tokenizers of sounds, voices, adapters of a modality.

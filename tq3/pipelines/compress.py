@@ -25,9 +25,11 @@ from tq3.pipelines.run import run_job
 from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.coverage import little_compressed, refuse_nothing
 from tq3.plan.identity import Identity, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
-from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
+from tq3.plan.plan import Plan
+from tq3.plan.sources import CONFIG, Checkpoint, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
 from tq3.storage.target_checks import check_target
 from tq3.version import __version__
@@ -84,6 +86,13 @@ def _measured(
     return (yield from measure_balance(files, job.checkpoint, workers))
 
 
+def _plan(files: Source, checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+    """The plan before any value is known. Raises BadInput where there is nothing to compress."""
+    plan = plan_compression(checkpoint, recipe)
+    refuse_nothing(plan, recipe, files.label)
+    return plan
+
+
 class _Compression(Job):
     """The plan of a compression, and what the values taught it on the way."""
 
@@ -101,14 +110,16 @@ class _Compression(Job):
         balance: Balance = UNBALANCED,
     ) -> None:
         super().__init__(files, read_checkpoint(files), selection)
-        self.plan = plan_compression(self.checkpoint, recipe)
+        self.plan = _plan(files, self.checkpoint, recipe)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
         self._balance = balance
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
         spare = spare_target(self.plan, recipe)
-        self._notices = [Notice(f"the target is {spare}")] if spare else []
+        self._notices += [Notice(f"the target is {spare}")] if spare else []
+        little = little_compressed(self.plan, recipe)
+        self._notices += [Notice(little)] if little else []
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
@@ -151,17 +162,12 @@ class _Compression(Job):
         self.adopt(self._learned | Learned(exact, float32_norms))
         return self._learned
 
-    def notices(self) -> list[Notice]:
-        """What was found since this was asked last."""
-        new, self._notices = self._notices, []
-        return new
-
     def texts(self) -> dict[str, str]:
         """config.json with the key by which hosts recognise the folder, where there is one."""
         if self._verbatim_config or not self.files.has(CONFIG):
             return {}
         text = read_text(self.files, CONFIG)
-        # "quantization_config": null says that there is none; ours takes its place.
+        # One of null or {} says that there is none; ours takes its place.
         plain = remove_key(text, "quantization_config")
         key = quantization_config(self._described(None))
         return {CONFIG: insert_key(plain, "quantization_config", key)}

@@ -15,7 +15,8 @@ from tq3.pipelines.findings import Finding
 from tq3.plan.identity import Identity, identify
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
-from tq3.plan.sources import INDEX, SINGLE, Checkpoint, Source
+from tq3.plan.sources import Checkpoint, Source
+from tq3.plan.weight_files import INDEX, SINGLE
 from tq3.storage.sidecars import Selection, Sidecars, choose_sidecars
 from tq3.units import size
 
@@ -40,6 +41,7 @@ class Job(ABC):
         self.files = files
         self.checkpoint = checkpoint
         self.selection = selection
+        self._notices = [Notice(text) for text in checkpoint.notices]
 
     @abstractmethod
     def options(self) -> Mapping[str, Any]:
@@ -67,8 +69,9 @@ class Job(ABC):
         raise AssertionError("only a job whose `heed` returns plans again")
 
     def notices(self) -> list[Notice]:
-        """What was learned since this was asked last."""
-        return []
+        """What was found since this was asked last."""
+        new, self._notices = self._notices, []
+        return new
 
     def identity(self) -> Identity:
         """By which a later run knows that it may continue this one."""
@@ -88,7 +91,7 @@ class Job(ABC):
         ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *self.written_names())
         found = choose_sidecars(
             self.files.tree(),
-            (*self.checkpoint.weight_files, *ours),
+            (*self.checkpoint.files, *ours),
             self.renamed,
             self.selection,
             self.listed(),

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from tq3.format import manifest
 from tq3.pipelines import quality
-from tq3.plan.sources import INDEX, read_checkpoint, read_text
+from tq3.plan.sources import read_checkpoint, read_text
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import CARD, choose_sidecars
 
@@ -18,11 +18,10 @@ def choose_files(files: LocalFiles) -> tuple[list[str], dict[str, str]]:
 
     Of a folder without a manifest, as other writers leave it, what compress would take along.
     """
-    weights = read_checkpoint(files).weight_files
-    index = [INDEX] if files.has(INDEX) else []
+    weights = read_checkpoint(files).files
     listed = _listed(files)
-    sidecars = choose_sidecars(files.tree(), (*weights, *index), listed=listed)
-    names = {*weights, *index, *sidecars.copied} - {CARD}
+    sidecars = choose_sidecars(files.tree(), weights, listed=listed)
+    names = {*weights, *sidecars.copied} - {CARD}
     unknown = names - {*listed, manifest.FILE_NAME, quality.FILE_NAME} if listed else set()
     return sorted(names - unknown), sidecars.left_out | dict.fromkeys(sorted(unknown), _UNKNOWN)
 

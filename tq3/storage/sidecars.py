@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from tq3.errors import UsageError
 from tq3.plan.sources import CONFIG
+from tq3.plan.weight_files import indexed
 from tq3.storage.drafts import WORK_FOLDER
 
 Globs: TypeAlias = str | Sequence[str] | None
@@ -35,8 +36,7 @@ _WITHOUT = "asked for by --without"
 # What holds a whole model, whatever its name, and what may hold anything: then the name tells.
 _WHOLE = r"gguf|ggml|h5|msgpack|ot|tflite|mlmodel|nemo|ckpt"
 _ANY = r"safetensors|bin|pt|pth|onnx|onnx_data(_\d+)?|npz|pkl|pickle"
-_INDEX = r"(\.index(\.[^.]+)?\.json)?"
-_WEIGHTS = re.compile(rf".*\.({_WHOLE}|{_ANY}){_INDEX}")
+_WEIGHTS = re.compile(rf".*\.({_WHOLE}|{_ANY})")
 _MODEL = (
     r"((pytorch|tf|flax|rust|openvino|diffusion_pytorch|encoder|decoder|decoder_with_past)_)?"
     r"(model|weights|consolidated)([-_.].+)?"
@@ -51,9 +51,9 @@ _AT_THE_TOP = (
         ),
         _TRAINING,
     ),
-    (re.compile(rf".+\.({_WHOLE})|{_MODEL}\.({_ANY}){_INDEX}"), _COPY),
+    (re.compile(rf".+\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
     # vLLM and SGLang take the files of a folder by these suffixes.
-    (re.compile(rf".+\.(safetensors|bin){_INDEX}"), _UNKNOWN),
+    (re.compile(r".+\.(safetensors|bin)"), _UNKNOWN),
 )
 # Folders at the top that stay behind whole if there are weights in them: what lies beside belongs
 # to those.
@@ -147,7 +147,8 @@ def choose_sidecars(
 
 def is_weight_file(name: str) -> bool:
     """Whether a file holds weights, or is the index of some, in any format."""
-    return _WEIGHTS.fullmatch(PurePosixPath(name).name) is not None
+    last = PurePosixPath(name).name
+    return _WEIGHTS.fullmatch(indexed(last) or last) is not None
 
 
 def is_loaded_by_hosts(name: str) -> bool:
@@ -155,7 +156,7 @@ def is_loaded_by_hosts(name: str) -> bool:
 
     That is weights, an index or an adapter's config; not those that only the model's code asks for.
     """
-    return "/" not in name and _first(_AT_THE_TOP, name) not in (None, _TRAINING)
+    return "/" not in name and _at_the_top(name) not in (None, _TRAINING)
 
 
 def _why_never(name: str) -> str | None:
@@ -178,15 +179,19 @@ def _why_left_out(
     if any(part in _CACHES or part.startswith(".cache") for part in parts):
         return "a cache"
     if not deeper:
-        return _first(_AT_THE_TOP, name)
+        return _at_the_top(name)
     return _first(_FOLDERS, first) if first in holding else None
 
 
 def _adapter_without_weights(choice: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
     """Hosts would look for the weights, here or at the adapter's base model."""
-    adapter = [name for name in choice if _first(_AT_THE_TOP, name) == _ADAPTER]
+    adapter = [name for name in choice if _at_the_top(name) == _ADAPTER]
     has_weights = any(is_weight_file(name) and name not in left_out for name in adapter)
     return {} if has_weights else dict.fromkeys(adapter, _ADAPTER)
+
+
+def _at_the_top(name: str) -> str | None:
+    return _first(_AT_THE_TOP, indexed(name) or name)
 
 
 def _first(patterns: Iterable[tuple[re.Pattern[str], str]], name: str) -> str | None:
