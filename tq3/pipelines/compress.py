@@ -30,7 +30,7 @@ from tq3.plan.identity import Identity, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
 from tq3.plan.sources import CONFIG, Checkpoint, Source, read_checkpoint, read_text
-from tq3.storage.sidecars import CARD, SOURCE_CARD
+from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
 from tq3.storage.target_checks import check_target
 from tq3.version import __version__
 
@@ -45,6 +45,7 @@ def compress_checkpoint(
     overwrite: bool = False,
     resume: bool = True,
     verbatim_config: bool = False,
+    selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
 ) -> Run:
     """Compress the checkpoint `source` into the new folder `out`, telling what happens.
@@ -54,32 +55,35 @@ def compress_checkpoint(
     backend: one of `tq3.codec.backend.available_backends()`; None for the fastest, same bytes
     overwrite, resume: see `tq3.storage.target.TargetFolder`
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
+    selection: side files that travel or stay in spite of the policy
 
     Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no checkpoint, and
     what was done so far is continued by the next run with the same source and recipe.
     """
     with open_source(source, hub) as files:
-        balance = yield from _balance(files, recipe, workers, Path(out), overwrite)
-        job = _Compression(balanced(files, balance), recipe, verbatim_config, balance)
+        job = _Compression(files, recipe, verbatim_config, selection)
+        if recipe.balance:
+            balance = yield from _measured(job, workers, Path(out), overwrite)
+            job = _Compression(
+                balanced(files, balance), recipe, verbatim_config, selection, balance
+            )
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
         )
 
 
-def _balance(
-    files: Source, recipe: Recipe, workers: int | None, out: Path, overwrite: bool
+def _measured(
+    job: _Compression, workers: int | None, out: Path, overwrite: bool
 ) -> Generator[Event, None, Balance]:
-    """The factors that the recipe asks for: none, or those of a first pass over the weights."""
-    if not recipe.balance:
-        return UNBALANCED
+    """The factors of balanced columns, by a first pass over the weights."""
+    files = job.files
     workers = check_workers(workers, files.connections)
-    checkpoint = read_checkpoint(files)
     # What is refused is refused before a pass is spoken of.
-    _plan(files, checkpoint, recipe)
-    plan_balance(checkpoint)
+    job.sidecars()
+    plan_balance(job.checkpoint)
     check_target(out, files.folder, overwrite=overwrite)
     yield Notice("a first pass measures the columns, which --balance scales")
-    return (yield from measure_balance(files, checkpoint, workers))
+    return (yield from measure_balance(files, job.checkpoint, workers))
 
 
 def _plan(files: Source, checkpoint: Checkpoint, recipe: Recipe) -> Plan:
@@ -98,9 +102,14 @@ class _Compression(Job):
     renamed = MappingProxyType({CARD: SOURCE_CARD})
 
     def __init__(
-        self, files: Source, recipe: Recipe, verbatim_config: bool, balance: Balance
+        self,
+        files: Source,
+        recipe: Recipe,
+        verbatim_config: bool,
+        selection: Selection,
+        balance: Balance = UNBALANCED,
     ) -> None:
-        super().__init__(files, read_checkpoint(files))
+        super().__init__(files, read_checkpoint(files), selection)
         self.plan = _plan(files, self.checkpoint, recipe)
         self._recipe = recipe
         self._verbatim_config = verbatim_config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tq3.format import manifest
 from tq3.pipelines import quality
 from tq3.plan.sources import read_checkpoint, read_text
@@ -16,16 +18,15 @@ def choose_files(files: LocalFiles) -> tuple[list[str], dict[str, str]]:
 
     Of a folder without a manifest, as other writers leave it, what compress would take along.
     """
-    checkpoint = read_checkpoint(files)
-    weights = (*checkpoint.weight_files, *([checkpoint.index] if checkpoint.index else []))
-    sidecars = choose_sidecars(files.tree(), weights)
+    weights = read_checkpoint(files).files
+    listed = _listed(files)
+    sidecars = choose_sidecars(files.tree(), weights, listed=listed)
     names = {*weights, *sidecars.copied} - {CARD}
-    unknown = names - _verified(files, names)
+    unknown = names - {*listed, manifest.FILE_NAME, quality.FILE_NAME} if listed else set()
     return sorted(names - unknown), sidecars.left_out | dict.fromkeys(sorted(unknown), _UNKNOWN)
 
 
-def _verified(files: LocalFiles, names: set[str]) -> set[str]:
+def _listed(files: LocalFiles) -> Collection[str]:
     if not files.has(manifest.FILE_NAME):
-        return names
-    listed = manifest.parse_manifest(read_text(files, manifest.FILE_NAME)).files
-    return {*listed, manifest.FILE_NAME, quality.FILE_NAME}
+        return ()
+    return manifest.parse_manifest(read_text(files, manifest.FILE_NAME)).files

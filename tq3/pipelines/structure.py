@@ -33,7 +33,7 @@ from tq3.plan.sources import (
 )
 from tq3.plan.weight_files import INDEX, SINGLE, choose_index
 from tq3.storage.drafts import WORK_FOLDER
-from tq3.storage.sidecars import is_weight_file
+from tq3.storage.sidecars import is_loaded_by_hosts
 
 _SAFETENSORS = ".safetensors"
 
@@ -173,12 +173,16 @@ def _weight_map(content: Mapping[str, Any], found: Structure) -> dict[str, str] 
 
 
 def _check_strays(names: list[str], found: Structure) -> None:
-    """Hosts load by pattern: what lies at the top beside the shards may be taken for weights."""
-    known = {*found.weight_files, found.index}
+    """Hosts load by pattern: what lies at the top beside the shards may be taken for weights.
+
+    What the manifest names is part of the checkpoint, whatever it is.
+    """
+    listed = found.manifest.files if found.manifest else ()
+    known = {*found.weight_files, found.index, *listed}
     if found.index and found.weight_map is None:
         return  # the index is damaged: every shard would be a stray
     for name in names:
-        if is_weight_file(name) and name not in known:
+        if is_loaded_by_hosts(name) and name not in known:
             found.faults.add(Fault("TQ108", "weights that are not part of this checkpoint", name))
 
 

@@ -117,6 +117,11 @@ class Checkpoint:
     def weight_files(self) -> tuple[str, ...]:
         return tuple(self.stamps)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The weight files and their index."""
+        return (*self.stamps, *([self.index] if self.index else []))
+
 
 def read_checkpoint(files: Files) -> Checkpoint:
     """Read index and headers. Raises BadInput for anything that contradicts itself."""
