@@ -97,9 +97,15 @@ class Screen:
         self._say("Make a copy public all the same? Type yes:")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
-    def text(self, text: str) -> None:
-        """A document, as it is."""
-        sys.stdout.write(text)
+    def document(self, text: str) -> None:
+        """A file's content: in UTF-8, whatever the locale, where it may become a file."""
+        if sys.stdout.isatty():
+            print(text, end="", flush=True)
+        else:
+            sys.stdout.flush()
+            # A folder after which the model is named need not be called in UTF-8.
+            sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+            sys.stdout.buffer.flush()
 
     def description(self, description: Any, *, tensors: bool) -> None:
         """Show a plan or a checkpoint; with `tensors` a line for each one."""
@@ -210,10 +216,11 @@ class Screen:
             return
         with self._out.capture() as captured:
             self._out.print(table)
-        print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        # Now, not when the process ends: it may fail.
+        print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
 
     def _object(self, value: dict[str, Any]) -> None:
-        print(json.dumps(value, indent=2))
+        print(json.dumps(value, indent=2), flush=True)
 
 
 def _is_hangup(error: OSError) -> bool:
