@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tq3.cli import stops, tables
 from tq3.cli.progress import ProgressLine
-from tq3.errors import StorageError, Tq3Error
+from tq3.errors import StorageError, Tq3Error, is_lack_of_memory
 from tq3.hub.options import HubOptions
 from tq3.pipelines import events
 from tq3.pipelines.checks import Verification
@@ -55,7 +55,7 @@ class Screen:
             error = StorageError(
                 f"can't be read or written: {error.strerror or error}", file=error.filename
             )
-        if error is not None and _is_lack_of_memory(error):
+        if error is not None and is_lack_of_memory(error):
             error = StorageError("not enough memory", fix="fewer --workers need less")
         if isinstance(error, Tq3Error):
             self._end(f"tq3: error: {error}", error.exit_code, error.repeatable)
@@ -226,14 +226,6 @@ class Screen:
 def _is_hangup(error: OSError) -> bool:
     """A write to a terminal that was closed: it may fail before the signal of it arrives."""
     return error.errno == errno.EIO and error.filename is None
-
-
-def _is_lack_of_memory(error: BaseException) -> bool:
-    """Python has no room for an object, a thread or a library."""
-    words = ("can't start new thread", "failed to map segment", "annot allocate memory")
-    kinds = (RuntimeError, ImportError)
-    refused = isinstance(error, kinds) and any(word in str(error) for word in words)
-    return refused or isinstance(error, MemoryError)
 
 
 def _nothing_compiled() -> bool:
