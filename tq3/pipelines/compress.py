@@ -9,6 +9,7 @@ from typing import Any
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
+from tq3.format.arguments import of_its_types
 from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, quantization_config, recipe_record
 from tq3.format.json_text import insert_key, remove_key
@@ -33,6 +34,7 @@ from tq3.storage.target_checks import check_target
 from tq3.version import __version__
 
 
+@of_its_types
 def compress_checkpoint(
     source: StrPath,
     out: StrPath,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from tq3.errors import BadInput, UsageError
+from tq3.format.arguments import of_its_types
 from tq3.format.config import MeasuredError
 from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
@@ -19,6 +20,7 @@ from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import CARD, SOURCE_CARD
 
 
+@of_its_types
 def restore_checkpoint(
     path: StrPath,
     out: StrPath,
