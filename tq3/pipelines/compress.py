@@ -28,6 +28,7 @@ from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.identity import Identity, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
+from tq3.plan.readers import missing_config
 from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import CARD, SOURCE_CARD
 from tq3.storage.target_checks import check_target
@@ -102,6 +103,7 @@ class _Compression(Job):
         self._findings: dict[str, Finding] = {}
         spare = spare_target(self.plan, recipe)
         self._notices = [Notice(f"the target is {spare}")] if spare else []
+        self._notices += map(Notice, missing_config(files))
 
     def options(self) -> dict[str, Any]:
         """The recipe."""

@@ -18,6 +18,7 @@ from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide, why_exact
+from tq3.plan.readers import missing_config
 from tq3.plan.restoring import all_layouts, find_tq_config
 from tq3.plan.sources import Checkpoint, Files, read_checkpoint
 
@@ -82,6 +83,7 @@ def _describe_plan(
         choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
         spare_target=spare_target(plan, recipe),
+        notices=missing_config(files),
     )
 
 

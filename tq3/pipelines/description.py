@@ -55,6 +55,7 @@ class Description:
     balanced_columns: whether columns were scaled, and what feeds them the other way
     choice: widths by role, and what they are expected to cost
     peak_memory_bytes: what compress would need, for a plan
+    notices: what the user should know beside the figures
     spare_target: that nothing as wide as the target is possible, for a plan
     """
 
@@ -74,6 +75,7 @@ class Description:
     choice: Choice
     peak_memory_bytes: int | None = None
     spare_target: str | None = None
+    notices: tuple[str, ...] = ()
     balanced_columns: bool = False
 
     @property
