@@ -70,6 +70,9 @@ def check_fields(settings: Any, **unresolved: object) -> None:
 
 def _as(kind: Any, value: Any, name: str) -> Any:
     members = _members(kind)
+    if isinstance(value, str) and not value and os.PathLike in members:
+        # To the system it is the current folder: a variable of a shell that nobody set.
+        raise UsageError(f"{name} is empty", expected="a path")
     for member in members:
         try:
             return _FITS.get(member, _instance)(member, value)
