@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,12 +27,12 @@ from tq3.pipelines.run import run_job
 from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
-from tq3.plan.identity import Identity, with_balance
+from tq3.plan.identity import Identity, before_balance, identify, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.readers import missing_config
 from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import CARD, SOURCE_CARD
-from tq3.storage.target_checks import check_target
+from tq3.storage.target_checks import check_continuation, check_target
 from tq3.version import __version__
 
 
@@ -60,7 +61,7 @@ def compress_checkpoint(
     what was done so far is continued by the next run with the same source and recipe.
     """
     with open_source(source, hub) as files:
-        balance = yield from _balance(files, recipe, workers, Path(out), overwrite)
+        balance = yield from _balance(files, recipe, workers, Path(out), overwrite, resume)
         job = _Compression(balanced(files, balance), recipe, verbatim_config, balance)
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
@@ -68,7 +69,7 @@ def compress_checkpoint(
 
 
 def _balance(
-    files: Source, recipe: Recipe, workers: int | None, out: Path, overwrite: bool
+    files: Source, recipe: Recipe, workers: int | None, out: Path, overwrite: bool, resume: bool
 ) -> Generator[Event, None, Balance]:
     """The factors that the recipe asks for: none, or those of a first pass over the weights."""
     if not recipe.balance:
@@ -76,9 +77,11 @@ def _balance(
     workers = check_workers(workers, files.connections)
     checkpoint = read_checkpoint(files)
     # What is refused is refused before a pass is spoken of.
-    plan_compression(checkpoint, recipe)
+    plan = plan_compression(checkpoint, recipe)
     plan_balance(checkpoint)
     check_target(out, files.folder, overwrite=overwrite)
+    unbalanced = identify(_Compression.command, checkpoint, plan, recipe_record(recipe))
+    check_continuation(out, partial(before_balance, unbalanced), resume=resume and not overwrite)
     yield Notice("a first pass measures the columns, which --balance scales")
     return (yield from measure_balance(files, checkpoint, workers))
 
