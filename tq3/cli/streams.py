@@ -45,8 +45,9 @@ class _Data(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            # What is left in the buffers goes nowhere when the process ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            _lead_nowhere(self)
+            if error.errno == errno.EIO:
+                raise  # a closed terminal: Screen ends the run as one that was stopped
             if isinstance(error, BrokenPipeError):
                 raise SystemExit(NOBODY_READS) from None
             raise StorageError(
@@ -62,8 +63,14 @@ class _Words(io.FileIO):
             return super().write(data)
         except OSError as error:
             if error.errno == errno.EIO:
+                _lead_nowhere(self)
                 raise
             return len(data)
+
+
+def _lead_nowhere(file: io.FileIO) -> None:
+    """So that what is left in buffers can't fail once more when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def _descriptor(stream: object, number: int) -> int:
