@@ -201,6 +201,25 @@ def test_a_run_with_another_choice_is_not_continued(source, tmp_path, first):
         tq3.compress(source, tmp_path / "out", balance=not first)
 
 
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        ({"balance": False}, "no --balance became --balance"),
+        ({"balance": True, "bits": 4}, "--bits 4 became --bits 3"),
+        ({"balance": True, "norms": "float16"}, "--norms float16 became --norms float32"),
+    ],
+)
+def test_an_impossible_continuation_is_refused_before_the_pass(source, tmp_path, first, words):
+    with counted_blocks(limit=5), pytest.raises(Stopped):
+        tq3.compress(source, tmp_path / "out", **first, workers=1)
+    recipe = tq3.Recipe(balance=True)
+    with pytest.raises(UsageError, match=words):
+        next(tq3.compress_checkpoint(source, tmp_path / "out", recipe))
+    anew = next(tq3.compress_checkpoint(source, tmp_path / "out", recipe, resume=False))
+    assert isinstance(anew, Notice)
+    assert "first pass" in anew.text
+
+
 def test_a_target_that_is_not_free_is_refused_before_the_pass(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()

@@ -21,6 +21,7 @@ from tq3.plan.coverage import little_compressed, refuse_nothing
 from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import decide, why_exact
+from tq3.plan.readers import missing_config
 from tq3.plan.restoring import all_layouts, find_tq_config
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Source, read_checkpoint
 from tq3.plan.weight_files import INDEX
@@ -102,7 +103,7 @@ def _describe_plan(
         spare_target=spare_target(plan, recipe),
         side_files={name: files.size(name) for name in sidecars.copied},
         left_out=sidecars.left_out,
-        notices=(*checkpoint.notices, *([little] if little else [])),
+        notices=(*checkpoint.notices, *missing_config(files), *([little] if little else [])),
     )
 
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from tq3.errors import BadInput, UsageError
 from tq3.format import manifest
+from tq3.format.arguments import of_its_types
 from tq3.format.config import MeasuredError
 from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
@@ -21,6 +22,7 @@ from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
 
 
+@of_its_types
 def restore_checkpoint(
     path: StrPath,
     out: StrPath,

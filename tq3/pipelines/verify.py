@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from tq3.codec.backend import Backend, get_backend
 from tq3.errors import UsageError
 from tq3.format import manifest as tq_manifest
+from tq3.format.arguments import of_its_types
 from tq3.hub.options import HubOptions
 from tq3.pipelines.balanced import SCALED, balanced
 from tq3.pipelines.checks import Verification
@@ -26,6 +27,7 @@ from tq3.plan.plan import Block, Task
 from tq3.plan.sources import Source, read_checkpoint
 
 
+@of_its_types
 def verify_checkpoint(
     path: StrPath,
     *,

@@ -130,10 +130,12 @@ def _layout(
     if bits not in WIDTHS or len(norms.info.shape) != 2 or norm_dtype not in NORM_DTYPES:
         raise _mismatch(packed, norms)
     rows, groups_per_row = norms.info.shape
-    shape = config.shapes.get(name)
-    if shape is None:
-        cols = config.original_in_dims.get(name, groups_per_row * config.group_size)
-        shape = _guess_shape(name, rows, cols, model_config)
+    # Padding does not show in the bytes: where columns are said twice, both must agree.
+    says_columns = config.writer or name in config.original_in_dims
+    cols = config.original_in_dims.get(name, groups_per_row * config.group_size)
+    shape = config.shapes.get(name) or _guess_shape(name, rows, cols, model_config)
+    if says_columns and shape[-1] != cols:
+        raise _mismatch(packed, norms, f"columns {cols} and {shape[-1]}")
     layout = GroupLayout(shape, bits, config.group_size, norm_dtype)
     if layout.tensors(name) != (packed.info, norms.info):
         raise _mismatch(packed, norms)
@@ -160,12 +162,12 @@ def _guess_shape(
     )
 
 
-def _mismatch(packed: Located, norms: Located) -> BadInput:
+def _mismatch(packed: Located, norms: Located, *recorded: str) -> BadInput:
     return BadInput(
         "codes, norms and tq_config.json contradict each other",
         file=packed.file,
         tensor=packed.info.name,
-        found=f"codes {_text(packed.info)}, norms {_text(norms.info)}",
+        found=", ".join((f"codes {_text(packed.info)}", f"norms {_text(norms.info)}", *recorded)),
         expected="U8 [rows*n, group*bits/8], and F32 or F16 [rows, n]",
     )
 
