@@ -21,9 +21,10 @@ from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.pairing import pair_up
 from tq3.pipelines.shards import in_parallel
 from tq3.pipelines.structure import Structure, examine
+from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Block, Task
 from tq3.plan.precision import main_dtype
-from tq3.plan.sources import Source, read_checkpoint, refuse_quantised
+from tq3.plan.sources import Source, read_checkpoint
 
 
 def verify_checkpoint(
@@ -160,7 +161,7 @@ class _Job:
         if self._originals is None:
             return Judge((), scale, None)
         original = read_checkpoint(self._originals)
-        refuse_quantised(original)
+        check_ordinary(original)
         if not self._structure.weight_files:
             return Judge((), scale, None)  # said already, and once is enough
         tasks, faults = pair_up(self._structure, original)
