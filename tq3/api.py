@@ -121,8 +121,8 @@ def restore(
 ) -> Report:
     """Decode the TQ3 checkpoint `path` into an ordinary checkpoint in the new folder `out`.
 
-    dtype: of every floating-point tensor, "bfloat16", "float16" or "float32". Repositories,
-    errors, `also` and `without` as in `compress`.
+    dtype: of floating-point tensors, "bfloat16", "float16" or "float32"; what is kept in F32 and
+    small stays so. Repositories, errors, `also` and `without` as in `compress`.
     """
     events = restore_checkpoint(
         path,

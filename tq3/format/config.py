@@ -49,7 +49,7 @@ class TqConfig:
 
     original_in_dims: name -> columns, for tensors whose columns are no multiple of the group
     shapes: name -> source shape, where it can't be derived from the stored tensors (3-D, padded)
-    kept_source_dtype: name -> reason, for floats that are not FP16 because of their values
+    kept_source_dtype: name -> reason, for floats that are not F16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     widths: of tensors whose width is not `bits`, where `sensitive_bits` can't say it
     balance: factors of channels, where columns were balanced

@@ -43,7 +43,8 @@ class Recipe:
 
     bits, group_size: width of a code and weights a group
     keep, only: globs on whole tensor names, for what stays uncompressed, for all that is compressed
-    keep_dtype: how floating-point tensors that stay are stored, "float16" or "source"
+    keep_dtype: how floating-point tensors that stay are stored: "float16", where nothing is lost
+    that matters (`tq3.format.precision`), or "source", as they are
     max_shard_bytes: tensor bytes of one output file
     sensitive_bits, sensitive_patterns: another width for names that contain one of the patterns
     nonfinite: "error" ends the run at a NaN or infinity, "keep" stores that tensor uncompressed

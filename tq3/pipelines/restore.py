@@ -40,7 +40,8 @@ def restore_checkpoint(
 
     Names and shapes are the source's, and so are values but for the error of the codes; those of a
     balanced checkpoint stay balanced, and compute the same. Every BF16, F16 and F32 tensor becomes
-    `dtype` ("bfloat16", "float16" or "float32"), rounded to nearest even. Other options as in
+    `dtype` ("bfloat16", "float16" or "float32"), rounded to nearest even; but what compress would
+    keep in F32, such as a router's correction bias, stays F32. Other options as in
     `tq3.pipelines.compress.compress_checkpoint`.
     """
     if dtype not in DTYPES:
@@ -51,6 +52,11 @@ def restore_checkpoint(
         if job.is_balanced:
             yield Notice(
                 "columns are balanced: the model computes what its source does, with other weights"
+            )
+        if dtype == "bfloat16" and job.source_dtype == "float16":
+            yield Notice(
+                "the source was float16, of which bfloat16 loses 3 bits: --dtype float16 gives "
+                "kept tensors back exactly"
             )
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
@@ -70,6 +76,7 @@ class _Restoration(Job):
         super().__init__(files, read_checkpoint(files), selection)
         config = read_tq_config(files, self.checkpoint.config)
         self.is_balanced = bool(config.balance)
+        self.source_dtype = config.source_dtype
         self.plan = plan_restoration(self.checkpoint, config, DTYPES[dtype], max_shard_bytes)
         self._options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
 
@@ -108,6 +115,6 @@ class _Restoration(Job):
             file=finding.file,
             tensor=finding.tensor,
             fix="restore with a wider --dtype: float32 holds everything"
-            if finding.kind is Kind.OVERFLOW
+            if finding.kind in (Kind.OVERFLOW, Kind.PRECISION)
             else "get the checkpoint again: these weights can't be known",
         )

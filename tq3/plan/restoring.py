@@ -10,8 +10,10 @@ from tq3.errors import BadInput
 from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_tq_config
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
+from tq3.format.precision import kept_dtype
 from tq3.format.recipe import WIDTHS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
+from tq3.plan.precision import why_meant
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text, refuse_unfinished
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -24,13 +26,13 @@ def plan_restoration(
     """An ordinary checkpoint whose floats have the safetensors dtype `dtype`. Raises BadInput."""
     layouts = all_layouts(checkpoint, config)
     tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
-    tasks = []
+    tasks: list[Task] = []
     for name, tensor in tensors.items():
         stem = name.removesuffix(PACKED)
         if stem in layouts and stem != name:
             tasks.append(_decode_task(stem, tensor, tensors[stem + NORMS], layouts[stem], dtype))
         elif name.removesuffix(NORMS) not in layouts:
-            tasks.append(replace(cast_task(tensor, dtype, "not compressed"), must_be_finite=False))
+            tasks.append(_kept_task(tensor, config, dtype))
     return arrange(tasks, max_shard_bytes)
 
 
@@ -105,6 +107,15 @@ def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
             expected=config.compressed_layers,
             fix="fetch the checkpoint again",
         )
+
+
+def _kept_task(tensor: Located, config: TqConfig, dtype: str) -> Task:
+    """What is in F32 because its low bits count stays so, whatever the others become."""
+    info = tensor.info
+    is_meant = why_meant(info, config.source_dtype) is not None
+    if kept_dtype(info, is_meant=is_meant) == "F32":
+        dtype = "F32"
+    return replace(cast_task(tensor, dtype, "not compressed"), must_be_finite=False)
 
 
 def _decode_task(
