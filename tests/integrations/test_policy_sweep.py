@@ -34,7 +34,7 @@ def test_a_sweep_sees_what_the_policy_would_do_wrong():
     assert wrong("odd.weight", TABLE, 256, 256) == "a table compressed unasked"
     assert wrong("odd.weight", HEAD, 256, 256) == "a head compressed unasked"
     assert wrong("odd.weight", STACK, 4, 256, 256) == "experts kept"
-    assert wrong("experts.weight", "other", 4, 256, 3) == "3-D and no experts, but compressed"
+    assert wrong("experts.weight", "other", 4, 256, 64) == "3-D and no experts, but compressed"
     assert wrong("wte.weight", "matrix", 256, 256) == "a matrix taken for a table"
     assert wrong("odd.weight", "matrix", 256, 256) is None
     assert wrong("odd.weight", TABLE, 16, 16) is None
