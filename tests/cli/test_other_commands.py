@@ -77,7 +77,7 @@ def test_inspect_explains_what_compress_refuses_since_nothing_would_be_compresse
 
 
 def test_a_plan_that_leaves_most_of_the_matrices_is_told_before_and_by_the_run(tq3, tmp_path):
-    tensors = {"a.weight": random_tensor(2, 128), "moe.fused": random_tensor(4, 128, 128)}
+    tensors = {"a.weight": random_tensor(2, 128), "mixture.fused": random_tensor(4, 128, 128)}
     source = tiny_checkpoint(tmp_path / "in", tensors)
     for command in (
         ("inspect", source),
@@ -88,7 +88,7 @@ def test_a_plan_that_leaves_most_of_the_matrices_is_told_before_and_by_the_run(t
         assert result.exit_code == 0
         words = " ".join(result.stderr.split())  # which a narrow terminal breaks anywhere
         assert "notice: only 0% of the matrices' bytes are compressed" in words
-        assert "'moe.fused' (3-D, but not below a component named experts)" in words
+        assert "'mixture.fused' (3-D, and tq3 knows no experts of this name" in words
     assert tq3("inspect", tmp_path / "out").stderr == ""
 
 

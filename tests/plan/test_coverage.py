@@ -22,7 +22,7 @@ def matrix(name: str, *shape: int) -> TensorInfo:
 UP = matrix("model.layers.0.mlp.up_proj.weight")
 TABLE = matrix("model.embed_tokens.weight", 4096, 256)
 HEAD = matrix("lm_head.weight", 4096, 256)
-ELSEWHERE = matrix("model.layers.0.moe.fused", 8, 256, 256)
+ELSEWHERE = matrix("model.layers.0.mixture.fused", 8, 256, 256)
 ODD = matrix("model.layers.0.odd", 512, 256)
 
 
@@ -47,7 +47,7 @@ def test_less_than_half_of_the_matrices_is_said_with_the_largest_reasons_and_ten
     text = said(checkpoint(UP, TABLE, ELSEWHERE, ODD))
     assert text is not None
     assert text.startswith("only 9% of the matrices' bytes are compressed: 1 tensor of 1.05 MB")
-    assert "'model.layers.0.moe.fused' (3-D, but not below a component named experts)" in text
+    assert "'model.layers.0.mixture.fused' (3-D, and tq3 knows no experts of this name" in text
     assert "'model.layers.0.odd' (its name does not end in .weight)" in text
     assert "embed_tokens" not in text
 
@@ -85,7 +85,7 @@ def test_nothing_at_all_is_refused_with_the_reasons():
     with pytest.raises(BadInput, match="nothing to compress") as caught:
         refuse(checkpoint(TABLE, ELSEWHERE))
     assert caught.value.file == "models/tiny"
-    assert "not below a component named experts" in str(caught.value.found)
+    assert "knows no experts of this name" in str(caught.value.found)
     assert "token embedding" in str(caught.value.found)
     assert "tq3 inspect" in str(caught.value.fix)
 

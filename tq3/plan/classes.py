@@ -7,18 +7,47 @@ from __future__ import annotations
 
 import re
 
+# Tables of one kind may have numbers: `embed_tokens.0`, `token_type_embeddings_2`. Names that some
+# model gives to a matrix, too, are anchored to where they are a table.
 TOKEN_EMBEDDING = (
-    r"(^|\.)((\w+_)?(embed(ding|dings)?|embed_in|embed_tokens(_\w{1,50})?)|wte)\.weight$"
-    r"|^(model\.)?shared\.weight$"  # only at the top of a model is this T5's embedding
+    r"(^|\.)((\w{1,50}_)?(embed|emb|embedding|embeddings|embed_in)|embed_(char|global|timestep)"
+    r"|(\w{1,50}_)?embed_(\w{1,50}_)?tokens(_\w{1,50})?|input_embeds_layers?"
+    r"|(column|row|queries)_embedder|HashBucketCodepointEmbedder)([._]\d{1,4})?\.weight$"
+    r"|(^|\.)(wte|shared|codebook|visual_embeddings_table)\.weight$"
+    r"|(^|\.)wte\.(new_)?embedding$"  # Molmo
+    r"|^(transformer\.)?w\.weight$"  # CTRL
+    r"|(^|\.)audio(_tower)?\.encoder\.weight$"  # Inkling
 )
 POSITION_EMBEDDING = (
-    r"(^|\.)((\w+_)?(pos|position|positional)_embed(ding|dings)?|embed_positions|wpe)\.weight$"
+    r"(^|\.)((\w{1,50}_)?(pos|position|positional)_(emb|embed|embedding|embeddings)"
+    r"(_table|_vlm)?|position_embeds_layer|embed_positions(\.pe_k)?|wpe"
+    r"|\w{1,50}_positional_embedding\.embedding"
+    r"|relative_attention_bias(_layer\.bias_values)?|relative_position_bias_table)(\.weight)?$"
+)
+# Rows that a model reads as they are: queries of a decoder, prompts of a mask.
+LEARNED_TOKENS = (
+    r"(^|\.)((audio_bos_eos|hq|iou|mask|obj_score|presence)_tokens?|queries_features|query_feat"
+    r"|query_\d{1,5}_resolution|detr_decoder\.reference_points)\.weight$"
+    r"|^(reference_points|query)\.weight$"  # elsewhere this is a part of attention
 )
 # A head over a vocabulary; `output` at the top is the one of Meta's files.
 LM_HEAD = (
-    r"(^|\.)(lm_head(\.linear|\.decoder)?|predictions\.decoder|embed_out)\.weight$"
-    r"|^(model\.)?output\.weight$"
+    r"(^|\.)(lm_head(\.linear|\.decoder|\.out_proj)?|(predictions|mlm_score|head)\.decoder|embed_out"
+    r"|unembed|log_softmax\.mlp\.layer0|lm_loss|pred_layer\.proj|vocab_projector)\.weight$"
+    r"|^(model\.)?(output|cls|encoder\.out)\.weight$|^(decoder|proj_out)\.weight$"
+    r"|(^|(^|\.)decoder\.)output_projection\.weight$"
 )
+# Experts of a layer that each token is sent to, and those that all tokens pass.
+_PARALLEL = r"(block_sparse_moe|mlp)\.(input|output)_linear\.weight$"
+ROUTED_EXPERTS = (
+    r"(^|(?<!attention)\.)experts\."  # the experts of an attention (JetMoe) are attention
+    rf"|(^|\.){_PARALLEL}|(^|\.)moe\.(gate|up|gate_up|down)_proj\.weight$"
+)
+SHARED_EXPERTS = r"(^|\.)(shared_experts?|share_expert|shared_mlp)\."
+# Where a 3-D tensor is a stack of matrices, one for each expert.
+EXPERT_STACK = rf"(^|\.)((\w{{1,50}}_)?(experts|moe)\.|{_PARALLEL})"
+# The experts of a layer below each other in one matrix (DBRX).
+EXPERT_ROWS = r"(^|\.)experts\.mlp\.(w1|v1|w2)$"
 
 VISION, MTP, EMBEDDINGS, EXPERTS = "vision", "MTP", "embeddings", "experts"
 LINEAR_ATTENTION, ATTENTION, MLP, OTHER = "linear attention", "attention", "MLP", "other"
@@ -34,12 +63,12 @@ _CLASSES = tuple(
         ),
         (MTP, r"(^|\.)mtp(_\w+)?\."),
         (EMBEDDINGS, f"{TOKEN_EMBEDDING}|{POSITION_EMBEDDING}|{LM_HEAD}"),
-        (EXPERTS, r"(^|\.)(experts|shared_experts?)\."),
+        (EXPERTS, f"{ROUTED_EXPERTS}|{SHARED_EXPERTS}"),
         (LINEAR_ATTENTION, r"(^|\.)(linear_attn|mamba|mixer|ssm)\."),
         (ATTENTION, r"(^|\.)((\w+_)?(attn|attention)|SelfAttention|EncDecAttention)\."),
         (
             MLP,
-            r"(^|\.)(mlp|ffn|feed_forward|block_sparse_moe|DenseReluDense|intermediate|fc[12])\."
+            r"(^|\.)(mlp|ffn|feed_forward|block_sparse_moe|moe|DenseReluDense|intermediate|fc[12])\."
             r"|\.layer\.\d+\.output\.",
         ),
     )

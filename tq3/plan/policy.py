@@ -15,7 +15,14 @@ from tq3.format.layout import GroupLayout
 from tq3.format.precision import kept_dtype
 from tq3.format.recipe import Recipe
 from tq3.format.widths import BY_NAME
-from tq3.plan.classes import LM_HEAD, POSITION_EMBEDDING, TOKEN_EMBEDDING
+from tq3.plan.classes import (
+    EXPERT_ROWS,
+    EXPERT_STACK,
+    LEARNED_TOKENS,
+    LM_HEAD,
+    POSITION_EMBEDDING,
+    TOKEN_EMBEDDING,
+)
 from tq3.plan.precision import why_meant
 from tq3.plan.roles import role_of
 
@@ -34,15 +41,18 @@ KEEP = tuple(
         ),
         (POSITION_EMBEDDING, "position embedding: looked up, not multiplied"),
         (
-            r"(^|\.)(\w+_)?patch_embed(ding|dings)?(\.\w+){0,8}\.weight$",
+            r"(^|\.)(\w+_)?patch_embed(ding|dings)?(\.\w+){0,8}\.weight$"
+            r"|(^|\.)vision_embed_tokens\.weight$",
             "patch embedding: a convolution, the first step from pixels",
         ),
-        (TOKEN_EMBEDDING, "token embedding: looked up, not multiplied"),
         (
-            rf"{LM_HEAD}|(^|\.)(\w+_)?heads?(\.\d+|\.linear)?\.weight$"
-            r"|(^|\.)(score|classifier|qa_outputs|seq_relationship)\.weight$",
+            rf"{LM_HEAD}|(^|\.)(?![qkv]_)(\w+_)?heads?(\.\d+|\.linear)?\.weight$"
+            r"|(^|(?<!router)\.)(score|classifier|qa_outputs|seq_relationship)\.weight$"
+            r"|(^|\.)(enc_out_)?class_embed(\.\d+)?\.weight$",
             "output head: one step before the softmax, its error is the model's error",
         ),
+        (TOKEN_EMBEDDING, "token embedding: looked up, not multiplied"),
+        (LEARNED_TOKENS, "learned tokens: read as they are, not multiplied"),
         (r"(^|\.)conv1d\.weight$", "read raw by the causal-convolution kernel"),
         (
             r"(^|\.)(A_log|dt_bias)$",
@@ -51,6 +61,8 @@ KEEP = tuple(
         (r"(^|\.)(\w+_)?bias$", "bias: added, not multiplied"),
     )
 )
+_STACK, _ROWS = re.compile(EXPERT_STACK), re.compile(EXPERT_ROWS)
+_CONVOLUTION = re.compile(r"(^|[._])conv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +137,28 @@ def _why_impossible(tensor: TensorInfo) -> str | None:
 
 
 def _why_unsuitable(tensor: TensorInfo) -> str | None:
-    is_experts = len(tensor.shape) == 3 and ("experts" in tensor.name.split("."))
-    if not is_experts and len(tensor.shape) != 2:
-        return "3-D, but not below a component named experts"
-    if not is_experts and not tensor.name.endswith(".weight"):
-        return "its name does not end in .weight"
+    why = _why_no_stack(tensor) if len(tensor.shape) == 3 else _why_no_matrix(tensor.name)
+    if why:
+        return why
     if max(tensor.shape[-2:]) < MIN_DIMENSION:
         return f"both dimensions are below {MIN_DIMENSION}"
     return None
+
+
+def _why_no_stack(tensor: TensorInfo) -> str | None:
+    if _CONVOLUTION.search(tensor.name):
+        return "3-D, but a convolution, no stack of experts"
+    if _STACK.search(tensor.name):
+        return None
+    if tensor.shape[0] == 1:
+        return "3-D, but a single table, no stack of experts"
+    return "3-D, and tq3 knows no experts of this name: if they are some, see --only"
+
+
+def _why_no_matrix(name: str) -> str | None:
+    if name.endswith(".weight") or _ROWS.search(name):
+        return None
+    return "its name does not end in .weight"
 
 
 def _why_no_gain(tensor: TensorInfo, recipe: Recipe) -> str | None:

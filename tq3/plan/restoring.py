@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
 from tq3.format.precision import kept_dtype
 from tq3.format.recipe import WIDTHS
+from tq3.plan.classes import EXPERT_ROWS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
 from tq3.plan.precision import why_meant
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text, refuse_unfinished
@@ -157,7 +159,8 @@ def _guess_shape(
     name: str, rows: int, cols: int, model_config: Mapping[str, Any]
 ) -> tuple[int, ...]:
     """Existing writers flatten fused experts and don't say how many there are: config.json does."""
-    if name.endswith(".weight") or "experts" not in name.split("."):
+    is_matrix = name.endswith(".weight") or re.search(EXPERT_ROWS, name)
+    if is_matrix or "experts" not in name.split("."):
         return rows, cols
     text_config = model_config.get("text_config")
     text_config = text_config if isinstance(text_config, dict) else {}

@@ -19,6 +19,8 @@ from tq3.plan.classes import (
     MLP,
     MTP,
     POSITION_EMBEDDING,
+    ROUTED_EXPERTS,
+    SHARED_EXPERTS,
     TOKEN_EMBEDDING,
     VISION,
     class_of,
@@ -39,19 +41,28 @@ def _compiled(*parts: tuple[str, str]) -> tuple[tuple[str, re.Pattern[str]], ...
 
 _GATE_UP = (
     r"gate_proj|up_proj|gate_up_proj|w1|w3|v1|c_fc|fc1|fc_in|linear_fc1|lin1|dense_h_to_4h"
-    r"|wi|wi_[01]|intermediate\.dense"
+    r"|wi|wi_[01]|intermediate\.dense|input_linear|(?:shared_)?w13_weight"
 )
-_DOWN = r"down_proj|w2|c_proj|fc2|fc_out|linear_fc2|lin2|dense_4h_to_h|wo|output\.dense"
+_DOWN = (
+    r"down_proj|w2|c_proj|fc2|fc_out|linear_fc2|lin2|dense_4h_to_h|wo|output\.dense"
+    r"|output_linear|(?:shared_)?w2_weight"
+)
 _ATTENTION_PARTS = _compiled(
     ("qkv", r"qkv_proj|qkv|c_attn|query_key_value|[Ww]qkv|W_pack"),
-    ("q", r"q_proj|q|query|wq|q_lin|to_q|query_proj|q_a_proj|q_b_proj"),
+    # JetMoe's attention has experts of its own for queries and output.
+    ("router", r"experts\.router\.layer"),
+    ("q", r"q_proj|q|query|wq|q_lin|to_q|query_proj|q_a_proj|q_b_proj|experts\.input_linear"),
     ("k", r"k_proj|k|key|wk|k_lin|to_k|key_proj"),
     # Keys and values from one matrix (multi-head latent attention) are as sensitive as values.
     (
         "v",
         r"v_proj|v|value|wv|v_lin|to_v|value_proj|kv_proj|kv|kv_a_proj|kv_a_proj_with_mqa|kv_b_proj",
     ),
-    ("o", r"o_proj|o|out_proj|wo|dense|c_proj|proj|out_lin|to_out(?:\.0)?|output\.dense"),
+    (
+        "o",
+        r"o_proj|o|out_proj|wo|dense|c_proj|proj|out_lin|to_out(?:\.0)?|output\.dense"
+        r"|experts\.output_linear",
+    ),
 )
 _MLP_PARTS = _compiled(
     ("router", r"gate|gate\.wg|router|router\.(?:layer|classifier|gate)|shared_expert_gate"),
@@ -80,7 +91,7 @@ _TABLES = tuple(
         ("embeddings", TOKEN_EMBEDDING),
     )
 )
-_EXPERTS = re.compile(r"(?:^|\.)(expert|shared_expert)s?\.")
+_EXPERTS = (("shared", re.compile(SHARED_EXPERTS)), ("expert", re.compile(ROUTED_EXPERTS)))
 _EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
 _LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")
 
@@ -128,8 +139,10 @@ def _part_of(name: str, label: str) -> _Part:
     for role, pattern in _ANYWHERE if label in (VISION, MTP) else _PARTS.get(label, ()):
         if found := pattern.search(name):
             container = _EXPERT_NUMBER.sub(r"\1.", name[: found.start()] + ".").removesuffix(".")
-            experts = _EXPERTS.search(name) if role in ("gate_up", "down") else None
-            return _Part(
-                f"{experts[1].removesuffix('_expert')}_{role}" if experts else role, container
-            )
+            of_experts = _of_experts(name) if role in ("gate_up", "down") else None
+            return _Part(f"{of_experts}_{role}" if of_experts else role, container)
     return _Part(OTHER, name)
+
+
+def _of_experts(name: str) -> str | None:
+    return next((kind for kind, pattern in _EXPERTS if pattern.search(name)), None)

@@ -175,7 +175,7 @@ def _place(
         fits = pair.packed == packed and pair.norms.shape == norms.shape
     else:
         fits = layout.groups_per_row == pair.norms.shape[-1]
-        impossible = {type(step).__name__ for step in converter.operations} - _ROW_OPERATIONS
+        impossible = _impossible_steps(converter, layout)
         if impossible:
             raise BadInput(
                 "Transformers rearranges this tensor while loading, which codes do not allow",
@@ -187,6 +187,13 @@ def _place(
     if not fits:
         raise pair.bad(f"those of {name} {list(layout.shape)}", found=_shapes(pair))
     return Place(name, layout, converter is not None)
+
+
+def _impossible_steps(converter: WeightConverter, layout: GroupLayout) -> set[str]:
+    steps = {type(step).__name__ for step in converter.operations}
+    # The rows of a stored stack lie one after the other: only single experts can be joined to one.
+    is_stored_stack = len(layout.shape) == 3 and "MergeModulelist" not in steps
+    return steps if is_stored_stack else steps - _ROW_OPERATIONS
 
 
 def _shapes(pair: Pair) -> str:
