@@ -42,7 +42,7 @@ THIRD_PARTY = {
     "pipelines": {"numpy"},
     "cli": {"typer", "rich"},
     "runtime": {"cuda", "numpy", "torch"},
-    "integrations": {"torch", "transformers", "vllm"},
+    "integrations": {"accelerate", "torch", "transformers", "vllm"},
     "evaluation": {"accelerate", "matplotlib", "numpy", "torch", "transformers"},
 }
 # What the compressor never imports, whatever else its layers may.

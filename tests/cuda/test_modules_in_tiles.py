@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from torch import nn
 from tq3.format.layout import GroupLayout
 from tq3.runtime import reference
 from tq3.runtime.cuda import layout
+from tq3.runtime.held import describes, hold_decoded
 from tq3.runtime.modules import (
     PackedExperts,
     PackedLinear,
     PackedRows,
     PackedWeight,
-    hold_decoded,
     look_up_packed,
 )
 
@@ -127,14 +128,24 @@ def test_modules_that_share_a_weight_share_its_tiles(gpu):
     assert_same(model["head"](x), expected[1])
 
 
-def test_a_weight_that_is_held_decoded_is_saved_packed(gpu):
+def test_a_pickle_can_be_read_where_there_is_no_gpu(gpu, monkeypatch):
+    linear = tiled(PackedLinear(filled(PackedWeight(GroupLayout((37, 300), 3, 128)))))
+    expected, pickled = linear.state_dict(), pickle.dumps(linear)
+    assert pickle.loads(pickled).weight.is_tiled
+    monkeypatch.undo()
+    found = pickle.loads(pickled)
+    assert not found.weight.is_tiled
+    assert all(torch.equal(each, expected[name]) for name, each in found.state_dict().items())
+
+
+def test_a_weight_that_is_held_decoded_has_its_codes_from_the_tiles(gpu):
     owner = nn.Module()
     owner.weight = filled(PackedWeight(GroupLayout((40, 128), 3, 128)))
-    before = {f"weight.{name}": value.clone() for name, value in owner.weight.state_dict().items()}
+    before = [part.clone() for part in owner.weight.stored()]
     tiled(owner)
-    hold_decoded(owner, "weight")
-    after = owner.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    codes = hold_decoded(owner, "weight")
+    assert describes(codes, owner.weight)
+    assert all(torch.equal(*pair) for pair in zip(codes.stored(), before, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from packed_models import assert_close, assert_greedy, generated, load, logits, make_case
-from tiny_models import ARCHITECTURES
+import transformers
+from accelerate import cpu_offload, disk_offload
+from packed_models import PROMPT, assert_close, assert_greedy, generated, load, logits, make_case
+from tiny_models import ARCHITECTURES, Architecture
 from tq3_folder import read_tensors
 
 import tq3
-from tq3.errors import UsageError
 
 LLAMA = ARCHITECTURES[0]
 QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")
@@ -66,10 +67,46 @@ def test_layers_on_the_disk_are_saved_as_they_were(llama, tmp_path):
     assert tq3.verify(tmp_path / "saved").ok
 
 
-def test_what_must_be_held_decoded_is_not_offloaded(tmp_path):
-    case = make_case(QWEN3_MOE, tmp_path)
-    with pytest.raises(UsageError, match=r"TopKRouter.weight must be decoded, but is offloaded"):
-        load(QWEN3_MOE, case.compressed, device_map=FIRST_ON_DISK, offload_folder=tmp_path)
+GPT2 = Architecture(  # all of its matrices are held decoded, with biases beside them
+    "gpt2",
+    transformers.GPT2LMHeadModel,
+    transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512),
+    frozenset(),
+)
+GPT2_ON_DISK = {
+    **{f"transformer.{name}": "cpu" for name in ("wte", "wpe", "drop", "h.1", "ln_f")},
+    "transformer.h.0": "disk",
+    "lm_head": "cpu",
+}
+DECODED = {"routers": (QWEN3_MOE, FIRST_ON_DISK), "all matrices": (GPT2, GPT2_ON_DISK)}
+
+
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
+@pytest.mark.parametrize("architecture, places", DECODED.values(), ids=DECODED)
+def test_what_must_be_held_decoded_can_lie_on_the_disk(architecture, places, tmp_path):
+    """It is decoded at each use."""
+    case = make_case(architecture, tmp_path)
+    whole, folder = load(architecture, case.compressed), tmp_path / "offload"
+    spread = load(architecture, case.compressed, device_map=places, offload_folder=folder)
+    offloaded = [parameter for parameter in spread.parameters() if parameter.is_meta]
+    assert torch.equal(logits(spread), logits(whole))
+    assert all(parameter.is_meta for parameter in offloaded)
+    spread.save_pretrained(tmp_path / "saved")
+    stored, saved = read_tensors(case.compressed), read_tensors(tmp_path / "saved")
+    assert saved.keys() == stored.keys()
+    assert all(torch.equal(saved[name].to(t.dtype), t) for name, t in stored.items())
+    assert tq3.verify(tmp_path / "saved").ok
+
+
+@pytest.mark.parametrize("architecture", [QWEN3_MOE, GPT2], ids=lambda a: a.name)
+def test_accelerate_offloads_what_is_held_decoded_as_any_parameter(architecture, tmp_path):
+    case = make_case(architecture, tmp_path)
+    wanted = logits(load(architecture, case.compressed))
+    cpu, model = torch.device("cpu"), load(architecture, case.compressed)
+    assert torch.equal(cpu_offload(model, execution_device=cpu)(PROMPT).logits, wanted)
+    model = load(architecture, case.compressed)
+    on_disk = disk_offload(model, tmp_path / "offload", execution_device=cpu)
+    assert torch.equal(on_disk(PROMPT).logits, wanted)
 
 
 @pytest.mark.gpu

@@ -12,11 +12,13 @@ import pytest
 import torch
 import transformers
 from packed_models import changed, generated, load, logits
+from safetensors.torch import save_file
 from transformers.quantizers import auto
 
 import tq3
 import tq3.integrations.transformers as integration
 from tq3.errors import BadInput, UsageError
+from tq3.runtime.modules import PackedLinear
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +159,58 @@ def test_the_trap_without_our_import_transformers_warns_and_leaves_layers_random
     assert re.search(r"mlp.up_proj.weight +\| MISSING", run.stderr)
     declared = json.loads((llama.compressed / "config.json").read_text())["quantization_config"]
     assert "tq3.load(folder)" in declared["how_to_load"]
+
+
+MODELING = """
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+class PonyConfig(PreTrainedConfig):
+    model_type = "pony"
+
+class PonyModel(PreTrainedModel):
+    config_class = PonyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed_tokens = torch.nn.Embedding(64, 128)
+        self.up_proj = torch.nn.Linear(128, 128, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+class PonyForMaskedLM(PonyModel):
+    pass
+"""
+AUTO_MAPS = {
+    "the base model alone": ({"AutoModel": "PonyModel"}, "PonyModel"),
+    "what config.json names": (
+        {"AutoModel": "PonyModel", "AutoModelForMaskedLM": "PonyForMaskedLM"},
+        "PonyForMaskedLM",
+    ),
+}
+
+
+@pytest.mark.parametrize("classes, wanted", AUTO_MAPS.values(), ids=AUTO_MAPS)
+def test_code_of_the_checkpoint_is_loaded_by_the_keys_of_its_auto_map(
+    classes, wanted, tmp_path, monkeypatch
+):
+    source, modules = tmp_path / "source", tmp_path / "modules"
+    source.mkdir()
+    (source / "modeling_pony.py").write_text(MODELING)
+    auto_map = {key: f"modeling_pony.{name}" for key, name in classes.items()}
+    config = {"model_type": "pony", "architectures": [wanted], "dtype": "bfloat16"}
+    config["auto_map"] = {"AutoConfig": "modeling_pony.PonyConfig"} | auto_map
+    (source / "config.json").write_text(json.dumps(config))
+    rows = torch.randn(128, 128).bfloat16()
+    tensors = {"embed_tokens.weight": rows[:64].clone(), "up_proj.weight": rows}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    tq3.compress(source, tmp_path / "out")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+    model = tq3.load(tmp_path / "out", trust_remote_code=True)
+    assert type(model).__name__ == wanted
+    assert isinstance(model.up_proj, PackedLinear)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ import torch
 from torch import nn
 
 from tq3.codec import reference
-from tq3.errors import UsageError
 from tq3.format.layout import GroupLayout
 from tq3.runtime.modules import (
     PackedEmbedding,
@@ -18,7 +18,7 @@ from tq3.runtime.modules import (
     PackedLinear,
     PackedRows,
     PackedWeight,
-    hold_decoded,
+    _packed_class,
     look_up_packed,
 )
 
@@ -107,12 +107,43 @@ def test_a_shared_weight_stays_shared_and_exact_where_a_model_is_cast():
     assert torch.equal(first.tq_norms, before)
 
 
-def test_who_wants_the_values_of_a_packed_weight_is_told_what_to_do():
-    weight = packed_weight((24, 200))
-    assert weight.size() == (24, 200)
-    assert weight.device.type == "cpu"
-    with pytest.raises(UsageError, match="can't be read or changed.*tq3 restore"):
-        weight.data[:3] = 0
+@pytest.mark.parametrize("kind", [nn.Embedding, Doubled])
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copied_or_pickled_embedding_is_the_same(kind, again):
+    embedding = kind(24, 200)
+    look_up_packed(embedding, packed_weight((24, 200), kind=PackedRows))
+    found, ids = again(embedding), torch.tensor([23, 0, 5])
+    assert type(found) is type(embedding)
+    assert torch.equal(found(ids), embedding(ids))
+
+
+def test_an_embedding_of_a_class_that_is_made_here_can_be_unpickled_by_another_process():
+    embedding = Doubled(24, 200)
+    look_up_packed(embedding, packed_weight((24, 200), kind=PackedRows))
+    pickled, rows = pickle.dumps(embedding), embedding(torch.arange(3))
+    _packed_class.cache_clear()
+    found = pickle.loads(pickled)
+    assert isinstance(found, Doubled)
+    assert torch.equal(found(torch.arange(3)), rows)
+
+
+KEEPING = {
+    "a cast": lambda model: model.to(torch.bfloat16),
+    "a move": lambda model: model.to("meta"),
+    "a copy": copy.deepcopy,
+    "a pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "its state dict": lambda model: (model.load_state_dict(model.state_dict(), assign=True), model)[
+        1
+    ],
+}
+
+
+@pytest.mark.parametrize("keeping", KEEPING.values(), ids=KEEPING)
+def test_norms_are_no_dtype_of_a_model(keeping):
+    """Hosts take the first parameter that is floating point for it."""
+    model = keeping(PackedLinear(packed_weight((24, 200)), nn.Parameter(torch.zeros(24))))
+    assert [p is model.bias for p in model.parameters() if p.is_floating_point()] == [True]
+    assert model.weight.tq_norms.dtype == torch.float32
 
 
 def test_keys_of_a_state_dict_are_the_names_of_the_checkpoint():
@@ -154,18 +185,15 @@ def test_a_compiler_sees_one_graph():
         assert torch.equal(compiled(x), run(x))
 
 
-def test_a_decoded_weight_is_that_of_the_codec_and_is_saved_as_codes():
-    owner = nn.Module()
-    owner.weight = packed_weight((24, 200), dtype=torch.bfloat16)
-    stored = copy.deepcopy(owner.state_dict())
-    wanted = restored(owner.weight).to(torch.bfloat16)
-    hold_decoded(owner, "weight")
-    assert torch.equal(owner.weight, wanted)
-    assert set(owner.state_dict()) == set(stored)
-    assert all(torch.equal(owner.state_dict()[key], stored[key]) for key in stored)
-
-
 def test_printing_tells_shape_and_width():
     text = str(PackedLinear(packed_weight((24, 200))))
     assert "in_features=200, out_features=24, bias=False" in text
     assert "(24, 200), bits=3, group=128" in text
+
+
+def test_what_names_a_layer_in_an_error_tells_what_to_do():
+    """As peft does with a layer that it can't adapt."""
+    layer = PackedLinear(packed_weight((24, 200)))
+    assert "packed by tq3" in f"Target module {layer} is not supported"
+    assert "`tq3 restore`" in f"Target module {layer} is not supported"
+    assert "tq3 restore" not in str(nn.Sequential(layer))

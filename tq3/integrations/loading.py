@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_PACKAGES = ("torch", "transformers", "safetensors")
+_PACKAGES = ("accelerate", "safetensors", "torch", "transformers")
 # What Transformers takes to find a file, of all that from_pretrained takes.
 _FINDING = (
     "cache_dir",
@@ -134,7 +134,22 @@ def _check_method(integration: Any, method: str, name: str) -> None:
 
 
 def _class(transformers: Any, config: PreTrainedConfig) -> Any:
-    """The class that config.json names, or the one for language models."""
+    """The class that config.json names; else that of the checkpoint's own code, by its `auto_map`;
+    else the one for language models.
+    """
     names = config.architectures or []
-    known = (getattr(transformers, name, None) for name in names)
-    return next((found for found in known if found), transformers.AutoModelForCausalLM)
+    known = next((name for name in names if hasattr(transformers, name)), None)
+    return getattr(transformers, known or _automatic(config, names))
+
+
+def _automatic(config: PreTrainedConfig, names: list[str]) -> str:
+    """Of several classes that `auto_map` has for models the one for what config.json names."""
+    classes = {
+        key: str(reference).rpartition(".")[2]
+        for key, reference in (getattr(config, "auto_map", None) or {}).items()
+        if key.startswith("AutoModel")
+    }
+    named = [key for key, name in classes.items() if name in names]
+    candidates = named or list(classes)
+    language = "AutoModelForCausalLM"
+    return language if language in candidates or not candidates else candidates[0]

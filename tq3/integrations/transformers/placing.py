@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -56,11 +56,13 @@ class Place:
     """A parameter of the model, and how the checkpoint holds it.
 
     converted: the host joins or cuts the stored tensors while loading
+    tensor: the name of one that is stored
     """
 
     parameter: str
     layout: GroupLayout
     converted: bool
+    tensor: str = field(compare=False)
 
 
 def read_pairs(files: Iterable[str]) -> tuple[dict[str, Pair], set[str]]:
@@ -186,7 +188,7 @@ def _place(
             )
     if not fits:
         raise pair.bad(f"those of {name} {list(layout.shape)}", found=_shapes(pair))
-    return Place(name, layout, converter is not None)
+    return Place(name, layout, converter is not None, pair.name)
 
 
 def _impossible_steps(converter: WeightConverter, layout: GroupLayout) -> set[str]:

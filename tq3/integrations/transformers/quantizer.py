@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import HfQuantizer
-from transformers.utils import logging
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
-from tq3.format.layout import PACKED
 from tq3.integrations.transformers import experts
+from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.placing import (
     Place,
     check_names,
@@ -23,6 +21,7 @@ from tq3.integrations.transformers.placing import (
     find_places,
     read_pairs,
 )
+from tq3.integrations.transformers.saving import shapes_to_record, state_to_save
 from tq3.integrations.transformers.tying import shared_places, tie
 from tq3.runtime.arguments import DTYPES
 from tq3.runtime.modules import (
@@ -30,11 +29,8 @@ from tq3.runtime.modules import (
     PackedLinear,
     PackedRows,
     PackedWeight,
-    hold_decoded,
     look_up_packed,
 )
-
-_log = logging.get_logger(__name__)
 
 
 class Tq3Quantizer(HfQuantizer):
@@ -46,6 +42,7 @@ class Tq3Quantizer(HfQuantizer):
         options["pre_quantized"] = hasattr(HfQuantizer, "get_new_dtype")
         super().__init__(quantization_config, **options)
         self._places: list[Place] = []
+        self._held: dict[str, PackedWeight] = {}
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -83,10 +80,7 @@ class Tq3Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         model.requires_grad_(False)
-        for owner in list(model.modules()):
-            for name, child in list(owner.named_children()):
-                if type(child) is PackedWeight and not isinstance(owner, PackedLinear):
-                    _hold_decoded(owner, name, child)
+        self._held = hold_all(model)
         for module in model.modules():
             if isinstance(module, PackedWeight):
                 module.arrange()
@@ -95,24 +89,19 @@ class Tq3Quantizer(HfQuantizer):
         self, model: PreTrainedModel
     ) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
         """Called by save_pretrained, before it writes config.json: that gains what tq_config.json
-        would say. The state dict is the model's.
+        would say, or no longer says that the model is packed where all of it was edited.
         """
-        dense = {
-            place.parameter: torch.empty(place.layout.shape, device="meta")
-            for place in self._places
-            if place.parameter + PACKED not in model.all_tied_weights_keys
-        }
-        group = self.quantization_config.group_size
-        saved = {
-            name: tuple(tensor.shape)
-            for name, tensor in revert_weight_conversion(model, dense).items()
-            if tensor.ndim != 2 or tensor.shape[-1] % group
-        }
-        self.quantization_config.tq3 = stand_in(saved)
-        return _state_of_tiles(model), {}
+        state = state_to_save(model, self._held)
+        if all(place.parameter in state for place in self._places):
+            self.remove_quantization_config(model)
+        else:
+            group = self.quantization_config.group_size
+            shapes = shapes_to_record(model, self._places, state, group)
+            self.quantization_config.tq3 = stand_in(shapes)
+        return state, {}
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
-        """save_pretrained writes the codes and norms that were loaded."""
+        """save_pretrained writes codes and norms, of all but edited weights as they were loaded."""
         return True
 
     @property
@@ -124,18 +113,6 @@ class Tq3Quantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """The operators can be traced."""
         return True
-
-
-def _state_of_tiles(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
-    """What is saved of a model whose weights lie in tiles; None if there are none.
-
-    Each module gives codes as the checkpoint has them: tied ones are one tensor again here.
-    """
-    if not any(isinstance(part, PackedWeight) and part.is_tiled for part in model.modules()):
-        return None
-    state: dict[str, torch.Tensor] = model.state_dict()
-    ties = model.all_tied_weights_keys.items()
-    return state | {target: state[source] for target, source in ties if target in state}
 
 
 def _token_embeddings(model: PreTrainedModel, shared: Sequence[Place]) -> set[nn.Module]:
@@ -161,13 +138,13 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
     path, _, name = place.parameter.rpartition(".")
     owner = model.get_submodule(path)
     parameter = owner.get_parameter(name)
-    of_parameter = {"dtype": parameter.dtype, "device": parameter.device}
+    about = {"dtype": parameter.dtype, "device": parameter.device, "tensor": place.tensor}
     if isinstance(owner, nn.Embedding) and owner in tokens and owner.max_norm is None:
-        look_up_packed(owner, PackedRows(place.layout, **of_parameter))
+        look_up_packed(owner, PackedRows(place.layout, **about))
         return
     is_stack = len(place.layout.shape) == 3
     kind = PackedExperts if is_stack and experts.are_experts(owner, name) else PackedWeight
-    weight = kind(place.layout, stacked=is_stack and place.converted, **of_parameter)
+    weight = kind(place.layout, stacked=is_stack and place.converted, **about)
     # Classes derived from nn.Linear may read their weight themselves.
     if type(owner) is nn.Linear:
         packed = PackedLinear(weight, owner.bias)
@@ -175,13 +152,3 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
     else:
         delattr(owner, name)
         setattr(owner, name, weight)
-
-
-def _hold_decoded(owner: nn.Module, name: str, weight: PackedWeight) -> None:
-    if weight.tq_packed.is_meta:
-        raise UsageError(
-            f"{type(owner).__name__}.{name} must be decoded, but is offloaded",
-            fix="give a device_map that keeps the whole model in memory",
-        )
-    hold_decoded(owner, name)
-    _log.info(f"{type(owner).__name__} reads its {name} itself: it is held decoded, too")

@@ -1,0 +1,73 @@
+"""What save_pretrained writes of a packed model: codes where they still are the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from accelerate.utils import align_module_device
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from tq3.format.layout import NORMS, PACKED
+from tq3.integrations.transformers.placing import Place
+from tq3.runtime.held import describes
+from tq3.runtime.modules import PackedWeight
+
+
+def state_to_save(
+    model: PreTrainedModel, held: Mapping[str, PackedWeight]
+) -> dict[str, torch.Tensor]:
+    """The model's state dict, but that codes stand for the decoded weights that they describe.
+
+    An edited weight is saved as it is, and so is packed no longer. held: parameter -> codes
+    """
+    state: dict[str, torch.Tensor] = model.state_dict()
+    for name, weight in held.items():
+        if name not in state:  # as where an adapter stands in the module's place
+            continue
+        values = _values(model, name)
+        with align_module_device(weight):
+            if describes(weight, values):
+                del state[name]
+                state[name + PACKED], state[name + NORMS] = weight.stored()
+    return state | _tied(model, state)
+
+
+def shapes_to_record(
+    model: PreTrainedModel, places: Iterable[Place], state: Mapping[str, torch.Tensor], group: int
+) -> dict[str, tuple[int, ...]]:
+    """By the names in the checkpoint, where they can't be derived from the tensors in `state`."""
+    dense = {
+        place.parameter: torch.empty(place.layout.shape, device="meta")
+        for place in places
+        if place.parameter + PACKED in state
+        and place.parameter + PACKED not in model.all_tied_weights_keys
+    }
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in revert_weight_conversion(model, dense).items()
+        if tensor.ndim != 2 or tensor.shape[-1] % group
+    }
+
+
+def _values(model: PreTrainedModel, name: str) -> torch.Tensor:
+    path, _, name = name.rpartition(".")
+    owner = model.get_submodule(path)
+    with align_module_device(owner):
+        values: torch.Tensor = owner.get_parameter(name).detach()
+        return values
+
+
+def _tied(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What is tied, and was made anew for the state dict, as one tensor again."""
+    return {
+        target: state[source]
+        for target, source in model.all_tied_weights_keys.items()
+        if target in state and source in state and _are_same(state[target], state[source])
+    }
+
+
+def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    # The host compares parameters on meta itself.
+    return not one.is_meta and not other.is_meta and torch.equal(one, other)

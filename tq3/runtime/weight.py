@@ -1,0 +1,187 @@
+"""A packed weight as a torch module: codes and norms, their dtypes, and how they lie in memory.
+
+It stands in the place of the parameter and owns `tq_packed` and `tq_norms`, so that the keys of a
+state dict are the names of the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.runtime import ops, rows, tiled
+from tq3.runtime.cuda import layout as in_tiles
+from tq3.runtime.cuda import support
+from tq3.runtime.values import WithoutValues
+
+__all__ = ["Norms", "PackedWeight", "ops", "tiled"]
+
+
+class Norms(nn.Parameter):
+    """Norms are float32 whatever the dtype of their model.
+
+    So whoever casts what is floating point leaves them alone, and who takes the first parameter
+    that is floating point for the model's dtype finds another one.
+    """
+
+    def is_floating_point(self) -> bool:
+        """No: see above."""
+        return False
+
+
+class PackedWeight(WithoutValues):
+    """A compressed matrix, or stack of matrices, in the place of its parameter.
+
+    stacked: codes and norms have a dimension for the matrices, where the checkpoint has flat rows
+    dtype: that of the parameter, for models that ask a weight what activations it wants
+    tensor: the name in the checkpoint, for people
+
+    On a GPU that has kernels, codes and norms lie in tiles, in the same parameters; state dicts
+    have them as the checkpoint does.
+    """
+
+    tq_packed: nn.Parameter
+    tq_norms: nn.Parameter
+
+    def __init__(
+        self,
+        layout: GroupLayout,
+        *,
+        stacked: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        tensor: str = "",
+    ) -> None:
+        super().__init__()
+        self.layout, self.dtype, self.tensor = layout, dtype, tensor
+        infos = layout.tensors("")
+        for info, name, kind in zip(
+            infos, (PACKED, NORMS), (torch.uint8, torch.float32), strict=True
+        ):
+            rows, width = info.shape
+            shape = (layout.shape[0], rows // layout.shape[0], width) if stacked else (rows, width)
+            empty = torch.empty(shape, dtype=kind, device=device)
+            self.register_parameter(name[1:], nn.Parameter(empty, requires_grad=False))
+        self._is_stacked = stacked
+        self.register_state_dict_post_hook(_as_in_the_checkpoint)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_as_it_is_loaded)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_as_it_is_read)  # type: ignore[no-untyped-call]
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Also called where a host puts a parameter of its own in the place of another."""
+        super().register_parameter(name, param)
+        self._mark_norms()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark_norms()
+        self.arrange()
+
+    def _mark_norms(self) -> None:
+        # In place: another module may share them.
+        norms = self._parameters.get(NORMS[1:])
+        if norms is not None:
+            norms.__class__ = Norms
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are."""
+        return self.tq_packed.device
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of codes and norms."""
+        return self.tq_packed.nbytes + self.tq_norms.nbytes
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether codes and norms lie as kernels of a GPU read them."""
+        return self.tq_packed.dtype == torch.int32
+
+    def arrange(self) -> None:
+        """Bring codes and norms into tiles where their device has kernels that read those, out of
+        them where it has none, as after unpickling what lay elsewhere.
+        """
+        has_kernels = support.launcher(self.device) is not None
+        if self.is_tiled == has_kernels:
+            return
+        if self.is_tiled:
+            self._hold(*self.stored())
+            return
+        layout = self.layout
+        norms = self.tq_norms.detach().view(*layout.shape[:-1], layout.groups_per_row)
+        self._hold(*in_tiles.repack(self.tq_packed.detach(), norms, layout.bits, layout.group))
+
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and norms as the checkpoint has them."""
+        packed, norms = self.tq_packed.detach(), self.tq_norms.detach()
+        if not self.is_tiled:
+            return packed, norms
+        layout, tiles = self.layout, in_tiles.Tiles(packed, norms)
+        packed, norms = in_tiles.restore(tiles, layout.shape[-2], layout.groups_per_row)
+        if self._is_stacked:
+            return packed, norms
+        return packed.view(-1, layout.group_bytes), norms.view(layout.rows, -1)
+
+    def _hold(self, packed: torch.Tensor, norms: torch.Tensor) -> None:
+        # In the same parameters: another module may share them.
+        self.tq_packed.data, self.tq_norms.data = packed, norms
+
+    def decoded(self) -> torch.Tensor:
+        """The weight as the codec restores it, float32, on the same device."""
+        layout = self.layout
+        packed, norms = (part.cpu() for part in self.stored())
+        norms = norms.reshape(layout.rows, layout.groups_per_row)
+        weight = rows.decode(packed, norms, layout.bits, layout.group, layout.cols, torch.float32)
+        return weight.reshape(layout.shape).to(self.device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., columns) -> (..., rows)
+
+        Called as a module, so that a host which moves weights about sees when they are used.
+        """
+        layout, parts = self.layout, (self.tq_packed, self.tq_norms)
+        y: torch.Tensor
+        if self.is_tiled:
+            y = torch.ops.tq3.linear_tiled(x, *parts, layout.rows, layout.group)
+        else:
+            y = torch.ops.tq3.linear(x, *parts, layout.bits, layout.group)
+        return y
+
+    def extra_repr(self) -> str:
+        """The shape and the width, for `print(model)`."""
+        return f"{self.layout.shape}, bits={self.layout.bits}, group={self.layout.group}"
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Norms stay float32 where a model is cast; codes are not floating point. Both come to lie
+        as the kernels of their new device read them.
+        """
+        self._hold(*self.stored())
+        norms = self.tq_norms.detach()
+        self.dtype = fn(norms.new_empty(0, dtype=self.dtype)).dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._mark_norms()
+        if self.tq_norms.dtype != torch.float32:
+            # By who asks no parameter what it is.
+            self._hold(self.tq_packed.data, norms.to(self.tq_norms.device))
+        self.arrange()
+        return self
+
+
+def _as_in_the_checkpoint(weight: PackedWeight, state: dict[str, Any], prefix: str, _: Any) -> None:
+    if weight.is_tiled:
+        # In the host's memory: a GPU may not hold all codes twice.
+        packed, norms = (part.cpu() for part in weight.stored())
+        state[prefix + PACKED[1:]], state[prefix + NORMS[1:]] = packed, norms
+
+
+def _as_it_is_loaded(weight: PackedWeight, *_: Any) -> None:
+    weight._hold(*weight.stored())
+
+
+def _as_it_is_read(weight: PackedWeight, _: Any) -> None:
+    weight.arrange()
