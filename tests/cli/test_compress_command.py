@@ -112,7 +112,28 @@ def test_quiet_still_tells_an_error(tq3, tmp_path):
 def test_what_is_left_behind_is_told_with_its_reason(tq3, source, tmp_path):
     (source / "pytorch_model.bin").write_text("")
     result = tq3("compress", source, tmp_path / "out")
-    assert "pytorch_model.bin (weights that are not part of this checkpoint)" in result.stdout
+    assert "pytorch_model.bin (other weights of this model)" in result.stdout
+
+
+def test_globs_say_what_travels_and_what_stays(tq3, source, tmp_path):
+    for name in ("model.gguf", "notes.txt", "voices.pt"):
+        (source / name).write_text("")
+    globs = ("--also", "*.gguf", "--without", "notes*", "--without", "voices.pt")
+    result = tq3("compress", source, tmp_path / "out", *globs)
+    assert result.exit_code == 0
+    assert {"model.gguf"} == contents(tmp_path / "out").keys() & {
+        *("model.gguf", "notes.txt", "voices.pt"),
+    }
+    assert "voices.pt (asked for by --without)" in result.stdout
+    back = tq3("restore", tmp_path / "out", tmp_path / "back", "--without", "*.gguf")
+    assert "model.gguf (asked for by --without)" in back.stdout
+    planned = tq3("compress", source, "--dry-run", *globs)
+    assert "side files" in planned.stdout
+    assert "notes.txt (asked for by --without)" in planned.stdout
+    for command in (("compress", source, tmp_path / "more"), ("compress", source, "--dry-run")):
+        slip = tq3(*command, "--also", "*.guff")
+        assert slip.exit_code == 2
+        assert "--also '*.guff' matches no file beside the weights" in slip.stderr
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tq3, source, tmp_path):
@@ -168,3 +189,14 @@ def test_names_with_markup_and_emoji_codes_are_shown_as_they_are(tq3, tmp_path):
     result = tq3("compress", source, tmp_path / "out", "--dry-run", "--tensors")
     assert name in result.stdout
     assert name in tq3("compress", source, tmp_path / "out").output
+
+
+def test_a_source_without_a_config_is_compressed_with_a_notice(tq3, tmp_path):
+    source, told = tiny_checkpoint(tmp_path / "in", config=None), "no host will load what is made"
+    for command in (("inspect", source), ("compress", source, "--dry-run")):
+        assert f"notice: no config.json in {source}: {told}" in tq3(*command).stderr
+    shown = json.loads(tq3("inspect", source, "--json").stdout)
+    assert told in shown["notices"][0]
+    assert told in tq3("compress", source, tmp_path / "out").stderr
+    assert told not in tq3("inspect", tiny_checkpoint(tmp_path / "whole")).stderr
+    assert tq3("restore", tmp_path / "out", tmp_path / "back").exit_code == 0

@@ -90,7 +90,11 @@ OnlyOpt = Annotated[
     ),
 ]
 KeepDtypeOpt = Annotated[
-    str, typer.Option(help="How kept floating-point tensors are stored: float16 or source.")
+    str,
+    typer.Option(
+        help="How kept floating-point tensors are stored: float16, but what is small and in F32 "
+        "stays so; or source, all as they are."
+    ),
 ]
 SensitiveBitsOpt = Annotated[
     int | None, typer.Option(help="Another width for the sensitive tensors: 2, 3 or 4.")
@@ -131,6 +135,23 @@ BalanceOpt = Annotated[
         "computes the same and loses less, but kept tensors differ from the source's. A pass more.",
     ),
 ]
+AlsoOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also",
+        metavar="GLOB",
+        help="Copy files of these paths along that would stay behind: weights in another format, "
+        "an adapter. Repeatable.",
+    ),
+]
+WithoutOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        metavar="GLOB",
+        help="Leave files of these paths behind that would be copied along. Repeatable.",
+    ),
+]
 WorkersOpt = Annotated[
     int | None,
     typer.Option(
@@ -164,7 +185,11 @@ DryRunOpt = Annotated[
 ]
 TensorsOpt = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
 DtypeOpt = Annotated[
-    str, typer.Option(help="Type of the restored tensors: bfloat16, float16 or float32.")
+    str,
+    typer.Option(
+        help="Type of the restored tensors: bfloat16, float16 or float32. What is kept in F32 and "
+        "small stays so."
+    ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

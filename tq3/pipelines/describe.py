@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from tq3.format import config as tq_config
+from tq3.format import manifest
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.roles import describe_choice
@@ -15,11 +18,15 @@ from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.coverage import little_compressed, refuse_nothing
 from tq3.plan.learned import NOTHING_LEARNED
-from tq3.plan.plan import BLOCK_BYTES, Plan
+from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.policy import decide, why_exact
+from tq3.plan.readers import missing_config
 from tq3.plan.restoring import all_layouts, find_tq_config
-from tq3.plan.sources import Checkpoint, Files, read_checkpoint
+from tq3.plan.sources import CONFIG, Checkpoint, Files, Source, read_checkpoint
+from tq3.plan.weight_files import INDEX
+from tq3.storage.sidecars import BY_POLICY, Selection, choose_sidecars
 
 # Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
 _BASE_MEMORY_BYTES = 64 * 2**20
@@ -27,29 +34,42 @@ _BASE_MEMORY_BYTES = 64 * 2**20
 _TENSOR_MEMORY_BYTES = 3000
 
 
-def describe(files: Files, recipe: Recipe, workers: int) -> Description:
+def describe(files: Source, recipe: Recipe, workers: int) -> Description:
     """A TQ3 checkpoint as it is; any other one as `recipe` would compress it. Raises BadInput."""
     checkpoint = read_checkpoint(files)
     config = find_tq_config(files, checkpoint.config)
     if config:
         return _describe_tq3(files, checkpoint, config)
-    return _describe_plan(files, checkpoint, recipe, workers)
+    plan = plan_compression(checkpoint, recipe)
+    return _describe_plan(files, checkpoint, plan, recipe, workers, BY_POLICY)
 
 
-def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
-    """What compress would write. Raises BadInput, also for a source that is quantised already."""
-    return _describe_plan(files, read_checkpoint(files), recipe, workers)
+def describe_plan(
+    files: Source, recipe: Recipe, workers: int, selection: Selection = BY_POLICY
+) -> Description:
+    """What compress would write. Raises BadInput, as compress does."""
+    checkpoint = read_checkpoint(files)
+    plan = plan_compression(checkpoint, recipe)
+    refuse_nothing(plan, recipe, files.label)
+    return _describe_plan(files, checkpoint, plan, recipe, workers, selection)
 
 
 def _describe_plan(
-    files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
+    files: Source,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    recipe: Recipe,
+    workers: int,
+    selection: Selection,
 ) -> Description:
-    plan = plan_compression(checkpoint, recipe)
+    written = (INDEX, CONFIG, tq_config.FILE_NAME, manifest.FILE_NAME)
+    sidecars = choose_sidecars(files.tree(), (*checkpoint.files, *written), selection=selection)
     if recipe.balance:
         plan_balance(checkpoint)  # which refuses what it does not know
     config = describe_compression(
         plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
     )
+    little = little_compressed(plan, recipe)
     lines = tuple(
         _line(
             task.name,
@@ -58,6 +78,7 @@ def _describe_plan(
             dtype=task.targets[0].dtype,
             n_bytes=task.bytes_out,
             reason=task.reason,
+            loses=_what_is_lost(task),
         )
         for task in plan.tasks
     )
@@ -82,6 +103,9 @@ def _describe_plan(
         choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
         spare_target=spare_target(plan, recipe),
+        side_files={name: files.size(name) for name in sidecars.copied},
+        left_out=sidecars.left_out,
+        notices=(*checkpoint.notices, *missing_config(files), *([little] if little else [])),
     )
 
 
@@ -105,6 +129,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         shards={file: files.size(file) for file in checkpoint.weight_files},
         tensors=lines,
         choice=describe_choice(lines, recipe, config),
+        notices=checkpoint.notices,
     )
 
 
@@ -131,13 +156,21 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
                 layout=None,
                 dtype=info.dtype,
                 n_bytes=info.n_bytes,
-                reason=recorded or _why_kept(info, recipe),
+                reason=recorded or _why_kept(info, recipe, config.source_dtype),
+                loses=what_may_be_lost(info.dtype, config.source_dtype),
             )
 
 
-def _why_kept(info: TensorInfo, recipe: Recipe) -> str:
-    """The reason by the rules that apply to name and shape: the writer recorded none."""
-    decision = decide(info, recipe)
+def _what_is_lost(task: Task) -> str | None:
+    """By a kept tensor; None for a compressed one."""
+    if task.layout:
+        return None
+    return what_is_lost(task.sources[0].info.dtype, task.targets[0].dtype)
+
+
+def _why_kept(info: TensorInfo, recipe: Recipe, source_dtype: str | None) -> str:
+    """The reason by the rules that apply to name, shape and type: the writer recorded none."""
+    decision = decide(info, recipe, source_dtype)
     if decision.compress:
         return why_exact(info.name, recipe) or "kept by its writer"
     return decision.reason
@@ -151,6 +184,7 @@ def _line(
     dtype: str,
     n_bytes: int,
     reason: str,
+    loses: str | None = None,
 ) -> TensorLine:
     return TensorLine(
         name=name,
@@ -162,6 +196,7 @@ def _line(
         n_bytes=n_bytes,
         reason=reason,
         norm_dtype=layout.norm_dtype if layout else None,
+        loses=loses,
     )
 
 

@@ -13,6 +13,7 @@ from tq3.format.widths import BY_NAME, Width, Widths
 from tq3.plan.knapsack import Item, Option, solve
 from tq3.plan.plan import Plan, Task
 from tq3.plan.policy import may_compress
+from tq3.plan.precision import main_dtype
 from tq3.plan.roles import fused_set_of, role_of
 from tq3.plan.sensitivity import alphas, relative_error
 from tq3.units import exact_size, size
@@ -136,7 +137,7 @@ def _make_set(
     alpha: Mapping[str, float],
     stored_bytes: StoredBytes,
 ) -> _Set:
-    choices = widths.choices(role_of(members[0].name), only=bool(recipe.only))
+    choices = _choices_that_save(members, widths, recipe, stored_bytes)
     together = sum(alpha[info.name] for info in members)
     narrower, wider = (
         sum(stored_bytes(info.dtype, info.shape, bits) for info in members) for bits in WIDTHS[:2]
@@ -152,6 +153,18 @@ def _make_set(
         bit_bytes=wider - narrower,
         no_bits_bytes=narrower - WIDTHS[0] * (wider - narrower),
     )
+
+
+def _choices_that_save(
+    members: list[TensorInfo], widths: Widths, recipe: Recipe, stored_bytes: StoredBytes
+) -> tuple[Width, ...]:
+    """Without those that take more bytes than what is stored uncompressed: rows may be short."""
+    choices = widths.choices(role_of(members[0].name), only=bool(recipe.only))
+    n_bytes = {
+        bits: sum(stored_bytes(info.dtype, info.shape, bits) for info in members)
+        for bits in (None, *choices)
+    }
+    return tuple(b for b in choices if b is None or n_bytes[b] < n_bytes[None]) or choices
 
 
 def way_out(infos: Iterable[TensorInfo], recipe: Recipe) -> str:
@@ -221,8 +234,11 @@ def spare_target(plan: Plan, recipe: Recipe) -> str | None:
     widths = recipe.widths
     if not widths:
         return None
+    main = main_dtype(task.sources[0].info for task in plan.tasks)
     allowed = [
-        task for task in plan.tasks if task.layout or may_compress(task.sources[0].info, recipe)
+        task
+        for task in plan.tasks
+        if task.layout or may_compress(task.sources[0].info, recipe, main)
     ]
     if not all(_is_widest(task, widths, only=bool(recipe.only)) for task in allowed):
         return None

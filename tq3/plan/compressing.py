@@ -13,19 +13,20 @@ from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
+from tq3.format.precision import kept_dtype
 from tq3.format.recipe import Recipe
 from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
 from tq3.plan.allocation import Allocation, Chosen, fit, way_out
 from tq3.plan.learned import NOTHING_LEARNED, Learned
+from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, decide, why_exact
+from tq3.plan.precision import main_dtype, why_meant
 from tq3.plan.readers import substrings
 from tq3.plan.roles import role_of
-from tq3.plan.sources import Checkpoint, Located, refuse_quantised
+from tq3.plan.sources import Checkpoint, Located
 
-# tq_config.json names source dtypes as config.json does.
-_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _Fates = Sequence[tuple[Located, Decision]]
 
 
@@ -33,14 +34,15 @@ def plan_compression(
     checkpoint: Checkpoint, recipe: Recipe, learned: Learned = NOTHING_LEARNED
 ) -> Plan:
     """Decide every tensor's fate. Raises BadInput or UsageError."""
-    refuse_quantised(checkpoint)
+    check_ordinary(checkpoint)
     _check_globs(checkpoint, recipe)
     recipe = _with_tied_head(recipe, checkpoint)
-    fates = [(tensor, decide(tensor.info, recipe)) for tensor in checkpoint.tensors]
+    main = main_dtype(tensor.info for tensor in checkpoint.tensors)
+    fates = [(tensor, decide(tensor.info, recipe, main)) for tensor in checkpoint.tensors]
     # Values never change a width: what was written before they were known would be wrong.
-    chosen = _choose_widths(fates, recipe)
+    chosen = _choose_widths(fates, recipe, main)
     tasks = (
-        _task(tensor, decision, chosen.get(tensor.info.name), recipe, learned)
+        _task(tensor, decision, chosen.get(tensor.info.name), recipe, main, learned)
         for tensor, decision in fates
     )
     return arrange(tasks, recipe.max_shard_bytes)
@@ -72,7 +74,7 @@ def describe_compression(
         sensitive_patterns=patterns,
         writer=writer,
         source_revision=revision,
-        source_dtype=_main_dtype(plan),
+        source_dtype=main_dtype(task.sources[0].info for task in plan.tasks),
         source_bytes=plan.bytes_in,
         shapes={name: shape for name, shape in shapes.items() if name in padded or len(shape) != 2},
         kept_source_dtype=learned.exact,
@@ -135,7 +137,7 @@ def _with_tied_head(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     return replace(recipe, widths=replace(widths, roles={**widths.roles, "embeddings": head}))
 
 
-def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
+def _choose_widths(fates: _Fates, recipe: Recipe, main: str | None) -> Chosen:
     """The width of every tensor that may be compressed; None for one that the recipe leaves."""
     tensors = {tensor.info.name: tensor for tensor, decision in fates if decision.compress}
     if recipe.widths is None:
@@ -146,7 +148,7 @@ def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
     @cache
     def stored_bytes(dtype: str, shape: tuple[int, ...], bits: Width) -> int:
         one = Located(TensorInfo("", dtype, shape), "", 0)
-        return _task(one, yes, bits, recipe).bytes_out
+        return _task(one, yes, bits, recipe, main).bytes_out
 
     infos = [tensor.info for tensor in tensors.values()]
     allocation = Allocation(infos, sizes, recipe, stored_bytes)
@@ -154,7 +156,7 @@ def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
         return allocation.best()
 
     def plan_with(chosen: Chosen) -> Plan:
-        tasks = (_task(t, decision, chosen.get(t.info.name), recipe) for t, decision in fates)
+        tasks = (_task(t, decision, chosen.get(t.info.name), recipe, main) for t, decision in fates)
         return arrange(tasks, recipe.max_shard_bytes)
 
     advice = way_out([tensor.info for tensor, _ in fates], recipe)
@@ -166,6 +168,7 @@ def _task(
     decision: Decision,
     bits: Width,
     recipe: Recipe,
+    source_dtype: str | None,
     learned: Learned = NOTHING_LEARNED,
 ) -> Task:
     name = tensor.info.name
@@ -179,9 +182,10 @@ def _task(
     reason = decision.reason
     if decision.compress:
         reason = why_exact(name, recipe) or reason
-    if recipe.keep_dtype == "float16":
-        return cast_task(tensor, "F16", reason)
-    return copy_task(tensor, reason)
+    if recipe.keep_dtype == "source":
+        return copy_task(tensor, reason)
+    is_meant = why_meant(tensor.info, source_dtype) is not None
+    return cast_task(tensor, kept_dtype(tensor.info, is_meant=is_meant), reason)
 
 
 def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: str) -> Task:
@@ -196,13 +200,3 @@ def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: s
         layout=layout,
         scale=recipe.scale,
     )
-
-
-def _main_dtype(plan: Plan) -> str | None:
-    """The dtype that holds most of the source's bytes."""
-    totals: dict[str, int] = {}
-    for task in plan.tasks:
-        dtype = task.sources[0].info.dtype
-        totals[dtype] = totals.get(dtype, 0) + task.bytes_in
-    largest = max(totals, key=lambda dtype: totals[dtype], default=None)
-    return _DTYPE_NAMES.get(largest, largest) if largest else None

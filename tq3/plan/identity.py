@@ -14,7 +14,7 @@ from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.sources import Checkpoint
 
 # Of what is written and of the journal: a run is continued by one that means the same by both.
-VERSIONS = f"format {FORMAT_VERSION}, journal 1"
+VERSIONS = f"format {FORMAT_VERSION}, journal 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Identity:
 
     sources: file -> its stamp, which changes when the file does
     options: what was asked for; they explain a difference, since the plan says nearly all
+    balance: of the factors by which weights are scaled; empty for a run without any
     """
 
     command: str
@@ -30,6 +31,7 @@ class Identity:
     options: Mapping[str, Any]
     plan: str
     versions: str = VERSIONS
+    balance: str = ""
 
     def to_record(self) -> dict[str, Any]:
         """The identity as JSON."""
@@ -47,9 +49,10 @@ class Identity:
         told += _stamp_changes(record.get("sources") or {}, self.sources)
         if self._is_stricter(record.get("options") or {}):
             told.append("--nonfinite keep became --nonfinite error")
-        if record.get("plan") != self.plan and not told:
+        same = all(record.get(key) == getattr(self, key) for key in ("plan", "balance"))
+        if not same and not told:
             told += option_changes(record.get("options") or {}, self.options)
-        if record.get("plan") != self.plan and not told:
+        if not same and not told:
             told.append("the tensors in the source, or what this version of tq3 makes of them")
         return told
 
@@ -69,10 +72,18 @@ def with_balance(identity: Identity, balance: Balance) -> Identity:
     """The identity of a run whose weights are scaled by these factors; the same without any."""
     if not balance:
         return identity
-    state = hashlib.sha256(identity.plan.encode())
+    state = hashlib.sha256()
     for name, exponents in balance.items():
         state.update(f"{name!r} {len(exponents)}\n".encode() + exponents)
-    return replace(identity, plan=state.hexdigest())
+    return replace(identity, balance=state.hexdigest())
+
+
+def before_balance(identity: Identity, record: Mapping[str, Any]) -> Identity:
+    """The identity of a run that will be balanced, as if by the factors of an earlier run.
+
+    By factors that are those of no run, where the earlier one was not balanced.
+    """
+    return replace(identity, balance=record.get("balance") or "not yet known")
 
 
 def _plan_digest(plan: Plan) -> str:

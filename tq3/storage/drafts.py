@@ -13,6 +13,8 @@ _STAT_BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
 class DraftFolder:
     """`.tq3.part` in a folder, made if need be. Every call may raise OSError."""
 
+    JOURNAL = "journal"
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / WORK_FOLDER
         self.path.mkdir(exist_ok=True)
@@ -22,7 +24,7 @@ class DraftFolder:
     @property
     def journal(self) -> Path:
         """Where the journal lies."""
-        return self.path / "journal"
+        return self.path / self.JOURNAL
 
     @property
     def n_bytes(self) -> int:

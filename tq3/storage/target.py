@@ -11,21 +11,19 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
-from tq3.errors import BadInput, StorageError, UsageError
+from tq3.errors import BadInput, StorageError
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.manifest import Digest, Manifest, Piece, digest
 from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan
-from tq3.plan.sources import INDEX
+from tq3.plan.weight_files import INDEX
 from tq3.storage.drafts import DraftFolder
 from tq3.storage.failures import reading, writing
 from tq3.storage.journal import DoneBlock, Journal, Key
 from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
-from tq3.storage.sidecars import is_weight_file
-from tq3.storage.target_checks import check_free, check_places, check_target
-
-_TOLD = 3  # differences in one sentence
+from tq3.storage.sidecars import is_loaded_by_hosts
+from tq3.storage.target_checks import check_changes, check_free, check_places, check_target
 
 
 class TargetFolder:
@@ -34,8 +32,9 @@ class TargetFolder:
     identity: a run that left the same one in its journal is continued
     overwrite: a folder that is not empty may be the target, and an unfinished run of another
     identity is given up. Until `publish` nothing in the folder changes; then the older checkpoint
-    loses its marker, tq_config.json, and all weights at the top of the folder in any format. Files
-    of the same names are replaced, any other file stays.
+    loses its marker, tq_config.json, and all that hosts may load with ours: weights at the top of
+    the folder in any format, and an adapter. Files of the same names are replaced, any other file
+    stays.
     resume: False gives up an unfinished run of any identity
     """
 
@@ -78,14 +77,8 @@ class TargetFolder:
 
         Raises UsageError if that could be continued but for these differences, and may not go.
         """
-        can_go_on = self.journal.has_work and not self.journal.is_refused
-        if differences and can_go_on and not self._overwrite:
-            raise UsageError(
-                "an unfinished run is in the target, and something changed since",
-                file=self.folder,
-                found="; ".join(differences[:_TOLD]),
-                fix="undo that and continue, or --overwrite or --no-resume to start anew",
-            )
+        if not self._overwrite:
+            check_changes(self.folder, self.journal, differences)
         # In this order: a journal never tells of drafts that are gone.
         self.journal.begin(self._identity.to_record())
         with writing(self.folder):
@@ -256,7 +249,8 @@ class TargetFolder:
                 (self.folder / name).unlink(missing_ok=True)
             flush_folder(self.folder)
             for path in list(self.folder.iterdir()) if self._may_overwrite else []:
-                stale = is_weight_file(path.name) and path.name not in plan.weight_files
+                ours = path.name in plan.weight_files or path.name in self._written
+                stale = is_loaded_by_hosts(path.name) and not ours
                 if stale and (path.is_symlink() or not path.is_dir()):
                     path.unlink()
 
