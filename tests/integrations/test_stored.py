@@ -80,6 +80,24 @@ def test_an_ambiguous_tail_finds_nothing():
     assert stored.find("c.layers.0.fc.weight") is None
 
 
+def test_names_that_lack_a_component_are_found_by_their_end_and_numbers():
+    layers = {f"model.layers.{i}.self_attn.q_proj.weight": m for i, m in enumerate((THREE, KEPT))}
+    stored = Stored(layers, 128)
+    assert stored.named("model.layers.1.q_proj.weight") == []
+    assert stored.resembling("model.layers.1.q_proj.weight") == [*layers][1:]
+    assert stored.resembling("model.layers.1.attention.output.q_proj.weight") == [*layers][1:]
+
+
+def test_names_with_numbers_of_their_own_are_found_by_their_end_where_all_are_alike():
+    layers = {f"model.layers.{i}.mamba.in_proj.weight": THREE for i in range(2)}
+    stored = Stored(layers | {"model.layers.0.mlp.fc.weight": KEPT}, 128)
+    meant = stored.resembling("model.2.mixer.in_proj.weight")
+    assert stored.common(meant) == THREE
+    mixed = Stored(layers | {"model.layers.2.mamba.in_proj.weight": KEPT}, 128)
+    assert mixed.common(mixed.resembling("model.3.mixer.in_proj.weight")) is None
+    assert stored.resembling("model.2.mixer.out_proj.weight") == []
+
+
 @pytest.mark.parametrize(
     "name", ["model.embed_tokens", "transformer.wte", "word_embeddings", "gpt_neox.embed_in"]
 )
@@ -87,10 +105,10 @@ def test_embeddings_without_a_name_are_found_by_their_size(name):
     table, head = Matrix(rows=512, bits=4, groups=2), Matrix(rows=512, bits=3, groups=2)
     others = {"lm_head.weight": head, "embed_out.weight": head, "h.0.mlp.up.weight": head}
     stored = Stored({f"{name}.weight": table, "position_embeddings.weight": KEPT} | others, 128)
-    assert stored.table(512, 200) == stored.table(512, 256) == table
-    assert stored.table(512, 257) is stored.table(513, 200) is None
-    two_towers = stored.matrices | {"decoder.embed_tokens.weight": Matrix(rows=512)}
-    assert Stored(two_towers, 128).table(512, 200) is None
+    assert stored.tables(512, 200) == stored.tables(512, 256) == [f"{name}.weight"]
+    assert stored.tables(512, 257) == stored.tables(513, 200) == []
+    two_towers = Stored(stored.matrices | {"decoder.embed_tokens.weight": Matrix(rows=512)}, 128)
+    assert two_towers.common(two_towers.tables(512, 200)) is None
 
 
 def test_experts_are_found_below_their_layer_only():

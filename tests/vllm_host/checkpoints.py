@@ -26,11 +26,28 @@ class Pair(NamedTuple):
     dense: Path
 
 
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 48, "mamba_d_state": 16}
+GRANITE = {"num_local_experts": 4, "num_experts_per_tok": 4, "shared_intermediate_size": 160}
+# Architectures that only vLLM is asked for: class of the model, of its configuration, sizes.
+ONLY_HERE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {"tie_word_embeddings": True}),  # has biases
+    "granitemoeshared": ("GraniteMoeSharedForCausalLM", "GraniteMoeSharedConfig", GRANITE),
+    "granitemoehybrid": (
+        "GraniteMoeHybridForCausalLM",
+        "GraniteMoeHybridConfig",
+        GRANITE | MAMBA | {"layer_types": ["mamba", "attention"]},
+    ),
+    "falcon_h1": ("FalconH1ForCausalLM", "FalconH1Config", MAMBA | {"mamba_d_ssm": 384}),
+    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", {"num_local_experts": 4}),
+}
+
+
 def tiny(name: str, changes: dict[str, Any] | None = None) -> Architecture:
-    """An architecture of the suite, with other sizes."""
-    if name == "qwen2":  # its attention has biases
-        config = transformers.Qwen2Config(**SIZES | (changes or {}), tie_word_embeddings=True)
-        return Architecture(name, transformers.Qwen2ForCausalLM, config, frozenset())
+    """An architecture of the suite or of vLLM's tests alone, with other sizes."""
+    if name in ONLY_HERE:
+        model, config, sizes = ONLY_HERE[name]
+        made = getattr(transformers, config)(**SIZES | sizes | (changes or {}))
+        return Architecture(name, getattr(transformers, model), made, frozenset())
     architecture = BY_NAME[name]
     config = architecture.config.to_dict()
     text = config.get("text_config", config)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from vllm import LLM, SamplingParams
+from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
 
 # Random models are undecided: roundings decide between tokens that are closer than this in log
 # probability. float32 wherever vLLM can; its Gated DeltaNet on CPUs knows only bfloat16.
@@ -40,7 +41,13 @@ def engine(folder: Path, dtype: str, **options: Any) -> Iterator[LLM]:
     }
     if options.get("tensor_parallel_size", 1) == 1:
         defaults["distributed_executor_backend"] = "uni"
-    llm = LLM(model=str(folder), dtype=dtype, **defaults | options)
+    try:
+        llm = LLM(model=str(folder), dtype=dtype, **defaults | options)
+    except Exception:
+        # Its process groups would be those of the next model, which may need others.
+        destroy_model_parallel()
+        destroy_distributed_environment()
+        raise
     try:
         yield llm
     finally:

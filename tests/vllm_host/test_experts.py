@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 from checkpoints import make, stored_tensors, tiny, with_half_norms, without
 from engine import answers, assert_same, bytes_of_layers, engine, greedy, parameter
+
+from tq3.errors import BadInput, UsageError
+from tq3.integrations.stored import Matrix, Stored
+from tq3.integrations.vllm.experts import expert_bits
 
 pytestmark = pytest.mark.vllm
 
@@ -71,18 +78,64 @@ def test_two_ranks_share_out_the_experts(two_ranks):
         assert_same(greedy(llm), dense, FLOAT32, CLOSE_ROUTES)
 
 
+def experts_layer(has_bias=False):
+    """What is asked of vLLM's layer of experts."""
+    return SimpleNamespace(
+        ckpt_gate_proj_name="gate_proj",
+        ckpt_up_proj_name="up_proj",
+        ckpt_down_proj_name="down_proj",
+        moe_config=SimpleNamespace(has_bias=has_bias),
+    )
+
+
+def bits(matrices, prefix="l.experts", has_bias=False):
+    return expert_bits(Stored(matrices, 128), prefix, experts_layer(has_bias))
+
+
+SINGLE = [f"l.experts.{e}.{p}_proj.weight" for e in range(2) for p in ("gate", "up", "down")]
+SOME, OTHERS = Matrix(256, 3, 2), Matrix(256, 4, 2)
+KEPT = Matrix(256)
+
+
+def test_down_may_have_another_width_and_all_may_be_kept():
+    all_alike = dict.fromkeys(SINGLE, SOME)
+    down = {name: OTHERS for name in SINGLE if "down" in name}
+    assert bits(all_alike) == (3, 3)
+    assert bits(all_alike | down) == (3, 4)
+    assert bits(dict.fromkeys(SINGLE, KEPT)) is bits({}) is None
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("others", "matrix", "named"),
     [
-        {"keep": ["*.experts.2.*"]},
-        {"keep": ["*.experts.*.down_proj.*"]},
-        {"sensitive_bits": 4, "sensitive_patterns": ["up_proj"]},
+        (SINGLE[3:], KEPT, ", such as 1.gate_proj.weight"),
+        (SINGLE[2::3], KEPT, ", such as 0.down_proj.weight"),
+        (SINGLE[1::3], OTHERS, "bits [3, 4] and [3]"),
     ],
+    ids=["an expert kept", "down kept", "up wider"],
 )
-def test_experts_packed_in_several_ways_are_refused(work, options, request):
-    pair = make(tiny("qwen3_moe"), work / request.node.name, FLOAT32, **options)
-    with pytest.raises(Exception, match="must all be packed"), engine(pair.packed, FLOAT32):
-        pass
+def test_experts_packed_in_several_ways_are_refused(others, matrix, named):
+    with pytest.raises(BadInput, match="must all be packed.*" + re.escape(named)):
+        bits(dict.fromkeys(SINGLE, SOME) | dict.fromkeys(others, matrix))
+
+
+def test_packed_experts_with_biases_are_refused_for_their_biases():
+    """GPT-OSS's, under the names that vLLM has for them."""
+    names = [f"l.experts.{name}" for name in ("w13_weight", "w2_weight")]
+    with pytest.raises(UsageError, match="experts with biases"):
+        bits(dict.fromkeys(names, SOME) | {"l.experts.w13_bias": KEPT}, has_bias=True)
+    assert bits(dict.fromkeys(names, KEPT), has_bias=True) is None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name"), [("l.ffn", "l.ffn.experts.mlp.v1"), ("l.experts", "l.gate_proj.weight")]
+)
+def test_packed_experts_of_unknown_names_are_refused(prefix, name):
+    """DBRX's and Step-3.5's."""
+    router = {"l.ffn.router.layer.weight": SOME}
+    with pytest.raises(BadInput, match=rf"packed under these names.*found {name}, "):
+        bits({name: SOME} | router, prefix)
+    assert bits({name: KEPT} | router, prefix) is None
 
 
 def test_a_folder_without_one_expert_is_refused(two_ranks):

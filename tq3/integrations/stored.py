@@ -54,36 +54,59 @@ class Stored:
         return Stored({name: matrix for name, matrix in pairs if name}, self.group)
 
     def find(self, name: str) -> Matrix | None:
-        """The matrix of this name; hosts may put other components before it.
+        """The matrix of this name; None where there is none, or several that differ."""
+        return self.common(self.named(name))
 
-        Without an exact match the longest tail of `name` that is stored decides, where all matrices
-        with that tail are packed alike.
+    def named(self, name: str) -> list[str]:
+        """What is stored under this name; hosts may put other components before it.
+
+        Without an exact match, all that end in the longest tail of `name` that is stored.
         """
         if name in self.matrices:
-            return self.matrices[name]
+            return [name]
         components = name.split(".")
         for first in range(1, len(components) - 2):
             tail = "." + ".".join(components[first:])
-            found = {m for stored, m in self.matrices.items() if ("." + stored).endswith(tail)}
-            if found:
-                return found.pop() if len(found) == 1 else None
-        return None
+            if found := [stored for stored in self.matrices if ("." + stored).endswith(tail)]:
+                return found
+        return []
 
-    def table(self, rows: int, columns: int) -> Matrix | None:
-        """The embeddings of this size, for hosts that do not name theirs; None if unclear."""
+    def resembling(self, name: str) -> list[str]:
+        """What a host may mean whose name lacks components, or has others.
+
+        All that end in the two last components of `name` and have the same numbers before them;
+        without any, all with that end.
+        """
+        same_end = [stored for stored in self.matrices if _end(stored) == _end(name)]
+        return [stored for stored in same_end if _numbers(stored) == _numbers(name)] or same_end
+
+    def common(self, names: Iterable[str]) -> Matrix | None:
+        """What all of these are; None where they differ, and for none."""
+        found = {self.matrices[name] for name in names}
+        return found.pop() if len(found) == 1 else None
+
+    def tables(self, rows: int, columns: int) -> list[str]:
+        """The embeddings of this size, for hosts that do not name theirs."""
         n = -(-columns // self.group)
-        found = {
-            matrix
+        return [
+            name
             for name, matrix in self.matrices.items()
             if _TABLE.search(name) and matrix.rows == rows and matrix.groups in (0, n)
-        }
-        return found.pop() if len(found) == 1 else None
+        ]
 
     def below(self, prefix: str) -> dict[str, Matrix]:
         """All matrices below a component path, by what follows it."""
         start = prefix + "."
         found = {name: m for name, m in self.matrices.items() if name.startswith(start)}
         return {name.removeprefix(start): matrix for name, matrix in found.items()}
+
+
+def _end(name: str) -> list[str]:
+    return name.split(".")[-2:]
+
+
+def _numbers(name: str) -> list[str]:
+    return [component for component in name.split(".") if component.isdigit()]
 
 
 def read_shapes(shapes: Mapping[str, Sequence[int]], group: int) -> Stored:

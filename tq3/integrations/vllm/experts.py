@@ -23,7 +23,8 @@ from tq3.runtime.cuda.layout import repack
 
 # What vLLM calls a stack of matrices of all experts: gate and up on each other, and down.
 GATE_UP, DOWN = "w13", "w2"
-_FUSED = ("gate_up_proj", "w13")
+# As the whole of it is called in checkpoints, beside the names of single matrices.
+_STACKS = {GATE_UP: {"gate_up_proj", "w13", "w13_weight"}, DOWN: {"w2_weight"}}
 
 
 class ExpertBits(NamedTuple):
@@ -51,8 +52,6 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
         **extra_weight_attrs: Any,
     ) -> None:
         """Make the parameters of this rank's experts."""
-        if self.moe.has_bias:
-            raise UsageError("packed experts with biases are not served", tensor=layer.layer_name)
         inner = intermediate_size_per_partition
         ranks = self.moe.moe_parallel_config.tp_size
         n_inner = groups_of_a_rank(inner * ranks, inner, self.group, layer.layer_name)
@@ -148,27 +147,67 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
 
 def expert_bits(stored: Stored, prefix: str, layer: RoutedExperts) -> ExpertBits | None:
     """How the experts below `prefix` are packed; None where they are not. Raises for a mixture."""
-    down_names = {layer.ckpt_down_proj_name}
-    gate_up_names = {layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, *_FUSED}
-    widths: dict[str, set[int]] = {GATE_UP: set(), DOWN: set()}
-    for name, matrix in stored.below(prefix).items():
-        components = set(name.split("."))
-        if components & down_names:
-            widths[DOWN].add(matrix.bits)
-        elif components & gate_up_names:
-            widths[GATE_UP].add(matrix.bits)
-    gate_up, down = widths[GATE_UP], widths[DOWN]
-    if gate_up == down == {0}:
+    stacks = _stacks(layer)
+    below = stored.below(prefix)
+    of_stack = {
+        stack: {name: m for name, m in below.items() if names & set(name.split("."))}
+        for stack, names in stacks.items()
+    }
+    matrices = of_stack[GATE_UP] | of_stack[DOWN]
+    if not matrices:
+        _refuse_unknown_stacks(stored, prefix, set().union(*stacks.values()))
+    if not any(matrix.is_packed for matrix in matrices.values()):
         return None
+    if layer.moe_config.has_bias:
+        raise UsageError(
+            "packed experts with biases are not served",
+            tensor=prefix,
+            fix="compress with --keep '*.experts.*', or serve what `tq3 restore` writes",
+        )
+    gate_up, down = ({m.bits for m in of_stack[stack].values()} for stack in (GATE_UP, DOWN))
     if len(gate_up) != 1 or len(down) != 1 or 0 in gate_up | down:
+        kept = [name for name, matrix in matrices.items() if not matrix.is_packed]
         raise BadInput(
             "experts of one layer must all be packed, with one width for gate and up, and one for "
             "down",
             tensor=prefix,
-            found=f"bits {sorted(gate_up)} and {sorted(down)}, 0 for not packed",
+            found=f"bits {sorted(gate_up)} and {sorted(down)}, 0 for not packed"
+            + (f", such as {kept[0]}" if kept else ""),
             fix="compress again with the same --keep and widths for all experts",
         )
     return ExpertBits(gate_up.pop(), down.pop())
+
+
+def _stacks(layer: RoutedExperts) -> dict[str, set[str]]:
+    """Components that tell matrices of a stack, for each of the two."""
+    gate_up = {layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name}
+    return {
+        GATE_UP: gate_up | _STACKS[GATE_UP],
+        DOWN: {layer.ckpt_down_proj_name} | _STACKS[DOWN],
+    }
+
+
+def _refuse_unknown_stacks(stored: Stored, prefix: str, known: set[str]) -> None:
+    """Raise BadInput for packed experts of names that vLLM's loader does not bring here.
+
+    They lie below a component `experts`, or as stacks beside it (Step-3.5).
+    """
+    parent = prefix.rpartition(".")[0]
+    beside = {f"{parent}.{stack}.weight" for stack in known}
+    packed = [
+        name
+        for name, matrix in stored.matrices.items()
+        if matrix.is_packed
+        and (name in beside or (name.startswith(prefix + ".") and "experts" in name.split(".")))
+    ]
+    if packed:
+        raise BadInput(
+            "experts that are packed under these names are not served",
+            tensor=prefix,
+            found=", ".join(packed),
+            expected=" or ".join(sorted(known)),
+            fix="compress with --keep for these, or serve what `tq3 restore` writes",
+        )
 
 
 class _Loader:
@@ -193,20 +232,27 @@ class _Loader:
         self,
         param: torch.nn.Parameter,
         loaded_weight: torch.Tensor,
-        weight_name: str,
-        shard_id: str,
-        expert_id: int,
+        weight_name: str = "",
+        shard_id: str = "",
+        expert_id: int = 0,
         return_success: bool = False,
     ) -> bool | None:
-        """Codes or norms of one expert's matrix or, fused, of all of them at once."""
+        """Codes or norms of one expert's matrix or, fused, of all of them at once.
+
+        Without a shard all that belongs to the parameter is given.
+        """
         length = param.shape[-1] * (self.ranks if self.splits == "columns" else 1)
         matrices = loaded_weight.reshape(-1, self.rows, length)
-        shard = 1 if shard_id == "w3" else 0
+        shards = {"w3": [1], "": range(self.shards)}.get(shard_id, [0])
         if len(matrices) == 1:
-            of_experts = {expert_id: matrices[0]}
+            places = [(expert_id, shards[0], matrices[0])]
         else:
-            of_experts = dict(enumerate(matrices[shard :: self.shards]))
-        loaded = [self._load(param, matrix, shard, e) for e, matrix in of_experts.items()]
+            places = [
+                (expert, shard, matrix)
+                for shard in shards
+                for expert, matrix in enumerate(matrices[shard :: self.shards])
+            ]
+        loaded = [self._load(param, matrix, shard, e) for e, shard, matrix in places]
         return any(loaded) if return_success else None
 
     def _load(self, param: torch.Tensor, matrix: torch.Tensor, shard: int, expert: int) -> bool:

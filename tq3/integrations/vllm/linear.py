@@ -19,7 +19,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import replace_parameter
 
-from tq3.errors import BadInput
+from tq3.errors import BadInput, UsageError
 from tq3.integrations.stored import Matrix, groups_of_a_rank, runs, spread
 from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
 from tq3.runtime.cuda import support
@@ -82,6 +82,9 @@ class Tq3LinearMethod(LinearMethodBase):
     parts: the matrices of the checkpoint that the layer is loaded from, in order
     """
 
+    # Whether vLLM fills up the rows of a matrix with zeros.
+    is_filled_up = False
+
     def __init__(self, parts: Sequence[Matrix], group: int) -> None:
         self.parts = parts
         self.group = group
@@ -102,6 +105,8 @@ class Tq3LinearMethod(LinearMethodBase):
         n_stored = -(-input_size // group)
         self._check_groups(n_stored, name)
         sizes = getattr(layer, "output_sizes", [output_size])
+        if len(sizes) == 1 and not self.is_filled_up:
+            self._check_rows(output_size, name)
         parts = spread(self.parts, sizes, name)
         widths = [part.bits for part in parts]
         rows = list(zip(widths, output_partition_sizes, strict=True))
@@ -189,6 +194,18 @@ class Tq3LinearMethod(LinearMethodBase):
                     found=f"{part.groups} groups of {self.group}",
                     expected=n,
                 )
+
+    def _check_rows(self, n: int, name: str) -> None:
+        rows = sum(part.rows for part in self.parts)
+        if rows != n:
+            raise UsageError(
+                "the checkpoint's matrix has not as many rows as vLLM's layer",
+                tensor=name,
+                found=rows,
+                expected=n,
+                fix="with tensor parallelism try fewer ranks: of Mamba 2 with one group vLLM "
+                "repeats rows for each rank, which it does for matrices that are not packed only",
+            )
 
 
 def config_of_the_model() -> Any:

@@ -26,6 +26,8 @@ class Tq3VocabularyMethod(Tq3LinearMethod):
     is_own: whether the checkpoint has this matrix, and not only the embeddings that a head shares
     """
 
+    is_filled_up = True
+
     def __init__(self, matrix: Matrix, group: int, *, is_own: bool) -> None:
         super().__init__([matrix], group)
         self.is_own = is_own
