@@ -177,6 +177,6 @@ def test_a_journal_of_another_version_is_named(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tq3.plan.identity.Identity.to_record", lambda _: {"versions": "0"})
         interrupt(tmp_path)
-    with pytest.raises(UsageError, match="versions 0 became format 1, journal 1"):
+    with pytest.raises(UsageError, match="versions 0 became format 1, journal 2"):
         compress(tmp_path)
     compress(tmp_path, overwrite=True)

@@ -22,6 +22,7 @@ from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
+from tq3.plan import joined
 from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
@@ -100,6 +101,7 @@ class _Compression(Job):
         self._findings: dict[str, Finding] = {}
         spare = spare_target(self.plan, recipe)
         self._notices = [Notice(f"the target is {spare}")] if spare else []
+        self._notices += map(Notice, joined.in_words(self.plan.joined))
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
@@ -115,8 +117,10 @@ class _Compression(Job):
         new = learned.reasons.items() - known.items()
         self._notices += [Notice(f"{name} {why}") for name, why in sorted(new)]
         if learned != self._learned:
-            self._learned = learned
+            before, self._learned = self.plan.joined, learned
             self.plan = plan_compression(self.checkpoint, self._recipe, learned)
+            more = {name: why for name, why in self.plan.joined.items() if name not in before}
+            self._notices += map(Notice, joined.in_words(more))
 
     def heed(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""

@@ -15,9 +15,10 @@ from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.joined import decide_together
 from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan
-from tq3.plan.policy import decide, why_exact
+from tq3.plan.policy import Decision, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
 from tq3.plan.sources import Checkpoint, Files, read_checkpoint
 
@@ -110,6 +111,9 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
 
 def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> Iterator[TensorLine]:
     layouts = all_layouts(checkpoint, config)
+    sources = [TensorInfo(name, "F16", layout.shape) for name, layout in layouts.items()]
+    sources += (tensor.info for tensor in checkpoint.tensors)
+    decisions = decide_together(sources, recipe, config.kept_source_dtype)
     for info in (tensor.info for tensor in checkpoint.tensors):
         stem = info.name.removesuffix(PACKED)
         if stem != info.name:
@@ -131,15 +135,14 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
                 layout=None,
                 dtype=info.dtype,
                 n_bytes=info.n_bytes,
-                reason=recorded or _why_kept(info, recipe),
+                reason=recorded or _why_kept(info.name, decisions[info.name], recipe),
             )
 
 
-def _why_kept(info: TensorInfo, recipe: Recipe) -> str:
-    """The reason by the rules that apply to name and shape: the writer recorded none."""
-    decision = decide(info, recipe)
+def _why_kept(name: str, decision: Decision, recipe: Recipe) -> str:
+    """The reason by the rules that apply to names and shapes: the writer recorded none."""
     if decision.compress:
-        return why_exact(info.name, recipe) or "kept by its writer"
+        return why_exact(name, recipe) or "kept by its writer"
     return decision.reason
 
 

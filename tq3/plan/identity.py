@@ -14,7 +14,7 @@ from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.sources import Checkpoint
 
 # Of what is written and of the journal: a run is continued by one that means the same by both.
-VERSIONS = f"format {FORMAT_VERSION}, journal 1"
+VERSIONS = f"format {FORMAT_VERSION}, journal 2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,85 @@
+"""What hosts join is stored alike: an exception for one expert of a layer holds for its set.
+
+Hosts stack the gate and up matrices of all experts of a layer, and so their down matrices. Such a
+stack is packed with one width, or not at all. Dense matrices that hosts join (q, k and v, gate and
+up) may differ: each is stored as it was asked for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from tq3.format.header import TensorInfo
+from tq3.format.recipe import Recipe
+from tq3.format.widths import Width
+from tq3.plan.policy import Decision, decide
+from tq3.plan.roles import expert_set_of, name_in_layer
+
+_SHOWN = 4
+
+
+def decide_together(
+    infos: Iterable[TensorInfo], recipe: Recipe, exact: Collection[str] = ()
+) -> dict[str, Decision]:
+    """What happens to each tensor by name: what hosts join with a kept one is kept, too.
+
+    exact: names of those that keep their type for their values' sake; their decisions are left
+    """
+    found = {info.name: decide(info, recipe) for info in infos}
+    packed = {name for name, each in found.items() if each.compress and name not in exact}
+    for members in _sets(found).values():
+        kept = [name for name in members if name not in packed]
+        for name in packed.intersection(members) if kept else ():
+            found[name] = Decision(False, _because("kept with", kept[0]), is_joined=True)
+    return found
+
+
+def widen(widths: Mapping[str, Width]) -> tuple[dict[str, Width], dict[str, str]]:
+    """Each set with the largest width in it, and why, by the names whose width that changes.
+
+    widths: of all that is compressed, as asked for; None is for all of a set, or for none
+    """
+    found, reasons = dict(widths), {}
+    for members in _sets(widths).values():
+        widest = max(members, key=lambda name: widths[name] or 0)
+        for name in members:
+            if widths[name] != widths[widest]:
+                found[name] = widths[widest]
+                reasons[name] = _because("as wide as", widest)
+    return found, reasons
+
+
+def half_packed(widths: Mapping[str, Width]) -> list[str]:
+    """Paths of experts of which gate and up are packed and down is not, or the other way round.
+
+    widths: of all tensors
+    """
+    halves: defaultdict[str, set[bool]] = defaultdict(set)
+    for key, members in _sets(widths).items():
+        halves[key.rpartition(":")[0]].update(widths[name] is not None for name in members)
+    return [path for path, packed in halves.items() if len(packed) > 1]
+
+
+def in_words(reasons: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each of the first reasons, of all the tensors that have it."""
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for name, reason in reasons.items():
+        alike[reason].append(name)
+    groups = list(alike.items())
+    for reason, (first, *others) in groups[:_SHOWN]:
+        yield f"{first} and {len(others)} more are {reason}" if others else f"{first} is {reason}"
+    if left := sum(len(names) for _, names in groups[_SHOWN:]):
+        yield f"{left} more tensors are stored as others that hosts join them with"
+
+
+def _sets(names: Iterable[str]) -> dict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if key := expert_set_of(name):
+            found[key].append(name)
+    return found
+
+
+def _because(what: str, name: str) -> str:
+    return f"{what} {name_in_layer(name)} of the same layer: hosts join these"
