@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,11 +27,12 @@ from tq3.plan import joined
 from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
-from tq3.plan.identity import Identity, with_balance
+from tq3.plan.identity import Identity, identify, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import CARD, SOURCE_CARD
 from tq3.storage.target_checks import check_target
+from tq3.storage.unfinished import check_continuation
 from tq3.version import __version__
 
 
@@ -58,7 +60,9 @@ def compress_checkpoint(
     what was done so far is continued by the next run with the same source and recipe.
     """
     with open_source(source, hub) as files:
-        balance = yield from _balance(files, recipe, workers, Path(out), overwrite)
+        balance = yield from _balance(
+            files, recipe, workers, Path(out), overwrite=overwrite, resume=resume
+        )
         job = _Compression(balanced(files, balance), recipe, verbatim_config, balance)
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
@@ -66,7 +70,13 @@ def compress_checkpoint(
 
 
 def _balance(
-    files: Source, recipe: Recipe, workers: int | None, out: Path, overwrite: bool
+    files: Source,
+    recipe: Recipe,
+    workers: int | None,
+    out: Path,
+    *,
+    overwrite: bool,
+    resume: bool,
 ) -> Generator[Event, None, Balance]:
     """The factors that the recipe asks for: none, or those of a first pass over the weights."""
     if not recipe.balance:
@@ -74,9 +84,12 @@ def _balance(
     workers = check_workers(workers, files.connections)
     checkpoint = read_checkpoint(files)
     # What is refused is refused before a pass is spoken of.
-    plan_compression(checkpoint, recipe)
+    plan = plan_compression(checkpoint, recipe)
     plan_balance(checkpoint)
     check_target(out, files.folder, overwrite=overwrite)
+    if resume and not overwrite:
+        run = identify(_Compression.command, checkpoint, plan, recipe_record(recipe))
+        check_continuation(out, replace(run, balance=None))
     yield Notice("a first pass measures the columns, which --balance scales")
     return (yield from measure_balance(files, checkpoint, workers))
 
@@ -101,7 +114,7 @@ class _Compression(Job):
         self._findings: dict[str, Finding] = {}
         spare = spare_target(self.plan, recipe)
         self._notices = [Notice(f"the target is {spare}")] if spare else []
-        self._notices += map(Notice, joined.in_words(self.plan.joined))
+        self._notices += map(Notice, joined.in_words(self.plan))
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
@@ -117,10 +130,9 @@ class _Compression(Job):
         new = learned.reasons.items() - known.items()
         self._notices += [Notice(f"{name} {why}") for name, why in sorted(new)]
         if learned != self._learned:
-            before, self._learned = self.plan.joined, learned
+            before, self._learned = self.plan, learned
             self.plan = plan_compression(self.checkpoint, self._recipe, learned)
-            more = {name: why for name, why in self.plan.joined.items() if name not in before}
-            self._notices += map(Notice, joined.in_words(more))
+            self._notices += map(Notice, joined.in_words(self.plan, before))
 
     def heed(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""

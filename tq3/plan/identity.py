@@ -23,12 +23,15 @@ class Identity:
 
     sources: file -> its stamp, which changes when the file does
     options: what was asked for; they explain a difference, since the plan says nearly all
+    balance: of the factors by which weights are scaled; empty without any, None before they are
+    known
     """
 
     command: str
     sources: Mapping[str, str]
     options: Mapping[str, Any]
     plan: str
+    balance: str | None = ""
     versions: str = VERSIONS
 
     def to_record(self) -> dict[str, Any]:
@@ -47,11 +50,17 @@ class Identity:
         told += _stamp_changes(record.get("sources") or {}, self.sources)
         if self._is_stricter(record.get("options") or {}):
             told.append("--nonfinite keep became --nonfinite error")
-        if record.get("plan") != self.plan and not told:
-            told += option_changes(record.get("options") or {}, self.options)
-        if record.get("plan") != self.plan and not told:
-            told.append("the tensors in the source, or what this version of tq3 makes of them")
+        if not told and not self._writes_the_same(record):
+            changes = [*option_changes(record.get("options") or {}, self.options)]
+            told = changes or [
+                "the tensors in the source, or what this version of tq3 makes of them"
+            ]
         return told
+
+    def _writes_the_same(self, record: Mapping[str, Any]) -> bool:
+        balance = record.get("balance")
+        balanced_alike = bool(balance) if self.balance is None else balance == self.balance
+        return record.get("plan") == self.plan and balanced_alike
 
     def _is_stricter(self, options: Mapping[str, Any]) -> bool:
         """Whether the earlier run let pass what this one refuses; the plan can't tell."""
@@ -69,10 +78,10 @@ def with_balance(identity: Identity, balance: Balance) -> Identity:
     """The identity of a run whose weights are scaled by these factors; the same without any."""
     if not balance:
         return identity
-    state = hashlib.sha256(identity.plan.encode())
+    state = hashlib.sha256()
     for name, exponents in balance.items():
         state.update(f"{name!r} {len(exponents)}\n".encode() + exponents)
-    return replace(identity, plan=state.hexdigest())
+    return replace(identity, balance=state.hexdigest())
 
 
 def _plan_digest(plan: Plan) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.format.widths import Width
+from tq3.plan.plan import Plan
 from tq3.plan.policy import Decision, decide
 from tq3.plan.roles import expert_set_of, name_in_layer
 
@@ -50,27 +51,41 @@ def widen(widths: Mapping[str, Width]) -> tuple[dict[str, Width], dict[str, str]
     return found, reasons
 
 
-def half_packed(widths: Mapping[str, Width]) -> list[str]:
-    """Paths of experts of which gate and up are packed and down is not, or the other way round.
+def in_words(plan: Plan, before: Plan | None = None) -> Iterator[str]:
+    """What is not as it was asked for, and what a host will refuse, as sentences.
 
-    widths: of all tensors
+    before: the plan whose sentences were said already
     """
-    halves: defaultdict[str, set[bool]] = defaultdict(set)
-    for key, members in _sets(widths).items():
-        halves[key.rpartition(":")[0]].update(widths[name] is not None for name in members)
-    return [path for path, packed in halves.items() if len(packed) > 1]
-
-
-def in_words(reasons: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for each of the first reasons, of all the tensors that have it."""
+    known: Mapping[str, str] = before.joined if before else {}
     alike: defaultdict[str, list[str]] = defaultdict(list)
-    for name, reason in reasons.items():
-        alike[reason].append(name)
+    for name, reason in plan.joined.items():
+        if name not in known:
+            alike[reason].append(name)
     groups = list(alike.items())
-    for reason, (first, *others) in groups[:_SHOWN]:
-        yield f"{first} and {len(others)} more are {reason}" if others else f"{first} is {reason}"
+    for reason, names in groups[:_SHOWN]:
+        yield f"{_and_more(names, 'is', 'are')} {reason}"
     if left := sum(len(names) for _, names in groups[_SHOWN:]):
         yield f"{left} more tensors are stored as others that hosts join them with"
+    halves = _half_packed(plan)
+    if halves and not (before and _half_packed(before)):
+        yield (
+            f"{_and_more(halves, 'has', 'have')} only gate and up packed, or only down: "
+            "Transformers serves that, vLLM does not"
+        )
+
+
+def _half_packed(plan: Plan) -> list[str]:
+    """Paths of the experts of which gate and up are packed and down is not, or the other way."""
+    is_packed = {task.name: task.layout is not None for task in plan.tasks}
+    halves: defaultdict[str, set[bool]] = defaultdict(set)
+    for key, members in _sets(is_packed).items():
+        halves[key.rpartition(":")[0]].update(is_packed[name] for name in members)
+    return [path for path, found in halves.items() if len(found) > 1]
+
+
+def _and_more(names: list[str], one: str, several: str) -> str:
+    n = len(names) - 1
+    return f"{names[0]} and {n} more {several}" if n else f"{names[0]} {one}"
 
 
 def _sets(names: Iterable[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 WORK_FOLDER = ".tq3.part"
+JOURNAL = "journal"
 _STAT_BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
 
 
@@ -22,7 +23,7 @@ class DraftFolder:
     @property
     def journal(self) -> Path:
         """Where the journal lies."""
-        return self.path / "journal"
+        return self.path / JOURNAL
 
     @property
     def n_bytes(self) -> int:

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
-from tq3.errors import BadInput, StorageError, UsageError
+from tq3.errors import BadInput, StorageError
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.manifest import Digest, Manifest, Piece, digest
@@ -24,8 +24,7 @@ from tq3.storage.journal import DoneBlock, Journal, Key
 from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
 from tq3.storage.sidecars import is_weight_file
 from tq3.storage.target_checks import check_free, check_places, check_target
-
-_TOLD = 3  # differences in one sentence
+from tq3.storage.unfinished import can_go_on, other_run
 
 
 class TargetFolder:
@@ -78,14 +77,8 @@ class TargetFolder:
 
         Raises UsageError if that could be continued but for these differences, and may not go.
         """
-        can_go_on = self.journal.has_work and not self.journal.is_refused
-        if differences and can_go_on and not self._overwrite:
-            raise UsageError(
-                "an unfinished run is in the target, and something changed since",
-                file=self.folder,
-                found="; ".join(differences[:_TOLD]),
-                fix="undo that and continue, or --overwrite or --no-resume to start anew",
-            )
+        if differences and can_go_on(self.journal) and not self._overwrite:
+            raise other_run(self.folder, differences)
         # In this order: a journal never tells of drafts that are gone.
         self.journal.begin(self._identity.to_record())
         with writing(self.folder):
