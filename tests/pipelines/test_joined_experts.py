@@ -21,7 +21,7 @@ import tq3
 from tq3.pipelines.events import Finished, Notice, Progress
 from tq3.plan.roles import expert_set_of
 
-SHARD_BYTES, BLOCK_BYTES = 6000, 1000
+SHARD_BYTES, BLOCK_BYTES = 6000, 1500
 RECIPE = tq3.Recipe(max_shard_bytes=SHARD_BYTES, nonfinite="keep")
 LATE = "model.layers.0.mlp.experts.3.down_proj.weight"
 LATER = "model.layers.1.mlp.experts.2.up_proj.weight"
@@ -89,7 +89,7 @@ def test_the_weights_are_those_of_a_run_that_was_asked_for_it_from_the_start(sou
 def test_a_run_that_ends_after_any_event_goes_on_to_the_same_bytes(source, tmp_path, workers):
     n_events = len(list(tq3.compress_checkpoint(source, tmp_path / "whole", RECIPE)))
     whole = contents(tmp_path / "whole")
-    for n in range(1, n_events, 3):
+    for n in range(1, n_events, 12):
         out = tmp_path / str(n)
         end_after(tq3.compress_checkpoint(source, out, RECIPE, workers=workers), n)
         assert unfinished(out)
@@ -100,7 +100,7 @@ def test_a_run_that_ends_after_any_event_goes_on_to_the_same_bytes(source, tmp_p
 def test_a_run_that_ends_again_and_again_comes_to_an_end(source, tmp_path):
     list(tq3.compress_checkpoint(source, tmp_path / "whole", RECIPE))
     for _ in range(100):
-        events = end_after(tq3.compress_checkpoint(source, tmp_path / "out", RECIPE, workers=1), 9)
+        events = end_after(tq3.compress_checkpoint(source, tmp_path / "out", RECIPE, workers=1), 25)
         if isinstance(events[-1], Finished):
             break
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
