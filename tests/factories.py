@@ -286,6 +286,10 @@ class FakeFiles:
         """The names at the top, sorted."""
         return sorted(name for name in self._files if "/" not in name)
 
+    def tree(self) -> list[str]:
+        """Every name, sorted."""
+        return sorted(self._files)
+
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
         return name in self._files

@@ -37,7 +37,7 @@ def test_options_and_defaults_are_those_of_the_command(name):
     }
     arguments = parameters(getattr(tq3, name))
     assert options.keys() == arguments.keys() - {"on_event"}
-    repeated = {"keep", "only", "sensitive_patterns"}
+    repeated = {"keep", "only", "sensitive_patterns", "also", "without"}
     for option in options.keys() - repeated - {"out"}:  # the command's dry run needs no target
         assert options[option] == arguments[option], option
     assert all(options[option] is None for option in repeated & options.keys())

@@ -18,6 +18,7 @@ from tq3.pipelines.opening import open_source
 from tq3.pipelines.publication import Publication
 from tq3.pipelines.restore import restore_checkpoint
 from tq3.pipelines.verify import verify_checkpoint
+from tq3.storage.sidecars import BY_POLICY, Selection
 
 OnEvent = Callable[[Event], None]
 
@@ -48,6 +49,8 @@ def compress(
     overwrite: bool = False,
     resume: bool = True,
     verbatim_config: bool = False,
+    also: str | Sequence[str] = (),
+    without: str | Sequence[str] = (),
     revision: str | None = None,
     download: bool = False,
     on_event: OnEvent | None = None,
@@ -55,6 +58,7 @@ def compress(
     """Compress the checkpoint `source` into the new folder `out`.
 
     source: a folder, or as a text the id of a repository on the Hub
+    also, without: see `tq3.storage.sidecars.Selection`
     revision, download: see `tq3.hub.options.HubOptions`; for repositories only
 
     The first options are those of `tq3.format.request.make_recipe` and of `tq3.Recipe`, the others
@@ -90,6 +94,7 @@ def compress(
         overwrite=overwrite,
         resume=resume,
         verbatim_config=verbatim_config,
+        selection=Selection.of(also, without),
         hub=HubOptions(revision=revision, download=download),
     )
     return _run(events, on_event)
@@ -105,14 +110,16 @@ def restore(
     backend: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
+    also: str | Sequence[str] = (),
+    without: str | Sequence[str] = (),
     revision: str | None = None,
     download: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report:
     """Decode the TQ3 checkpoint `path` into an ordinary checkpoint in the new folder `out`.
 
-    dtype: of every floating-point tensor, "bfloat16", "float16" or "float32". Repositories
-    and errors as in `compress`.
+    dtype: of every floating-point tensor, "bfloat16", "float16" or "float32". Repositories,
+    errors, `also` and `without` as in `compress`.
     """
     events = restore_checkpoint(
         path,
@@ -123,6 +130,7 @@ def restore(
         backend=backend,
         overwrite=overwrite,
         resume=resume,
+        selection=Selection.of(also, without),
         hub=HubOptions(revision=revision, download=download),
     )
     return _run(events, on_event)
@@ -219,6 +227,7 @@ def preview(
     recipe: Recipe | None = None,
     workers: int | None = None,
     revision: str | None = None,
+    selection: Selection = BY_POLICY,
 ) -> Description:
     """What compress would write: every tensor's fate and reason, shards, bytes, peak memory.
 
@@ -226,7 +235,8 @@ def preview(
     refuse.
     """
     with open_source(source, HubOptions(revision=revision)) as files:
-        return describe_plan(files, recipe or Recipe(), check_workers(workers, files.connections))
+        workers = check_workers(workers, files.connections)
+        return describe_plan(files, recipe or Recipe(), workers, selection)
 
 
 def save_tq3_checkpoint(

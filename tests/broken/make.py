@@ -12,8 +12,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]  # when it is started as a program
 import broken_checkpoints  # noqa: E402
 import broken_folders  # noqa: E402
 import broken_headers  # noqa: E402
+import broken_sources  # noqa: E402
 
-CASES = broken_headers.CASES | broken_folders.CASES | broken_checkpoints.CASES
+CASES = (
+    broken_headers.CASES | broken_folders.CASES | broken_checkpoints.CASES | broken_sources.CASES
+)
 
 
 def write(folder: Path) -> None:

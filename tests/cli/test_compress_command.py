@@ -112,7 +112,28 @@ def test_quiet_still_tells_an_error(tq3, tmp_path):
 def test_what_is_left_behind_is_told_with_its_reason(tq3, source, tmp_path):
     (source / "pytorch_model.bin").write_text("")
     result = tq3("compress", source, tmp_path / "out")
-    assert "pytorch_model.bin (weights that are not part of this checkpoint)" in result.stdout
+    assert "pytorch_model.bin (other weights of this model)" in result.stdout
+
+
+def test_globs_say_what_travels_and_what_stays(tq3, source, tmp_path):
+    for name in ("model.gguf", "notes.txt", "voices.pt"):
+        (source / name).write_text("")
+    globs = ("--also", "*.gguf", "--without", "notes*", "--without", "voices.pt")
+    result = tq3("compress", source, tmp_path / "out", *globs)
+    assert result.exit_code == 0
+    assert {"model.gguf"} == contents(tmp_path / "out").keys() & {
+        *("model.gguf", "notes.txt", "voices.pt"),
+    }
+    assert "voices.pt (asked for by --without)" in result.stdout
+    back = tq3("restore", tmp_path / "out", tmp_path / "back", "--without", "*.gguf")
+    assert "model.gguf (asked for by --without)" in back.stdout
+    planned = tq3("compress", source, "--dry-run", *globs)
+    assert "side files" in planned.stdout
+    assert "notes.txt (asked for by --without)" in planned.stdout
+    for command in (("compress", source, tmp_path / "more"), ("compress", source, "--dry-run")):
+        slip = tq3(*command, "--also", "*.guff")
+        assert slip.exit_code == 2
+        assert "--also '*.guff' matches no file beside the weights" in slip.stderr
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tq3, source, tmp_path):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import contents, llama_tensors, tiny_checkpoint
+from factories import contents, llama_tensors, random_tensor, tiny_checkpoint
 
 import tq3 as library
 
@@ -59,13 +59,37 @@ def test_inspect_in_json_is_the_librarys_description(tq3, request, kind):
     assert found["planned"] == (kind == "source")
 
 
-def test_inspect_of_nothing_and_of_an_empty_checkpoint(tq3, tmp_path):
+def test_inspect_of_an_empty_folder_is_an_error(tq3, tmp_path):
     (tmp_path / "empty").mkdir()
     assert tq3("inspect", tmp_path / "empty").exit_code == 3
-    bare = tiny_checkpoint(tmp_path / "bare", {})
-    assert tq3("inspect", bare).exit_code == 0
-    library.compress(bare, tmp_path / "out")
-    assert tq3("inspect", tmp_path / "out").exit_code == 0
+
+
+def test_inspect_explains_what_compress_refuses_since_nothing_would_be_compressed(tq3, tmp_path):
+    bare = tiny_checkpoint(tmp_path / "bare", {"a.bias": random_tensor(256)})
+    result = tq3("inspect", bare)
+    assert result.exit_code == 0
+    assert "notice: nothing is compressed: 1 tensor" in result.stderr
+    assert json.loads(tq3("inspect", bare, "--json").stdout)["notices"]
+    for command in (("compress", bare, "--dry-run"), ("compress", bare, tmp_path / "out")):
+        result = tq3(*command)
+        assert result.exit_code == 3
+        assert "nothing to compress" in result.stderr
+
+
+def test_a_plan_that_leaves_most_of_the_matrices_is_told_before_and_by_the_run(tq3, tmp_path):
+    tensors = {"a.weight": random_tensor(2, 128), "moe.fused": random_tensor(4, 128, 128)}
+    source = tiny_checkpoint(tmp_path / "in", tensors)
+    for command in (
+        ("inspect", source),
+        ("compress", source, "--dry-run"),
+        ("compress", source, tmp_path / "out"),
+    ):
+        result = tq3(*command)
+        assert result.exit_code == 0
+        words = " ".join(result.stderr.split())  # which a narrow terminal breaks anywhere
+        assert "notice: only 0% of the matrices' bytes are compressed" in words
+        assert "'moe.fused' (3-D, but not below a component named experts)" in words
+    assert tq3("inspect", tmp_path / "out").stderr == ""
 
 
 def test_restore_writes_what_the_library_writes(tq3, compressed, tmp_path):

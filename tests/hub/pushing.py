@@ -6,13 +6,16 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from factories import contents, llama_tensors, tiny_checkpoint
 from hubs import TOKEN, Hub
 from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
 
 import tq3
 from tq3.pipelines.events import Notice
@@ -35,11 +38,18 @@ tags:
 """
 
 
-def packed(folder: Path, card: str | None = SOURCE_CARD, **options: Any) -> Path:
-    """A TQ3 checkpoint whose source has this card, lying in the Hub cache."""
+def packed(
+    folder: Path,
+    card: str | None = SOURCE_CARD,
+    files: Mapping[str, str] = MappingProxyType({}),
+    **options: Any,
+) -> Path:
+    """A TQ3 checkpoint whose source has this card, and these files, lying in the Hub cache."""
     source = folder / "models--some-org--some-model" / "snapshots" / "0123abcd"
     tiny_checkpoint(source, llama_tensors(), shards=2)
-    (source / "tokenizer.json").write_text('{"model": {}}')
+    for name, text in {"tokenizer.json": '{"model": {}}', **files}.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(text)
     if card is not None:
         (source / "README.md").write_text(card)
     tq3.compress(source, folder / "out", max_shard_size=40_000, **options)
@@ -114,7 +124,8 @@ def remote(hub: Hub, revision: str = "main") -> dict[str, int]:
     """Name -> size of the repository's files, by huggingface_hub, without the Hub's own one."""
     api = HfApi(endpoint=hub.endpoint, token=TOKEN)
     entries = api.list_repo_tree(REPO, recursive=True, revision=revision)
-    return {one.path: one.size for one in entries if one.path != ".gitattributes"}
+    files = (one for one in entries if isinstance(one, RepoFile))
+    return {one.path: one.size for one in files if one.path != ".gitattributes"}
 
 
 def fetch(hub: Hub, folder: Path, revision: str = "main") -> Path:

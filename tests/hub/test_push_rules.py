@@ -176,3 +176,16 @@ def test_what_stays_behind_is_told_with_the_reason(hub, out):
     unverified = "not in tq3_manifest.json, so that nobody verified it"
     assert f"not uploaded: .env ({unverified})" in notices
     assert not {".cache/x", ".env"} & set(remote(hub))
+
+
+def test_weights_that_the_manifest_names_are_published_and_others_stay(hub, tmp_path):
+    parts = ("spk_dict.pt", "2_Dense/model.safetensors", "onnx/model.onnx")
+    out = packed(tmp_path, also="onnx", files=dict.fromkeys(parts, "weights"))
+    (out / "voices.pt").write_text("later")
+    unverified = "not in tq3_manifest.json, so that nobody verified it"
+    assert f"not uploaded: voices.pt ({unverified})" in notices_of(out)
+    assert {*parts} <= remote(hub).keys()
+    assert "voices.pt" not in remote(hub)
+    tq3.restore(REPO, tmp_path / "back")
+    assert all((tmp_path / "back" / name).read_text() == "weights" for name in parts)
+    tq3.push(out, REPO)  # nor are they weights of another checkpoint, the second time

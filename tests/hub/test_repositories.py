@@ -22,6 +22,7 @@ import tq3
 from tq3.errors import BadInput, NetworkError, StorageError, UsageError
 from tq3.format.config import parse_tq_config, stand_in
 from tq3.format.recipe import Recipe
+from tq3.hub.cache import needed
 from tq3.hub.options import HubOptions
 from tq3.pipelines.events import Finished, Progress
 from tq3.pipelines.opening import is_repository_id
@@ -211,6 +212,12 @@ def test_download_fetches_what_is_needed_first_and_reads_that(hub, snapshot, tmp
     assert ranges == []
     tq3.compress(snapshot, tmp_path / "by-path")
     assert contents(tmp_path / "out") == contents(tmp_path / "by-path")
+
+
+def test_an_index_of_any_name_is_needed_with_its_shards():
+    indices = ("consolidated.safetensors.index.json", "model.safetensors.index.fp16.json")
+    shard, others = "consolidated-1.safetensors", ("onnx/model.safetensors", "model.bin.index.json")
+    assert needed((*indices, shard, *others)) == (*indices, shard)
 
 
 def test_where_all_is_in_the_hub_cache_no_network_binds(hub, tmp_path):

@@ -12,7 +12,7 @@ COMPRESSED = {
     "whole.f16.weight": random_tensor(6, 384, dtype="F16", seed=2),
     "whole.f32.weight": random_tensor(5, 128, dtype="F32", seed=3),
     "padded.bf16.weight": random_tensor(5, 300, seed=4),
-    "padded.f16.weight": random_tensor(130, 1, dtype="F16", seed=5),
+    "padded.f16.weight": random_tensor(130, 90, dtype="F16", seed=5),
     "padded.f32.weight": random_tensor(3, 129, dtype="F32", seed=6),
     "one.row.weight": random_tensor(1, 128, seed=7),
     "long.rows.weight": random_tensor(2, 9000, seed=8),
@@ -22,8 +22,8 @@ COMPRESSED = {
     "tiny.f32.weight": tensor(np.full((3, 128), 1e-40), "F32"),
     "layers.0.mlp.experts.gate_up_proj": random_tensor(3, 4, 256, seed=9),
     "layers.0.mlp.experts.down_proj": random_tensor(3, 4, 200, dtype="F16", seed=10),
-    "layers.1.mlp.experts.0.up_proj.weight": random_tensor(128, 64, seed=11),
-    "layers.1.mlp.experts.1.up_proj.weight": random_tensor(128, 64, seed=12),
+    "layers.1.mlp.experts.0.up_proj.weight": random_tensor(128, 80, seed=11),
+    "layers.1.mlp.experts.1.up_proj.weight": random_tensor(128, 80, seed=12),
 }
 
 # As F16 by default.
@@ -42,8 +42,8 @@ OTHERS = {
     "ids": raw_tensor("I64", (5,), 64, seed=17),
     "mask": Tensor("BOOL", (3,), b"\1\0\1"),
     "double.weight": raw_tensor("F64", (2, 128), 64, seed=18),
-    "fp8.weight": raw_tensor("F8_E4M3", (2, 128), 8, seed=19),
-    "bytes.weight": raw_tensor("U8", (2, 128), 8, seed=20),
+    "fp8": raw_tensor("F8_E4M3", (256,), 8, seed=19),
+    "bytes": raw_tensor("U8", (2, 128), 8, seed=20),
     "nan.double": Tensor("F64", (), np.float64("nan").tobytes()),
 }
 

@@ -16,6 +16,7 @@ from kinds import (
 
 import tq3
 from tq3.codec.backend import available_backends
+from tq3.errors import BadInput
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -105,14 +106,16 @@ def test_keep_and_only_choose_by_name(tmp_path):
 
 def test_a_shard_closes_before_the_tensor_that_would_pass_the_limit(tmp_path):
     source = tiny_checkpoint(tmp_path / "in", {f"t{i}": random_tensor(500) for i in range(5)})
-    tq3.compress(source, tmp_path / "out", max_shard_size="2KB")
+    tq3.compress(source, tmp_path / "out", keep="*", max_shard_size="2KB")
     names = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
     assert names == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
 
 
-def test_a_checkpoint_without_tensors_is_compressed_to_one(tmp_path):
-    tq3.compress(tiny_checkpoint(tmp_path / "in", {}), tmp_path / "out")
-    assert read_tensors(tmp_path / "out") == {}
+@pytest.mark.parametrize("tensors", [{}, {"a.bias": random_tensor(256)}])
+def test_a_source_with_nothing_to_compress_is_refused(tmp_path, tensors):
+    with pytest.raises(BadInput, match="nothing to compress|no tensors"):
+        tq3.compress(tiny_checkpoint(tmp_path / "in", tensors), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_of_any_alphabet_are_kept(tmp_path):

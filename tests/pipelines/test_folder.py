@@ -81,7 +81,7 @@ def test_the_measured_error_is_recorded_and_the_same_for_every_backend_and_worke
 
 def test_what_compresses_nothing_has_no_error_to_record(tmp_path):
     source = tiny_checkpoint(tmp_path / "in", {"a.weight": random_tensor(8)})
-    tq3.compress(source, tmp_path / "out")
+    tq3.compress(source, tmp_path / "out", keep="*")
     assert config_of(tmp_path / "out")["tq3"]["measured_error"] is None
     assert tq3.inspect(tmp_path / "out").measured_error is None
 
@@ -157,16 +157,6 @@ def test_a_checkpoint_without_config_json_gets_none(tmp_path):
     assert contents(tmp_path / "out").keys() == {
         *("model.safetensors", "tq_config.json", "tq3_manifest.json"),
     }
-
-
-@pytest.mark.parametrize(
-    "text", ['{"quantization_config": null}', '{"quantization_config": null, "a": 1}']
-)
-def test_a_quantization_config_of_null_is_none(tmp_path, text):
-    """Written by some versions of Transformers; hosts must still recognise the result."""
-    tq3.compress(tiny_checkpoint(tmp_path / "in", config=text), tmp_path / "out")
-    written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert written["quantization_config"]["quant_method"] == "turboquant"
 
 
 def test_tq_config_says_what_existing_readers_ask_and_how_it_was_made(tmp_path):

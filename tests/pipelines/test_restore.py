@@ -104,7 +104,9 @@ def test_the_folder_is_an_ordinary_checkpoint_again(tmp_path):
     }
 
 
-@pytest.mark.parametrize("text", ["{}", "{ }", '{"a": 1}', '{"a":\n{"quantization_config": 1}}\n'])
+@pytest.mark.parametrize(
+    "text", ["{}", "{ }", '{"a": 1}', '{"a":\n{"quantization_config": null}}\n']
+)
 @pytest.mark.parametrize("verbatim", [True, False])
 def test_config_json_is_the_original_byte_for_byte(tmp_path, text, verbatim):
     source = checkpoint(tmp_path / "in", config=text)
@@ -122,13 +124,13 @@ def test_overwriting_a_tq3_folder_leaves_nothing_of_it(tmp_path):
 
 def test_kept_tensors_of_the_source_type_go_back_bit_for_bit(tmp_path):
     tensors = {"a.bias": random_tensor(9), "big.bias": spoiled(random_tensor(9), (1,), 1e30)}
-    source = tq3_folder(tmp_path, tensors, keep_dtype="source")
+    source = tq3_folder(tmp_path, tensors, keep="*", keep_dtype="source")
     assert restored(tmp_path, source) == tensors
 
 
 def test_values_that_are_not_finite_go_back_as_they_were_kept(tmp_path):
     tensors = {"a.bias": tensor([1.0, float("nan"), float("inf"), -float("inf")])}
-    source = tq3_folder(tmp_path, tensors, nonfinite="keep")
+    source = tq3_folder(tmp_path, tensors, keep="*", nonfinite="keep")
     for dtype in ("float16", "bfloat16"):
         tq3.restore(source, tmp_path / dtype, dtype=dtype)
         back = read_tensors(tmp_path / dtype)["a.bias"].values
@@ -172,7 +174,8 @@ def test_a_decoded_value_that_does_not_fit_float16_is_refused_with_its_place(tmp
 
 
 def test_a_kept_value_that_does_not_fit_float16_is_refused_with_its_place(tmp_path):
-    source = tq3_folder(tmp_path, {"a.bias": spoiled(random_tensor(9, dtype="F32"), (3,), 1e9)})
+    tensors = {"a.bias": spoiled(random_tensor(9, dtype="F32"), (3,), 1e9)}
+    source = tq3_folder(tmp_path, tensors, keep="*")
     with pytest.raises(BadInput, match=r"1e\+09 at column 3 does not fit F16") as caught:
         restored(tmp_path, source, dtype="float16")
     assert caught.value.tensor == "a.bias"
@@ -194,7 +197,7 @@ def test_an_ordinary_checkpoint_cannot_be_restored(tmp_path):
 
 @pytest.mark.parametrize("size", [0, -5, "nothing"])
 def test_a_shard_size_that_is_none_is_refused(tmp_path, size):
-    source = tq3_folder(tmp_path, {"a.bias": random_tensor(9)})
+    source = tq3_folder(tmp_path, {"a.bias": random_tensor(9)}, keep="*")
     with pytest.raises(UsageError):
         restored(tmp_path, source, max_shard_size=size)
 

@@ -142,6 +142,7 @@ PROVOKED = {
     "TQ107 shard": ("two", False, unlink(FIRST), "the index names it"),
     "TQ108": ("two", False, write("old.safetensors", ""), "not part of this checkpoint"),
     "TQ108 bin": ("one", False, write("pytorch_model.bin", ""), "not part of this"),
+    "TQ108 adapter": ("one", False, write("adapter_config.json", "{}"), "not part of this"),
     "TQ109": ("two", False, broken_link, "a link whose file is missing"),
     "TQ201": ("two", False, flip_in_header, "not JSON"),
     "TQ201 size": ("one", False, longer(SHARD), "do not fill the file"),

@@ -47,7 +47,7 @@ def test_all_faults_are_told_at_once(copy):
     folder = seal(copy("two"))
     flip_in_header(folder)
     (folder / "tokenizer.json").unlink()
-    (folder / "notes.pt").write_text("")
+    (folder / "old.gguf").write_text("")
     set_key(CONFIG, "quantization_config", "fp8")(folder)
     result = tq3.verify(folder)
     assert checks(result) == ["TQ105", "TQ108", "TQ201", "TQ402", "TQ403", "TQ404"]

@@ -152,7 +152,7 @@ def test_one_flipped_bit_of_a_kept_tensor_is_found(tmp_path, name):
 
 def test_a_kept_value_that_became_infinite_is_found(tmp_path):
     tensors = {"norm.weight": tensor([1.0, 2.0], "F32")}
-    source, path = compressed(tmp_path, tensors)
+    source, path = compressed(tmp_path, tensors, keep="*")
     spoil(path, "norm.weight", lambda _: tensor([1.0, np.inf], "F16"))
     other = tiny_checkpoint(tmp_path / "other", {"norm.weight": tensor([1.0, 70000.0], "F32")})
     (fault,) = compare(path, other).faults
@@ -169,7 +169,8 @@ def test_kept_tensors_in_either_type_are_exact(tmp_path, keep_dtype):
 
 
 def test_missing_foreign_and_reshaped_tensors_are_told(tmp_path):
-    _, path = compressed(tmp_path, {n: EVERY_KIND[n] for n in ("ids", "a.bias", "norm.weight")})
+    kept = {name: EVERY_KIND[name] for name in ("ids", "a.bias", "norm.weight")}
+    _, path = compressed(tmp_path, kept, keep="*")
     others = {
         "ids": replace_shape(EVERY_KIND["ids"], (5, 1)),
         "a.bias": tensor(np.zeros(7), "F32")._replace(dtype="I32"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tq3.format.header import TensorInfo
 from tq3.plan.sources import Checkpoint, Located
@@ -23,7 +25,7 @@ def qwen() -> Checkpoint:
     return Checkpoint(tuple(tensors), {"model.safetensors": "as it was"}, {})
 
 
-def checkpoint(*infos: TensorInfo) -> Checkpoint:
+def checkpoint(*infos: TensorInfo, config: Mapping[str, Any] | None = None) -> Checkpoint:
     """A model of these tensors, in one source file."""
     tensors = tuple(Located(info, "model.safetensors", 0) for info in infos)
-    return Checkpoint(tensors, {"model.safetensors": "as it was"}, {})
+    return Checkpoint(tensors, {"model.safetensors": "as it was"}, config or {})

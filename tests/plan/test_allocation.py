@@ -97,6 +97,15 @@ def test_bits_a_weight_are_counted_over_what_may_be_compressed():
     assert 3.5 < bpw <= 3.6
 
 
+@pytest.mark.parametrize(("columns", "widths"), [(18, {None}), (26, {2}), (34, {2, 3})])
+def test_no_width_is_chosen_that_takes_more_than_16_bits_do(columns, widths):
+    narrow = TensorInfo("visual.fc1.weight", "BF16", (4096, columns))
+    model = checkpoint(narrow, *(each.info for each in SMALL.tensors))
+    for bpw in (4.25, 5.5):
+        recipe = Recipe(widths=Widths("x", (2, 3, 4), target_bpw=bpw))
+        assert widths_of(plan_compression(model, recipe))[narrow.name] in widths
+
+
 @pytest.mark.parametrize("group_size", [32, 128])
 @pytest.mark.parametrize("cols", [128, 576])
 def test_bits_of_a_code_are_counted_whatever_groups_and_padding_add(group_size, cols):

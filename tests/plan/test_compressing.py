@@ -1,25 +1,19 @@
-"""Plans of compressions: each tensor's task, quantised sources, and what tq_config.json records."""
+"""Plans of compressions: each tensor's task, and what tq_config.json records."""
 
 from __future__ import annotations
 
 import pytest
+from listings import checkpoint
 
-from tq3.errors import BadInput, UsageError
+from tq3.errors import UsageError
 from tq3.format.config import MeasuredError
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.learned import Learned
 from tq3.plan.plan import Action, Task
-from tq3.plan.sources import Checkpoint, Located
 
 MATRIX = (128, 256)
-
-
-def checkpoint(*infos: TensorInfo, config: object = None) -> Checkpoint:
-    """These tensors in one file."""
-    tensors = tuple(Located(info, "model.safetensors", 0) for info in infos)
-    return Checkpoint(tensors, {"model.safetensors": "as it was"}, config or {})  # type: ignore[arg-type]
 
 
 def task(info: TensorInfo, recipe: Recipe, **exact: str) -> Task:
@@ -81,55 +75,6 @@ def test_sensitive_names_have_their_own_width():
     assert [t.layout.bits for t in plan.tasks if t.layout] == [3, 4]
 
 
-PARTNERS = {
-    "TQ3": ("w.tq_packed", "w.tq_norms"),
-    "MXFP4": ("experts.gate_up_proj_blocks", "experts.gate_up_proj_scales"),
-    "block-wise FP8": ("a.weight", "a.weight_scale_inv"),
-    "FP8 or compressed-tensors": ("a.weight", "a.weight_scale"),
-    "GPTQ or AWQ": ("a.qweight", "a.qzeros", "a.scales"),
-    "bitsandbytes": ("a.weight", "a.weight.absmax"),
-}
-
-
-@pytest.mark.parametrize(("label", "names"), PARTNERS.items())
-def test_a_source_that_is_quantised_already_is_refused_by_its_kind(label, names):
-    infos = [TensorInfo(name, "U8", (4, 4)) for name in names]
-    with pytest.raises(BadInput, match="already quantised") as caught:
-        plan_compression(checkpoint(*infos), Recipe())
-    assert label in str(caught.value.found)
-    assert any(name in str(caught.value.found) for name in names)
-    assert "unquantised" in str(caught.value.fix)
-
-
-@pytest.mark.parametrize(
-    "declared", [{"quant_method": "fp8"}, {"bits": 4}, {}, "fp8", ["fp8"], False]
-)
-def test_a_config_that_declares_a_quantisation_is_refused(declared):
-    source = checkpoint(
-        TensorInfo("a.weight", "BF16", MATRIX), config={"quantization_config": declared}
-    )
-    with pytest.raises(BadInput, match="quantization_config"):
-        plan_compression(source, Recipe())
-
-
-def test_a_quantisation_of_the_language_model_inside_a_larger_model_is_refused():
-    inner = {"text_config": {"quantization_config": {"quant_method": "fp8"}}}
-    with pytest.raises(BadInput, match="fp8"):
-        plan_compression(checkpoint(config=inner), Recipe())
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("experts.gate_up_proj_blocks",),
-        ("scale", "weight_scale", "a.weight_scaled", "a.qweights", "blocks.0.scales"),
-    ],
-)
-def test_look_alikes_of_quantised_names_are_ordinary_tensors(names):
-    infos = [TensorInfo(name, "BF16", (4, 4)) for name in names]
-    assert len(plan_compression(checkpoint(*infos), Recipe()).tasks) == len(names)
-
-
 def test_the_config_records_what_the_stored_shapes_do_not_tell():
     infos = [
         TensorInfo("plain.weight", "BF16", (4, 256)),
@@ -180,13 +125,6 @@ def test_the_source_dtype_is_that_of_most_bytes():
     small, large = TensorInfo("a", "F32", (10,)), TensorInfo("b", "BF16", (100,))
     assert dtype_of(small, large) == "bfloat16"
     assert dtype_of(TensorInfo("a", "I8", (10,))) == "I8"
-    assert dtype_of() is None
-
-
-@pytest.mark.parametrize("name", ["w.tq_packed", "v.tq_norms"])
-def test_a_name_that_an_output_could_collide_with_is_refused(name):
-    with pytest.raises(BadInput, match="TQ3"):
-        plan_compression(checkpoint(TensorInfo(name, "F32", (4,))), Recipe())
 
 
 @pytest.mark.parametrize("option", ["keep", "only"])

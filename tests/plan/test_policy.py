@@ -73,7 +73,7 @@ COMPRESSED = [
     ("encoder.embedding_hidden_mapping_in.weight", MATRIX),
     # the smallest that pay
     ("a.weight", (1, 128)),
-    ("a.weight", (128, 1)),
+    ("a.weight", (128, 27)),
 ]
 
 KEPT = [
@@ -174,8 +174,8 @@ def test_keep_sets_a_matrix_aside_and_is_named_as_the_reason():
 
 def test_only_compresses_what_the_patterns_would_keep():
     assert decision("lm_head.weight", only=("lm_head.*",)).compress
-    assert decision("tiny", (4, 4), only=("tiny",)).compress
-    assert decision("stack", (2, 4, 4), only=("*",)).compress
+    assert decision("tiny", (4, 40), only=("tiny",)).compress
+    assert decision("stack", (2, 4, 40), only=("*",)).compress
 
 
 def test_with_only_nothing_else_is_compressed():
@@ -185,6 +185,33 @@ def test_with_only_nothing_else_is_compressed():
 
 def test_keep_wins_over_only():
     assert not decision("a.weight", keep=("a.*",), only=("a.weight",)).compress
+
+
+# The widest rows that groups would make longer: below are the bytes of their groups.
+NO_GAIN = [
+    ({}, 26),  # 48 + 4 at 3 bits
+    ({"bits": 2}, 18),  # 32 + 4
+    ({"bits": 4}, 34),  # 64 + 4
+    ({"norms": "float16"}, 25),  # 48 + 2
+    ({"group_size": 32}, 8),  # 12 + 4
+    ({"group_size": 256}, 50),  # 96 + 4
+    ({"sensitive_bits": 4}, 34),
+]
+
+
+@pytest.mark.parametrize("only", [(), ("*",)])
+@pytest.mark.parametrize(("recipe", "columns"), NO_GAIN)
+def test_what_would_not_become_smaller_is_kept_whatever_is_asked(recipe, columns, only):
+    name = "layers.0.self_attn.o_proj.weight"
+    found = decision(name, (4096, columns), only=only, **recipe)
+    assert "would not become smaller" in found.reason
+    assert not found.compress
+    assert decision(name, (4096, columns + 1), only=only, **recipe).compress
+
+
+def test_a_matrix_is_compared_with_what_it_is_stored_as():
+    assert not decision("a.weight", (4096, 20), "F32").compress
+    assert decision("a.weight", (4096, 20), "F32", keep_dtype="source").compress
 
 
 @pytest.mark.parametrize("shape", [(5,), (), (2, 2, 2, 2), (0, 5)])

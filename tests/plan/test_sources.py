@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
-from factories import FakeFiles, random_tensor, safetensors_bytes
+from factories import FakeFiles
+from folders import INDEX, ONE, index, names_of, read, refusal, shard
 
 from tq3.errors import BadInput
-from tq3.plan.sources import Checkpoint, read_checkpoint
-
-INDEX = "model.safetensors.index.json"
-ONE = random_tensor(2, 4)
-
-
-def shard(*names: str) -> bytes:
-    """A file with these tensors."""
-    return safetensors_bytes(dict.fromkeys(names, ONE))
-
-
-def index(**weight_map: Any) -> bytes:
-    """An index; tensors named as Python names."""
-    return json.dumps({"weight_map": weight_map}).encode()
-
-
-def read(files: dict[str, bytes]) -> Checkpoint:
-    """The checkpoint of a folder in memory."""
-    return read_checkpoint(FakeFiles(files))
-
-
-def names_of(files: dict[str, bytes]) -> list[str]:
-    """Its tensors, in their order."""
-    return [tensor.info.name for tensor in read(files).tensors]
-
-
-def refusal(files: dict[str, bytes]) -> BadInput:
-    """The error that ends the reading."""
-    with pytest.raises(BadInput) as caught:
-        read(files)
-    return caught.value
+from tq3.plan.sources import read_checkpoint
 
 
 def test_a_single_file_needs_no_index():
@@ -72,15 +42,6 @@ def test_shards_may_lie_in_folders_and_have_any_ending():
         "2.weights": shard("b"),
     }
     assert sorted(names_of(files)) == ["a", "b"]
-
-
-def test_a_single_file_wins_over_an_index_as_in_transformers():
-    files = {
-        "model.safetensors": shard("single"),
-        INDEX: index(a="model-1.safetensors"),
-        "model-1.safetensors": shard("a"),
-    }
-    assert names_of(files) == ["single"]
 
 
 def test_one_file_of_an_odd_name_is_the_checkpoint():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tq3.storage.sidecars import choose_sidecars
+from tq3.errors import UsageError
+from tq3.storage.sidecars import Selection, choose_sidecars, is_loaded_by_hosts, is_weight_file
 
 ACCOUNTED = ("model.safetensors", "model.safetensors.index.json", "tq_config.json")
 
@@ -26,12 +29,41 @@ COPIED = [
     "additional/chat_templates/tool.jinja",
     "assets/picture.png",
     "binary.txt",
+    "documents.index.json",
+    "tokenizer.index.fp16.json",
     "gitignore.md",
     "cache_utils.py",
+    # Parts that a host asks for: modules, tokenizers of sounds, voices, adapters of a modality.
+    "2_Dense/model.safetensors",
+    "2_Dense/pytorch_model.bin",
+    "1_Router/query_0_Dense/model.safetensors",
+    "speech_tokenizer/model.safetensors",
+    "assets/token2wav/campplus.onnx",
+    "assets/onnx/vad.onnx",
+    "vision-lora/adapter_config.json",
+    "vision-lora/adapter_model.safetensors",
+    "original_voices/a.pt",
+    "fp16/notes.txt",
+    "spk_dict.pt",
+    "speakers.npz",
+    "vad.onnx",
+    "label_encoder.pkl",
 ]
 
 LEFT_OUT = {
     "pytorch_model.bin": "weights",
+    "pytorch_model.fp16.bin": "weights",
+    "model.fp16.safetensors": "weights",
+    "model.safetensors.index.fp16.json": "weights",
+    "model.pt": "weights",
+    "weights.00.npz": "weights",
+    "decoder_model_merged.onnx": "weights",
+    "model.onnx_data_1": "weights",
+    "openvino_model.bin": "weights",
+    "consolidated.safetensors": "weights",
+    "consolidated.safetensors.index.json": "weights",
+    "diffusion_pytorch_model-00001-of-00002.safetensors": "weights",
+    "llama-7b.ckpt": "weights",
     "pytorch_model-00001-of-00002.bin": "weights",
     "pytorch_model.bin.index.json": "weights",
     "tf_model.h5": "weights",
@@ -40,8 +72,20 @@ LEFT_OUT = {
     "consolidated.00.pth": "weights",
     "model.Q4_K_M.gguf": "weights",
     "foreign.safetensors": "weights",
-    "training_args.bin": "weights",
+    "adapter_config.json": "adapter",
+    "adapter_model.safetensors": "adapter",
+    "adapter_model-00001-of-00002.bin": "adapter",
+    "training_args.bin": "training",
+    "optimizer.pt": "training",
+    "rng_state_3.pth": "training",
+    "mp_rank_00_model_states.pt": "training",
+    "checkpoint-500/optimizer.pt": "training",
+    "global_step12/mp_rank_00_model_states.pt": "training",
     "onnx/model.onnx": "weights",
+    "onnx_int8/model.onnx": "weights",
+    "original/consolidated.00.pth": "weights",
+    "metal/model.bin": "weights",
+    "model.mlpackage/Data/weight.bin": "weights",
     ".gitattributes": "git",
     ".gitignore": "git",
     ".git/config": "git",
@@ -76,8 +120,8 @@ def test_a_folder_of_other_weights_stays_behind_whole():
     names = ["onnx/model.onnx", "onnx/config.json", "onnx/deep/er.txt", "docs/config.json"]
     found = choose_sidecars(names, ACCOUNTED)
     assert found.copied == {"docs/config.json": "docs/config.json"}
-    assert found.left_out["onnx/config.json"] == "in a folder of other weights"
-    assert found.left_out["onnx/deep/er.txt"] == "in a folder of other weights"
+    assert found.left_out["onnx/config.json"] == "in a folder of other weights of this model"
+    assert found.left_out["onnx/deep/er.txt"] == "in a folder of other weights of this model"
 
 
 def test_weights_at_the_top_do_not_take_their_neighbours_along():
@@ -108,7 +152,99 @@ def test_without_the_renamed_file_its_new_name_is_free():
     assert found.copied == {"README.source.md": "README.source.md"}
 
 
-PARTS = st.sampled_from(["a", "b.json", ".git", "x.bin", "__pycache__", "w.safetensors"])
+def test_what_a_manifest_lists_travels_whatever_it_is():
+    names = ["adapter_config.json", "adapter_model.bin", "onnx/model.onnx", "model.gguf"]
+    found = choose_sidecars(names, (), listed=[*names[:3], "gone.txt"])
+    assert (set(found.copied), set(found.left_out)) == ({*names[:3]}, {"model.gguf"})
+
+
+@pytest.mark.parametrize(
+    ("also", "taken"),
+    [
+        ("onnx", {"onnx/model.onnx", "onnx/a/config.json"}),
+        ("onnx/", {"onnx/model.onnx", "onnx/a/config.json"}),
+        ("*.onnx", {"onnx/model.onnx"}),
+        ("onnx/?/*", {"onnx/a/config.json"}),
+        ("model.gguf", {"model.gguf"}),
+        (".gitattributes", {".gitattributes"}),
+    ],
+)
+def test_what_is_asked_for_travels_too(also, taken):
+    names = [".gitattributes", "model.gguf", "onnx/a/config.json", "onnx/model.onnx"]
+    assert choose_sidecars(names, (), selection=Selection.of(also, None)).copied.keys() == taken
+
+
+def test_without_leaves_behind_even_what_also_takes_and_never_config_json():
+    names = ["config.json", "onnx/a.bin", "onnx/model.onnx", "tokenizer.json"]
+    only_weights = Selection.of("onnx", ["*.bin", "tokenizer*"])
+    assert set(choose_sidecars(names, (), selection=only_weights).copied) == {
+        *("config.json", "onnx/model.onnx"),
+    }
+    found = choose_sidecars(names, (), selection=Selection.of((), "*"))
+    assert set(found.copied) == {"config.json"}
+    assert set(found.left_out.values()) == {"asked for by --without"}
+
+
+@pytest.mark.parametrize("option", ["also", "without"])
+@pytest.mark.parametrize("glob", ["onxx/*", "model.safetensors", "linked", ".tq3.part/*", ""])
+def test_a_glob_that_matches_nothing_is_a_slip_of_the_pen(option, glob):
+    names = ["model.safetensors", "onnx/model.onnx", "linked/", ".tq3.part/x.part"]
+    with pytest.raises(UsageError, match=re.escape(f"--{option} {glob!r} matches")) as caught:
+        choose_sidecars(names, ACCOUNTED, selection=Selection(**{option: (glob,)}))
+    assert caught.value.found == "files such as 'onnx/model.onnx'"
+
+
+def test_config_json_cannot_be_left_out():
+    with pytest.raises(UsageError, match="--without 'config.json' matches no file"):
+        choose_sidecars(["config.json"], (), selection=Selection.of((), "config.json"))
+
+
+ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("names", "selection", "copied"),
+    [
+        (ADAPTER, Selection(), set()),
+        (ADAPTER, Selection.of("adapter_*", ()), {*ADAPTER}),
+        (ADAPTER, Selection.of("adapter_config.json", ()), set()),
+        (ADAPTER, Selection.of("adapter_*", "*.safetensors"), set()),
+        (ADAPTER[:1], Selection.of("*", ()), set()),
+    ],
+)
+def test_an_adapters_config_goes_with_its_weights_or_not_at_all(names, selection, copied):
+    found = choose_sidecars(names, (), selection=selection)
+    assert found.copied.keys() == copied
+    assert {*found.copied, *found.left_out} == {*names}
+
+
+def test_what_a_host_may_need_and_did_not_get_is_told_apart_from_mere_copies():
+    names = ["adapter_model.bin", "model.gguf", "onnx/model.onnx", "value_head.safetensors"]
+    found = choose_sidecars([*names, "2_Dense/model.safetensors"], ())
+    assert set(found.doubtful) == {"adapter_model.bin", "value_head.safetensors"}
+    assert found.weights == ["2_Dense/model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "pytorch_model.bin", "x.gguf", ADAPTER[0]])
+def test_hosts_load_by_suffix_and_by_the_name_of_a_model(name):
+    assert is_loaded_by_hosts(name)
+    assert not is_loaded_by_hosts(f"2_Dense/{name}")
+
+
+@pytest.mark.parametrize("name", ["spk_dict.pt", "optimizer.pt", "training_args.bin", "a.json"])
+def test_no_host_loads_voices_or_the_state_of_a_training_as_weights(name):
+    assert not is_loaded_by_hosts(name)
+
+
+def test_indices_are_weights_and_other_json_is_none():
+    assert is_weight_file("a/pytorch_model.bin.index.json")
+    assert not is_weight_file("a/index.json")
+    assert not is_weight_file("model.safetensors/notes.txt")
+
+
+PARTS = st.sampled_from(
+    ["a", "b.json", ".git", "x.bin", "__pycache__", "w.safetensors", "onnx", *ADAPTER]
+)
 
 
 @given(names=st.sets(st.lists(PARTS, min_size=1, max_size=3).map("/".join), max_size=12))

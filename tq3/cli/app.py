@@ -15,6 +15,7 @@ from tq3.cli.screen import Screen
 from tq3.errors import UsageError
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, parse_size
 from tq3.format.request import make_recipe
+from tq3.storage.sidecars import Selection
 
 app = typer.Typer(
     name="tq3",
@@ -48,6 +49,8 @@ def compress(
     overwrite: opt.OverwriteOpt = False,
     resume: opt.ResumeOpt = True,
     verbatim_config: opt.VerbatimOpt = False,
+    also: opt.AlsoOpt = None,
+    without: opt.WithoutOpt = None,
     revision: opt.RevisionOpt = None,
     download: opt.DownloadOpt = False,
     dry_run: opt.DryRunOpt = False,
@@ -62,10 +65,11 @@ def compress(
                 "--tensors lists a plan",
                 fix="add --dry-run, or use tq3 inspect OUT --tensors later",
             )
-        recipe = make_recipe(**asked)
+        recipe, selection = make_recipe(**asked), Selection.of(also, without)
         if dry_run:
             _check_backend(backend)
-            screen.description(tq3.preview(source, recipe, workers, revision), tensors=tensors)
+            plan = tq3.preview(source, recipe, workers, revision, selection)
+            screen.description(plan, tensors=tensors)
             return
         if out is None:
             raise UsageError(
@@ -80,6 +84,7 @@ def compress(
             overwrite=overwrite,
             resume=resume,
             verbatim_config=verbatim_config,
+            selection=selection,
             hub=screen.hub_options(revision, download),
         )
         screen.follow(events, out)
@@ -123,6 +128,8 @@ def restore(
     backend: opt.BackendOpt = None,
     overwrite: opt.OverwriteOpt = False,
     resume: opt.ResumeOpt = True,
+    also: opt.AlsoOpt = None,
+    without: opt.WithoutOpt = None,
     revision: opt.RevisionOpt = None,
     download: opt.DownloadOpt = False,
     json: opt.JsonOpt = False,
@@ -142,6 +149,7 @@ def restore(
             backend=backend,
             overwrite=overwrite,
             resume=resume,
+            selection=Selection.of(also, without),
             hub=screen.hub_options(revision, download),
         )
         screen.follow(events, out)

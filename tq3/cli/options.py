@@ -131,6 +131,23 @@ BalanceOpt = Annotated[
         "computes the same and loses less, but kept tensors differ from the source's. A pass more.",
     ),
 ]
+AlsoOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also",
+        metavar="GLOB",
+        help="Copy files of these paths along that would stay behind: weights in another format, "
+        "an adapter. Repeatable.",
+    ),
+]
+WithoutOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        metavar="GLOB",
+        help="Leave files of these paths behind that would be copied along. Repeatable.",
+    ),
+]
 WorkersOpt = Annotated[
     int | None,
     typer.Option(

@@ -108,6 +108,8 @@ class Screen:
         elif not self._quiet:
             for table in tables.of_description(description, tensors=tensors):
                 self._table(table)
+            for text in description.notices:
+                self._say(f"notice: {text}", style="yellow")
 
     def evaluation(self, evaluation: Any, shown: Iterable[Table]) -> None:
         """Show what an evaluation found, as one object or as these tables."""

@@ -173,11 +173,21 @@ def _overview(d: Description) -> Table:
         shown = f"mean {error.mean:.4f}, worst {error.worst:.4f} (sampled)"
         _add(table, "relative error", shown)
     _add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
+    _add_side_files(table, d)
     if d.choice.obstacles:
         _add(table, "other readers", [f"can't: {why}" for why in d.choice.obstacles])
     if d.peak_memory_bytes:
         _add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table
+
+
+def _add_side_files(table: Table, d: Description) -> None:
+    """What lies beside the weights."""
+    if d.side_files:
+        n_bytes = sum(d.side_files.values())
+        _add(table, "side files", f"{counted(len(d.side_files), 'file')} copied, {size(n_bytes)}")
+    if d.left_out:
+        _add(table, "not copied", list(_left_out(d.left_out)))
 
 
 def _add_coding(table: Table, d: Description) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from tq3.errors import BadInput, Tq3Error, UsageError
 from tq3.plan.sources import CONFIG, Source
-from tq3.storage.sidecars import choose_sidecars
+from tq3.storage.sidecars import choose_sidecars, is_weight_file
 
 _TOO_LARGE = 128 * 2**20
 
@@ -26,7 +26,8 @@ def small_files(files: Source) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="tq3-") as made:
         for name in choose_sidecars(files.tree(), ()).copied:
-            if "/" not in name and files.size(name) < _TOO_LARGE:
+            is_small = not is_weight_file(name) and files.size(name) < _TOO_LARGE
+            if "/" not in name and is_small:
                 Path(made, name).write_bytes(b"".join(files.parts(name)))
         yield Path(made)
 

@@ -12,8 +12,9 @@ from tq3.codec.backend import get_backend
 from tq3.errors import BadInput
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.pipelines.balanced import balanced
+from tq3.plan.ordinary import check_ordinary
 from tq3.plan.restoring import packed_layouts, read_tq_config
-from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint, refuse_quantised
+from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint
 
 _DTYPES = {
     "BF16": torch.bfloat16,
@@ -89,7 +90,7 @@ def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors, bool]
     be compared. Raises BadInput for a quantised source, and where the other one is none of ours.
     """
     checkpoint = read_checkpoint(originals)
-    refuse_quantised(checkpoint, _WHICH)
+    check_ordinary(checkpoint, _WHICH)
     ours = read_checkpoint(files)
     config = read_tq_config(files, ours.config)
     original = Tensors(balanced(originals, config.balance), checkpoint, {})

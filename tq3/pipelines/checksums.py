@@ -17,7 +17,7 @@ from tq3.format.manifest import Digest, Piece
 from tq3.pipelines.checks import Fault, Faults, unreadable
 from tq3.pipelines.structure import Structure
 from tq3.plan.plan import BLOCK_BYTES
-from tq3.plan.sources import CONFIG, INDEX, Located, Source
+from tq3.plan.sources import CONFIG, Located, Source
 
 _LONGEST_NORM = 4
 
@@ -79,7 +79,8 @@ def _sound_pieces(files: Source, structure: Structure) -> dict[str, tuple[Piece,
 
 def _own_files(files: Source, structure: Structure) -> Iterator[str]:
     yield from (file for file in structure.weight_files if files.has(file))
-    yield from (name for name in (INDEX, CONFIG, TQ_CONFIG) if files.has(name))
+    names = (structure.index, CONFIG, TQ_CONFIG)
+    yield from (name for name in names if name and files.has(name))
 
 
 def _has_its_size(files: Source, name: str, expected: int, faults: Faults) -> bool:

@@ -27,10 +27,12 @@ from tq3.plan import joined
 from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
-from tq3.plan.identity import Identity, identify, with_balance
+from tq3.plan.coverage import little_compressed, refuse_nothing
+from tq3.plan.identity import Identity, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
-from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
-from tq3.storage.sidecars import CARD, SOURCE_CARD
+from tq3.plan.plan import Plan
+from tq3.plan.sources import CONFIG, Checkpoint, Source, read_checkpoint, read_text
+from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
 from tq3.storage.target_checks import check_target
 from tq3.storage.unfinished import check_continuation
 from tq3.version import __version__
@@ -46,6 +48,7 @@ def compress_checkpoint(
     overwrite: bool = False,
     resume: bool = True,
     verbatim_config: bool = False,
+    selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
 ) -> Run:
     """Compress the checkpoint `source` into the new folder `out`, telling what happens.
@@ -55,43 +58,46 @@ def compress_checkpoint(
     backend: one of `tq3.codec.backend.available_backends()`; None for the fastest, same bytes
     overwrite, resume: see `tq3.storage.target.TargetFolder`
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
+    selection: side files that travel or stay in spite of the policy
 
     Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no checkpoint, and
     what was done so far is continued by the next run with the same source and recipe.
     """
     with open_source(source, hub) as files:
-        balance = yield from _balance(
-            files, recipe, workers, Path(out), overwrite=overwrite, resume=resume
-        )
-        job = _Compression(balanced(files, balance), recipe, verbatim_config, balance)
+        job = _Compression(files, recipe, verbatim_config, selection)
+        if recipe.balance:
+            balance = yield from _measured(
+                job, workers, Path(out), overwrite=overwrite, resume=resume
+            )
+            job = _Compression(
+                balanced(files, balance), recipe, verbatim_config, selection, balance
+            )
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
         )
 
 
-def _balance(
-    files: Source,
-    recipe: Recipe,
-    workers: int | None,
-    out: Path,
-    *,
-    overwrite: bool,
-    resume: bool,
+def _measured(
+    job: _Compression, workers: int | None, out: Path, *, overwrite: bool, resume: bool
 ) -> Generator[Event, None, Balance]:
-    """The factors that the recipe asks for: none, or those of a first pass over the weights."""
-    if not recipe.balance:
-        return UNBALANCED
+    """The factors of balanced columns, by a first pass over the weights."""
+    files = job.files
     workers = check_workers(workers, files.connections)
-    checkpoint = read_checkpoint(files)
     # What is refused is refused before a pass is spoken of.
-    plan = plan_compression(checkpoint, recipe)
-    plan_balance(checkpoint)
+    job.sidecars()
+    plan_balance(job.checkpoint)
     check_target(out, files.folder, overwrite=overwrite)
     if resume and not overwrite:
-        run = identify(_Compression.command, checkpoint, plan, recipe_record(recipe))
-        check_continuation(out, replace(run, balance=None))
+        check_continuation(out, replace(job.identity(), balance=None))
     yield Notice("a first pass measures the columns, which --balance scales")
-    return (yield from measure_balance(files, checkpoint, workers))
+    return (yield from measure_balance(files, job.checkpoint, workers))
+
+
+def _plan(files: Source, checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+    """The plan before any value is known. Raises BadInput where there is nothing to compress."""
+    plan = plan_compression(checkpoint, recipe)
+    refuse_nothing(plan, recipe, files.label)
+    return plan
 
 
 class _Compression(Job):
@@ -103,18 +109,25 @@ class _Compression(Job):
     renamed = MappingProxyType({CARD: SOURCE_CARD})
 
     def __init__(
-        self, files: Source, recipe: Recipe, verbatim_config: bool, balance: Balance
+        self,
+        files: Source,
+        recipe: Recipe,
+        verbatim_config: bool,
+        selection: Selection,
+        balance: Balance = UNBALANCED,
     ) -> None:
-        super().__init__(files, read_checkpoint(files))
-        self.plan = plan_compression(self.checkpoint, recipe)
+        super().__init__(files, read_checkpoint(files), selection)
+        self.plan = _plan(files, self.checkpoint, recipe)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
         self._balance = balance
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
         spare = spare_target(self.plan, recipe)
-        self._notices = [Notice(f"the target is {spare}")] if spare else []
+        self._notices += [Notice(f"the target is {spare}")] if spare else []
         self._notices += map(Notice, joined.in_words(self.plan))
+        little = little_compressed(self.plan, recipe)
+        self._notices += [Notice(little)] if little else []
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
@@ -158,17 +171,12 @@ class _Compression(Job):
         self.adopt(self._learned | Learned(exact, float32_norms))
         return self._learned
 
-    def notices(self) -> list[Notice]:
-        """What was found since this was asked last."""
-        new, self._notices = self._notices, []
-        return new
-
     def texts(self) -> dict[str, str]:
         """config.json with the key by which hosts recognise the folder, where there is one."""
         if self._verbatim_config or not self.files.has(CONFIG):
             return {}
         text = read_text(self.files, CONFIG)
-        # "quantization_config": null says that there is none; ours takes its place.
+        # One of null or {} says that there is none; ours takes its place.
         plain = remove_key(text, "quantization_config")
         key = quantization_config(self._described(None))
         return {CONFIG: insert_key(plain, "quantization_config", key)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from tq3.format import config as tq_config
+from tq3.format import manifest
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
@@ -15,12 +17,15 @@ from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
+from tq3.plan.coverage import little_compressed, refuse_nothing
 from tq3.plan.joined import decide_together
 from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan
 from tq3.plan.policy import Decision, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
-from tq3.plan.sources import Checkpoint, Files, read_checkpoint
+from tq3.plan.sources import CONFIG, Checkpoint, Files, Source, read_checkpoint
+from tq3.plan.weight_files import INDEX
+from tq3.storage.sidecars import BY_POLICY, Selection, choose_sidecars
 
 # Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
 _BASE_MEMORY_BYTES = 64 * 2**20
@@ -28,29 +33,42 @@ _BASE_MEMORY_BYTES = 64 * 2**20
 _TENSOR_MEMORY_BYTES = 3000
 
 
-def describe(files: Files, recipe: Recipe, workers: int) -> Description:
+def describe(files: Source, recipe: Recipe, workers: int) -> Description:
     """A TQ3 checkpoint as it is; any other one as `recipe` would compress it. Raises BadInput."""
     checkpoint = read_checkpoint(files)
     config = find_tq_config(files, checkpoint.config)
     if config:
         return _describe_tq3(files, checkpoint, config)
-    return _describe_plan(files, checkpoint, recipe, workers)
+    plan = plan_compression(checkpoint, recipe)
+    return _describe_plan(files, checkpoint, plan, recipe, workers, BY_POLICY)
 
 
-def describe_plan(files: Files, recipe: Recipe, workers: int) -> Description:
-    """What compress would write. Raises BadInput, also for a source that is quantised already."""
-    return _describe_plan(files, read_checkpoint(files), recipe, workers)
+def describe_plan(
+    files: Source, recipe: Recipe, workers: int, selection: Selection = BY_POLICY
+) -> Description:
+    """What compress would write. Raises BadInput, as compress does."""
+    checkpoint = read_checkpoint(files)
+    plan = plan_compression(checkpoint, recipe)
+    refuse_nothing(plan, recipe, files.label)
+    return _describe_plan(files, checkpoint, plan, recipe, workers, selection)
 
 
 def _describe_plan(
-    files: Files, checkpoint: Checkpoint, recipe: Recipe, workers: int
+    files: Source,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    recipe: Recipe,
+    workers: int,
+    selection: Selection,
 ) -> Description:
-    plan = plan_compression(checkpoint, recipe)
+    written = (INDEX, CONFIG, tq_config.FILE_NAME, manifest.FILE_NAME)
+    sidecars = choose_sidecars(files.tree(), (*checkpoint.files, *written), selection=selection)
     if recipe.balance:
         plan_balance(checkpoint)  # which refuses what it does not know
     config = describe_compression(
         plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
     )
+    little = little_compressed(plan, recipe)
     lines = tuple(
         _line(
             task.name,
@@ -83,6 +101,9 @@ def _describe_plan(
         choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
         spare_target=spare_target(plan, recipe),
+        side_files={name: files.size(name) for name in sidecars.copied},
+        left_out=sidecars.left_out,
+        notices=(*checkpoint.notices, *([little] if little else [])),
     )
 
 
@@ -106,6 +127,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         shards={file: files.size(file) for file in checkpoint.weight_files},
         tensors=lines,
         choice=describe_choice(lines, recipe, config),
+        notices=checkpoint.notices,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tq3.format import config as tq_config
@@ -55,7 +55,9 @@ class Description:
     balanced_columns: whether columns were scaled, and what feeds them the other way
     choice: widths by role, and what they are expected to cost
     peak_memory_bytes: what compress would need, for a plan
+    notices: what the user should know beside the figures
     spare_target: that nothing as wide as the target is possible, for a plan
+    side_files: what compress would copy, with its bytes; left_out: what not, and why; for a plan
     """
 
     path: str
@@ -74,7 +76,10 @@ class Description:
     choice: Choice
     peak_memory_bytes: int | None = None
     spare_target: str | None = None
+    notices: tuple[str, ...] = ()
     balanced_columns: bool = False
+    side_files: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:

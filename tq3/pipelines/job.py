@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tq3.errors import StorageError
+from tq3.errors import StorageError, UsageError
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.config import MeasuredError
@@ -15,8 +15,10 @@ from tq3.pipelines.findings import Finding
 from tq3.plan.identity import Identity, identify
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
-from tq3.plan.sources import INDEX, Checkpoint, Source
-from tq3.storage.sidecars import Sidecars, choose_sidecars
+from tq3.plan.sources import Checkpoint, Source
+from tq3.plan.weight_files import INDEX, SINGLE
+from tq3.storage.sidecars import Selection, Sidecars, choose_sidecars
+from tq3.units import size
 
 
 class Job(ABC):
@@ -26,6 +28,7 @@ class Job(ABC):
     marker_name: of the file that makes the output a checkpoint
     writer: named in the manifest of the output; None for an output without one
     renamed: side files that get another name in the output
+    selection: what the user wants to travel or to stay in spite of the policy
     """
 
     command: str
@@ -34,9 +37,11 @@ class Job(ABC):
     writer: str | None = None
     plan: Plan
 
-    def __init__(self, files: Source, checkpoint: Checkpoint) -> None:
+    def __init__(self, files: Source, checkpoint: Checkpoint, selection: Selection) -> None:
         self.files = files
         self.checkpoint = checkpoint
+        self.selection = selection
+        self._notices = [Notice(text) for text in checkpoint.notices]
 
     @abstractmethod
     def options(self) -> Mapping[str, Any]:
@@ -64,8 +69,9 @@ class Job(ABC):
         raise AssertionError("only a job whose `heed` returns plans again")
 
     def notices(self) -> list[Notice]:
-        """What was learned since this was asked last."""
-        return []
+        """What was found since this was asked last."""
+        new, self._notices = self._notices, []
+        return new
 
     def identity(self) -> Identity:
         """By which a later run knows that it may continue this one."""
@@ -76,11 +82,41 @@ class Job(ABC):
         own = (manifest.FILE_NAME,) if self.writer else ()
         return (*self.texts(), *own, self.marker_name)
 
+    def listed(self) -> Collection[str]:
+        """Files that are part of the source whatever they are."""
+        return ()
+
     def sidecars(self) -> Sidecars:
-        """What is copied along: everything but weights, and files that are written anew."""
+        """What is copied along, beside the weights and files that are written anew."""
         ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *self.written_names())
-        accounted = (*self.checkpoint.weight_files, *ours)
-        return choose_sidecars(self.files.tree(), accounted, self.renamed)
+        found = choose_sidecars(
+            self.files.tree(),
+            (*self.checkpoint.files, *ours),
+            self.renamed,
+            self.selection,
+            self.listed(),
+        )
+        weights = {SINGLE, *self.plan.weight_files}
+        if taken := next((name for name, copy in found.copied.items() if copy in weights), None):
+            raise UsageError(
+                "hosts would load it in place of the weights that are written",
+                file=self.files.place(taken),
+                fix=f"leave it out: --without {taken}",
+            )
+        return found
+
+    def side_notices(self, sidecars: Sidecars) -> Iterator[Notice]:
+        """Weights that travel as they are, and what stays although this model may need it."""
+        if sidecars.weights:
+            n_bytes = size(sum(map(self.files.size, sidecars.weights)))
+            tops = (name.partition("/") for name in sidecars.weights)
+            shown = ", ".join(dict.fromkeys(top + slash for top, slash, _ in tops))
+            yield Notice(f"copied as they are, {n_bytes} of weights: {shown}")
+        if missing := [name for name in self.listed() if not self.files.has(name)]:
+            yield Notice(f"not copied: {', '.join(missing)} (in the manifest, and not there)")
+        if sidecars.doubtful:
+            shown = ", ".join(f"{name} ({why})" for name, why in sidecars.doubtful.items())
+            yield Notice(f"not copied: {shown}; what a host needs of it, --also takes along")
 
     def check_sources(self) -> None:
         """Raise StorageError when a weight file is not the one whose header was read."""

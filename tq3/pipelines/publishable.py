@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tq3.format import manifest
 from tq3.pipelines import quality
-from tq3.plan.sources import INDEX, read_checkpoint, read_text
+from tq3.plan.sources import read_checkpoint, read_text
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import CARD, choose_sidecars
 
@@ -16,15 +18,15 @@ def choose_files(files: LocalFiles) -> tuple[list[str], dict[str, str]]:
 
     Of a folder without a manifest, as other writers leave it, what compress would take along.
     """
-    weights = read_checkpoint(files).weight_files
-    sidecars = choose_sidecars(files.tree(), (*weights, INDEX))
-    names = {*weights, *sidecars.copied, *([INDEX] if files.has(INDEX) else [])} - {CARD}
-    unknown = names - _verified(files, names)
+    weights = read_checkpoint(files).files
+    listed = _listed(files)
+    sidecars = choose_sidecars(files.tree(), weights, listed=listed)
+    names = {*weights, *sidecars.copied} - {CARD}
+    unknown = names - {*listed, manifest.FILE_NAME, quality.FILE_NAME} if listed else set()
     return sorted(names - unknown), sidecars.left_out | dict.fromkeys(sorted(unknown), _UNKNOWN)
 
 
-def _verified(files: LocalFiles, names: set[str]) -> set[str]:
+def _listed(files: LocalFiles) -> Collection[str]:
     if not files.has(manifest.FILE_NAME):
-        return names
-    listed = manifest.parse_manifest(read_text(files, manifest.FILE_NAME)).files
-    return {*listed, manifest.FILE_NAME, quality.FILE_NAME}
+        return ()
+    return manifest.parse_manifest(read_text(files, manifest.FILE_NAME)).files

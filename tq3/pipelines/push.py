@@ -28,7 +28,7 @@ from tq3.pipelines.publication import Publication
 from tq3.pipelines.publishable import choose_files
 from tq3.pipelines.verify import verify_checkpoint
 from tq3.storage.local import LocalFiles
-from tq3.storage.sidecars import CARD, is_weight_file
+from tq3.storage.sidecars import CARD, is_loaded_by_hosts
 
 MayShare = Callable[[Sequence[str]], bool]
 
@@ -240,7 +240,7 @@ class _Push:
         ours = set(self._local)
         if tq_config.FILE_NAME not in there:
             ours -= {file.name for file in self._missing()}
-        top = sorted(n for n in there if is_weight_file(n) and "/" not in n and n not in ours)
+        top = sorted(name for name in there if is_loaded_by_hosts(name) and name not in ours)
         if top:
             more = f" and {len(top) - _TOLD} more" if len(top) > _TOLD else ""
             raise UsageError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MappingProxyType
 
 from tq3.errors import BadInput, UsageError
+from tq3.format import manifest
 from tq3.format.config import MeasuredError
 from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
@@ -16,7 +18,7 @@ from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
 from tq3.plan.restoring import DTYPES, plan_restoration, read_tq_config
 from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
-from tq3.storage.sidecars import CARD, SOURCE_CARD
+from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
 
 
 def restore_checkpoint(
@@ -29,6 +31,7 @@ def restore_checkpoint(
     backend: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
+    selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
 ) -> Run:
     """Decode the TQ3 checkpoint `path` into the new folder `out`, telling what happens.
@@ -42,7 +45,7 @@ def restore_checkpoint(
         raise UsageError(f"--dtype is {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
     check_shard_bytes(max_shard_bytes)
     with open_source(path, hub) as files:
-        job = _Restoration(files, dtype, max_shard_bytes)
+        job = _Restoration(files, dtype, max_shard_bytes, selection)
         if job.is_balanced:
             yield Notice(
                 "columns are balanced: the model computes what its source does, with other weights"
@@ -59,8 +62,10 @@ class _Restoration(Job):
     marker_name = CONFIG
     renamed = MappingProxyType({SOURCE_CARD: CARD})
 
-    def __init__(self, files: Source, dtype: str, max_shard_bytes: int) -> None:
-        super().__init__(files, read_checkpoint(files))
+    def __init__(
+        self, files: Source, dtype: str, max_shard_bytes: int, selection: Selection
+    ) -> None:
+        super().__init__(files, read_checkpoint(files), selection)
         config = read_tq_config(files, self.checkpoint.config)
         self.is_balanced = bool(config.balance)
         self.plan = plan_restoration(self.checkpoint, config, DTYPES[dtype], max_shard_bytes)
@@ -69,6 +74,20 @@ class _Restoration(Job):
     def options(self) -> dict[str, object]:
         """Dtype and size of the shards."""
         return self._options
+
+    def listed(self) -> Collection[str]:
+        """What the manifest names: compress took it along, whether by itself or asked to."""
+        if not self.files.has(manifest.FILE_NAME):
+            return ()
+        try:
+            return manifest.parse_manifest(read_text(self.files, manifest.FILE_NAME)).files
+        except BadInput as error:
+            raise BadInput.retold(
+                error,
+                "can't say what travels along",
+                file=manifest.FILE_NAME,
+                fix="fetch it again, or remove it: then names decide, as for compress",
+            ) from None
 
     def texts(self) -> dict[str, str]:
         """Nothing beside the marker."""

@@ -41,6 +41,7 @@ def run_job(
         if tally.bytes_before:
             yield Notice(f"continuing an unfinished run, {tally.share_before:.0%} of it done")
         yield from job.notices()
+        yield from job.side_notices(sidecars)
         target.check_room(job.plan.file_bytes + sum(map(job.files.size, sidecars.copied)))
         for name, stored in sidecars.copied.items():
             target.copy(stored, job.files.parts(name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,11 +20,10 @@ from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
 from tq3.pipelines.checks import Fault, Faults
+from tq3.plan.quantised import says_nothing
 from tq3.plan.restoring import find_tq_config, packed_layouts
 from tq3.plan.sources import (
     CONFIG,
-    INDEX,
-    SINGLE,
     Checkpoint,
     Located,
     Source,
@@ -31,8 +31,9 @@ from tq3.plan.sources import (
     read_tensors,
     read_text,
 )
+from tq3.plan.weight_files import INDEX, SINGLE, choose_index
 from tq3.storage.drafts import WORK_FOLDER
-from tq3.storage.sidecars import is_weight_file
+from tq3.storage.sidecars import is_loaded_by_hosts
 
 _SAFETENSORS = ".safetensors"
 
@@ -41,7 +42,8 @@ _SAFETENSORS = ".safetensors"
 class Structure:
     """A checkpoint as far as it can be read.
 
-    weight_map: the index's tensor -> file, None where there is no index
+    index: the file that names the weight files, None where none does
+    weight_map: its tensor -> file, None where it is missing or damaged
     unread: weight files without a sound header
     needs_manifest: whether its writer writes one, or there is one, sound or not
     config: None where tq_config.json is missing or damaged; then there are no layouts
@@ -49,6 +51,7 @@ class Structure:
     """
 
     faults: Faults
+    index: str | None = None
     weight_map: dict[str, str] | None = None
     weight_files: tuple[str, ...] = ()
     unread: set[str] = field(default_factory=set)
@@ -121,6 +124,8 @@ def _read_json_files(files: Source, found: Structure) -> None:
 def _check_recognition(model_config: Mapping[str, Any], config: TqConfig, faults: Faults) -> None:
     """Existing writers leave the key out, or some of its members; what is there must be true."""
     told = model_config.get("quantization_config")
+    if says_nothing(told):
+        return
     true = quantization_config(Recipe(bits=config.bits, group_size=config.group_size))
     if isinstance(told, dict):
         differing = [key for key in true if key in told and told[key] != true[key]]
@@ -132,16 +137,19 @@ def _check_recognition(model_config: Mapping[str, Any], config: TqConfig, faults
 
 def _find_weight_files(files: Source, names: list[str], found: Structure) -> None:
     """The files whose tensors make the checkpoint: a single one comes first, as for hosts."""
-    if INDEX in names:
-        with found.faults.catching("TQ106", INDEX):
-            found.weight_map = _weight_map(read_object(files, INDEX), found.faults)
-    if SINGLE in names:
+    with found.faults.catching("TQ106", INDEX):
+        found.index = choose_index(names, partial(read_object, files))
+    if found.index:
+        with found.faults.catching("TQ106", found.index):
+            found.weight_map = _weight_map(read_object(files, found.index), found)
+    indexed = tuple(sorted(set((found.weight_map or {}).values())))
+    if SINGLE in names and SINGLE not in indexed:
         found.weight_files = (SINGLE,)
     elif found.weight_map is not None:
-        found.weight_files = tuple(sorted(set(found.weight_map.values())))
+        found.weight_files = indexed
     else:
         found.weight_files = tuple(name for name in names if name.endswith(_SAFETENSORS))
-        if len(found.weight_files) > 1 and INDEX not in names:
+        if len(found.weight_files) > 1 and not found.index:
             missing = "several .safetensors files and no index says which belong together"
             found.faults.add(Fault("TQ106", missing, INDEX))
     for file in found.weight_files:
@@ -151,25 +159,30 @@ def _find_weight_files(files: Source, names: list[str], found: Structure) -> Non
         found.faults.add(Fault("TQ107", "no safetensors weights in this folder", files.label))
 
 
-def _weight_map(index: Mapping[str, Any], faults: Faults) -> dict[str, str] | None:
-    entries = index.get("weight_map")
+def _weight_map(content: Mapping[str, Any], found: Structure) -> dict[str, str] | None:
+    entries, index = content.get("weight_map"), found.index
     if not isinstance(entries, dict) or not entries:
-        faults.add(Fault("TQ106", "weight_map is not an object with entries", INDEX))
+        found.faults.add(Fault("TQ106", "weight_map is not an object with entries", index))
         return None
     for tensor, file in entries.items():
         if not isinstance(file, str):
-            faults.add(Fault("TQ106", "not the name of a file", INDEX, tensor, found=str(file)))
+            what = Fault("TQ106", "not the name of a file", index, tensor, found=str(file))
+            found.faults.add(what)
     named = ((tensor, file) for tensor, file in entries.items() if isinstance(file, str))
     return {tensor: str(PurePosixPath(file)) for tensor, file in named}  # "./a" is "a"
 
 
 def _check_strays(names: list[str], found: Structure) -> None:
-    """Hosts load by pattern: what lies at the top beside the shards may be taken for weights."""
-    known = {*found.weight_files, INDEX}
-    if INDEX in names and found.weight_map is None:
+    """Hosts load by pattern: what lies at the top beside the shards may be taken for weights.
+
+    What the manifest names is part of the checkpoint, whatever it is.
+    """
+    listed = found.manifest.files if found.manifest else ()
+    known = {*found.weight_files, found.index, *listed}
+    if found.index and found.weight_map is None:
         return  # the index is damaged: every shard would be a stray
     for name in names:
-        if is_weight_file(name) and name not in known:
+        if is_loaded_by_hosts(name) and name not in known:
             found.faults.add(Fault("TQ108", "weights that are not part of this checkpoint", name))
 
 

@@ -21,8 +21,9 @@ from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.pairing import pair_up
 from tq3.pipelines.shards import in_parallel
 from tq3.pipelines.structure import Structure, examine
+from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Block, Task
-from tq3.plan.sources import Source, read_checkpoint, refuse_quantised
+from tq3.plan.sources import Source, read_checkpoint
 
 
 def verify_checkpoint(
@@ -157,7 +158,7 @@ class _Job:
         if self._originals is None:
             return []
         original = read_checkpoint(self._originals)
-        refuse_quantised(original)
+        check_ordinary(original)
         if not self._structure.weight_files:
             return []  # said already, and once is enough
         tasks, faults = pair_up(self._structure, original)

@@ -136,7 +136,7 @@ def _make_set(
     alpha: Mapping[str, float],
     stored_bytes: StoredBytes,
 ) -> _Set:
-    choices = widths.choices(role_of(members[0].name), only=bool(recipe.only))
+    choices = _choices_that_save(members, widths, recipe, stored_bytes)
     together = sum(alpha[info.name] for info in members)
     narrower, wider = (
         sum(stored_bytes(info.dtype, info.shape, bits) for info in members) for bits in WIDTHS[:2]
@@ -152,6 +152,18 @@ def _make_set(
         bit_bytes=wider - narrower,
         no_bits_bytes=narrower - WIDTHS[0] * (wider - narrower),
     )
+
+
+def _choices_that_save(
+    members: list[TensorInfo], widths: Widths, recipe: Recipe, stored_bytes: StoredBytes
+) -> tuple[Width, ...]:
+    """Without those that take more bytes than what is stored uncompressed: rows may be short."""
+    choices = widths.choices(role_of(members[0].name), only=bool(recipe.only))
+    n_bytes = {
+        bits: sum(stored_bytes(info.dtype, info.shape, bits) for info in members)
+        for bits in (None, *choices)
+    }
+    return tuple(b for b in choices if b is None or n_bytes[b] < n_bytes[None]) or choices
 
 
 def way_out(infos: Iterable[TensorInfo], recipe: Recipe) -> str:

@@ -19,11 +19,12 @@ from tq3.format.widths import Width
 from tq3.plan.allocation import Allocation, Chosen, fit, way_out
 from tq3.plan.joined import decide_together, widen
 from tq3.plan.learned import NOTHING_LEARNED, Learned
+from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, why_exact
 from tq3.plan.readers import substrings
 from tq3.plan.roles import role_of
-from tq3.plan.sources import Checkpoint, Located, refuse_quantised
+from tq3.plan.sources import Checkpoint, Located
 
 # tq_config.json names source dtypes as config.json does.
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -34,7 +35,7 @@ def plan_compression(
     checkpoint: Checkpoint, recipe: Recipe, learned: Learned = NOTHING_LEARNED
 ) -> Plan:
     """Decide every tensor's fate. Raises BadInput or UsageError."""
-    refuse_quantised(checkpoint)
+    check_ordinary(checkpoint)
     _check_globs(checkpoint, recipe)
     recipe = _with_tied_head(recipe, checkpoint)
     # Values never change a width: that would change the width of every other tensor.

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from tq3.format.header import FLOATS, TensorInfo, build_header
 from tq3.format.layout import GroupLayout
-from tq3.plan.sources import INDEX, SINGLE, Located
+from tq3.plan.sources import Located
+from tq3.plan.weight_files import INDEX, SINGLE
 
 # Large enough that Python's share of the time vanishes; with 16 workers still only 128 MiB.
 BLOCK_BYTES = 8 * 2**20

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from tq3.format.header import FLOATS, TensorInfo
+from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.format.widths import BY_NAME
 from tq3.plan.classes import LM_HEAD, POSITION_EMBEDDING, TOKEN_EMBEDDING
 from tq3.plan.roles import role_of
 
 MIN_DIMENSION = 128
+NO_GAIN = "would not become smaller: its rows are too short for groups"
 
 # Each pattern is matched against the end of a name, from the start of a component on. Repeats
 # behind a word are bounded: looking for the end again from each start would take hours.
@@ -71,10 +73,11 @@ def decide(tensor: TensorInfo, recipe: Recipe) -> Decision:
         chosen_by = _first_match(tensor.name, recipe.only)
         if not chosen_by:
             return Decision(False, "not chosen by --only")
-        return Decision(impossible is None, impossible or f"asked for: --only {chosen_by!r}")
+        why = impossible or _why_no_gain(tensor, recipe)
+        return Decision(why is None, why or f"asked for: --only {chosen_by!r}")
     asked_for = _asked_for(tensor.name, recipe)
-    kept = None if asked_for else _why_kept(tensor.name)
-    why = kept or impossible or _why_unsuitable(tensor)
+    kept = None if asked_for else why_kept(tensor.name)
+    why = kept or impossible or _why_unsuitable(tensor) or _why_no_gain(tensor, recipe)
     return Decision(why is None, why or asked_for or "a matrix of weights")
 
 
@@ -103,7 +106,8 @@ def _asked_for(name: str, recipe: Recipe) -> str | None:
     return f"asked for: a width for {role}" if asked else None
 
 
-def _why_kept(name: str) -> str | None:
+def why_kept(name: str) -> str | None:
+    """Why a tensor of this name stays uncompressed unless it is asked for; None where it may."""
     return next((why for pattern, why in KEEP if pattern.search(name)), None)
 
 
@@ -127,3 +131,15 @@ def _why_unsuitable(tensor: TensorInfo) -> str | None:
     if max(tensor.shape[-2:]) < MIN_DIMENSION:
         return f"both dimensions are below {MIN_DIMENSION}"
     return None
+
+
+def _why_no_gain(tensor: TensorInfo, recipe: Recipe) -> str | None:
+    """Rows far shorter than a group are padded: they may take more bytes than before."""
+    bits = recipe.bits_for(tensor.name)
+    if recipe.widths:
+        choices = recipe.widths.choices(role_of(tensor.name), only=bool(recipe.only))
+        bits = min((some for some in choices if some), default=bits)
+    norm_dtype = "F16" if recipe.norms == "float16" else "F32"
+    packed = GroupLayout(tensor.shape, bits, recipe.group_size, norm_dtype).tensors("")
+    kept = tensor.n_bytes if recipe.keep_dtype == "source" else 2 * tensor.n_elements
+    return NO_GAIN if sum(part.n_bytes for part in packed) >= kept else None

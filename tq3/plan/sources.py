@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format.header import TensorInfo, read_header
 from tq3.format.json_reading import parse_object
-from tq3.format.layout import NORMS, PACKED
+from tq3.plan.weight_files import SINGLE, choose_index, read_weight_map, single_file
+from tq3.units import counted
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 CONTINUE = "the tq3 command that began it goes on from there; or delete the folder"
 _MAX_JSON_FILE = 128 * 2**20
@@ -27,6 +27,9 @@ class Files(Protocol):
 
     def names(self) -> list[str]:
         """The files at the top of the folder, sorted."""
+
+    def tree(self) -> list[str]:
+        """Every file, as sorted relative paths with forward slashes."""
 
     def has(self, name: str) -> bool:
         """Whether `name` is a file in the folder or below it: never one outside."""
@@ -73,9 +76,6 @@ class Source(Files, Protocol):
     @property
     def n_received(self) -> int | None: ...
 
-    def tree(self) -> list[str]:
-        """Every file, as sorted relative paths with forward slashes."""
-
     def place(self, name: str) -> str:
         """The file as messages name it."""
 
@@ -103,15 +103,24 @@ class Checkpoint:
     """All tensors in the order of the disk, and config.json (empty where there is none).
 
     stamps: of each weight file, before its header was read
+    index: the file that names them, where one does
+    notices: what the user should know of the choice of these files
     """
 
     tensors: tuple[Located, ...]
     stamps: Mapping[str, str]
     config: Mapping[str, Any]
+    index: str | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def weight_files(self) -> tuple[str, ...]:
         return tuple(self.stamps)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The weight files and their index."""
+        return (*self.stamps, *([self.index] if self.index else []))
 
 
 def read_checkpoint(files: Files) -> Checkpoint:
@@ -119,15 +128,52 @@ def read_checkpoint(files: Files) -> Checkpoint:
     names = files.names()
     if not _could_be_whole(names):
         refuse_unfinished(files)
-    weight_map = _weight_map(files, names)
-    weight_files = tuple(sorted(set(weight_map.values()))) or (_single_file(files, names),)
-    stamps = {file: files.stamp(file) for file in weight_files}
-    files.expect(weight_files)
-    tensors = tuple(tensor for file in weight_files for tensor in read_tensors(files, file))
-    _check_unique(tensors)
+    read = partial(read_object, files)
+    index = choose_index(names, read)
+    weight_map = read_weight_map(files, index, read) if index else {}
+    weight_files = tuple(sorted(set(weight_map.values()))) or (single_file(files, names),)
+    tensors, stamps = _read_files(files, weight_files)
     _check_index(weight_map, tensors)
+    notices: tuple[str, ...] = ()
+    if SINGLE in names and SINGLE not in weight_files:
+        alone, stamps_alone = _read_files(files, (SINGLE,))
+        notices = (_choose_single(files, alone, tensors),)
+        tensors, stamps = alone, stamps_alone
     config = read_object(files, CONFIG) if files.has(CONFIG) else {}
-    return Checkpoint(tensors, stamps, config)
+    return Checkpoint(tensors, stamps, config, index, notices)
+
+
+def _read_files(files: Files, names: tuple[str, ...]) -> tuple[tuple[Located, ...], dict[str, str]]:
+    """The tensors of these files, each in one of them, and the files' stamps."""
+    stamps = {name: files.stamp(name) for name in names}
+    files.expect(names)
+    tensors = tuple(tensor for name in names for tensor in read_tensors(files, name))
+    _check_unique(tensors)
+    return tensors, stamps
+
+
+def _choose_single(files: Files, alone: tuple[Located, ...], sharded: tuple[Located, ...]) -> str:
+    """That the single file was taken, and not shards that are there, too.
+
+    Raises BadInput where they differ: one host would serve another model than the other.
+    """
+    one, other = ({each.info.name: each.info for each in some} for some in (alone, sharded))
+    differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    shards = f"the shards {sharded[0].file} to {sharded[-1].file}"
+    if differing:
+        raise BadInput(
+            f"{SINGLE} lies beside shards with other tensors",
+            file=files.label,
+            tensor=differing[0],
+            found=f"{counted(len(one), 'tensor')} in {SINGLE}, {len(other)} in {shards}",
+            expected="one model",
+            fix="move what is not meant out of the folder: "
+            f"Transformers would take {SINGLE}, vLLM the shards",
+        )
+    return (
+        f"{SINGLE} is taken, as in Transformers, and not {shards}, which vLLM would take: "
+        "names and shapes are the same, values were not compared"
+    )
 
 
 def refuse_unfinished(files: Files) -> None:
@@ -164,66 +210,6 @@ def read_text(files: Files, name: str) -> str:
         raise BadInput(f"not UTF-8: {error}", file=name) from None
 
 
-def refuse_quantised(
-    checkpoint: Checkpoint, fix: str = "compress the original, unquantised checkpoint"
-) -> None:
-    """Raise BadInput when the weights are quantised already: coding them again would lose twice."""
-    found = _quantised_as(checkpoint)
-    if found:
-        raise BadInput(
-            "the source is already quantised",
-            file=found.file,
-            found=found.text,
-            expected="BF16, F16 or F32 weights",
-            fix=fix,
-        )
-
-
-def _weight_map(files: Files, names: list[str]) -> dict[str, str]:
-    """The index's tensor -> file, or nothing: a single file comes first, as in Transformers."""
-    if SINGLE in names or INDEX not in names:
-        return {}
-    weight_map = read_object(files, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BadInput("weight_map is not an object with entries", file=INDEX)
-    plain: dict[str, str] = {}  # "./a" and "a" are one file; each spelling is looked for once
-    for tensor, file in weight_map.items():
-        if isinstance(file, str) and file in plain:
-            continue
-        if not isinstance(file, str) or not files.has(file):
-            raise BadInput(
-                "the index names a file that is not in the folder",
-                file=INDEX,
-                tensor=tensor,
-                found="an empty name" if file == "" else file,
-                fix="fetch the missing file",
-            )
-        plain[file] = str(PurePosixPath(file))
-    return {tensor: plain[file] for tensor, file in weight_map.items()}
-
-
-def _single_file(files: Files, names: list[str]) -> str:
-    candidates = [name for name in names if name.endswith(".safetensors")]
-    if SINGLE in candidates:
-        return SINGLE
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        raise BadInput(
-            "several .safetensors files and no index says which belong together",
-            file=files.label,
-            found=", ".join(candidates[:3]),
-            expected=INDEX,
-        )
-    raise BadInput(
-        "no safetensors weights in this folder",
-        file=files.label,
-        found=", ".join(names[:5]) or "no files",
-        expected=f"{SINGLE} or {INDEX}",
-        fix="convert other formats with Transformers' save_pretrained first",
-    )
-
-
 def read_tensors(files: Files, file: str) -> list[Located]:
     """The tensors of one weight file, in the order of the disk. Raises BadInput."""
     header = read_header(
@@ -253,33 +239,3 @@ def _check_index(weight_map: Mapping[str, str], tensors: tuple[Located, ...]) ->
                 found=present.get(name, "no such tensor"),
                 fix="fetch index and shards again, from one revision",
             )
-
-
-class _Quantised(NamedTuple):
-    file: str
-    text: str
-
-
-def _quantised_as(checkpoint: Checkpoint) -> _Quantised | None:
-    names = {tensor.info.name: tensor for tensor in checkpoint.tensors}  # in order, for the message
-    partners = (
-        ((PACKED,), "a TQ3 checkpoint (.tq_packed)"),
-        ((NORMS,), "a TQ3 checkpoint (.tq_norms)"),
-        (("_blocks", "_scales"), "MXFP4 (_blocks and _scales)"),
-        ((".weight_scale_inv",), "block-wise FP8 (weight_scale_inv)"),
-        ((".weight_scale",), "FP8 or compressed-tensors (weight_scale)"),
-        ((".qweight",), "GPTQ or AWQ (qweight)"),
-        ((".weight.absmax",), "bitsandbytes (weight.absmax)"),
-    )
-    for suffixes, label in partners:
-        first, *others = suffixes
-        for name, tensor in names.items():
-            stem = name.removesuffix(first)
-            if stem != name and all(stem + other in names for other in others):
-                return _Quantised(tensor.file, f"{label}, for example {name!r}")
-    for config in (checkpoint.config, checkpoint.config.get("text_config")):
-        declared = config.get("quantization_config") if isinstance(config, dict) else None
-        if declared is not None:
-            method = declared.get("quant_method") if isinstance(declared, dict) else declared
-            return _Quantised(CONFIG, f"quantization_config with quant_method {method!r}")
-    return None

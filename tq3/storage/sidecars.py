@@ -1,22 +1,98 @@
-"""Which files travel along with the weights, and which are left behind and why."""
+"""Which files travel along with the weights, and which stay behind and why.
+
+Weights stay behind where they are this model once more, or where a host would load them with it.
+Any other ones are a part that a host asks for, such as a module of sentence-transformers, a speech
+tokenizer or voices: they travel, as all does that is no weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from typing import TypeAlias
 
+from tq3.errors import UsageError
+from tq3.plan.sources import CONFIG
+from tq3.plan.weight_files import indexed
 from tq3.storage.drafts import WORK_FOLDER
 
-_WEIGHT_SUFFIXES = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx"),
-    *(".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".ot", ".npz", ".nemo", ".pkl", ".pickle"),
-)
+Globs: TypeAlias = str | Sequence[str] | None
+
 # A checkpoint's card on the Hub, and in a TQ3 checkpoint the card of the model it was made from:
 # there README.md is the compressed model's own, which people write and edit.
 CARD = "README.md"
 SOURCE_CARD = "README.source.md"
 _CACHES = ("__pycache__", "node_modules")
+
+_ADAPTER = "an adapter's: hosts would attach it to the model"
+_TRAINING = "the state of a training"
+_COPY = "other weights of this model"
+_UNKNOWN = "weights that are not part of this checkpoint, and hosts would load them"
+_WITHOUT = "asked for by --without"
+
+# What holds a whole model, whatever its name, and what may hold anything: then the name tells.
+_WHOLE = r"gguf|ggml|h5|msgpack|ot|tflite|mlmodel|nemo|ckpt"
+_ANY = r"safetensors|bin|pt|pth|onnx|onnx_data(_\d+)?|npz|pkl|pickle"
+_WEIGHTS = re.compile(rf".*\.({_WHOLE}|{_ANY})")
+_MODEL = (
+    r"((pytorch|tf|flax|rust|openvino|diffusion_pytorch|encoder|decoder|decoder_with_past)_)?"
+    r"(model|weights|consolidated)([-_.].+)?"
+)
+# Files at the top: pattern of the whole name -> why it stays behind. The first that fits counts.
+_AT_THE_TOP = (
+    (re.compile(r"adapter_(config\.json|model[-.].+)"), _ADAPTER),
+    (
+        re.compile(
+            r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)(_\d+)?"
+            r"\.(bin|pt|pth|pkl)|((bf16_)?zero_pp|mp)_rank_.+\.pt"
+        ),
+        _TRAINING,
+    ),
+    (re.compile(rf".+\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
+    # vLLM and SGLang take the files of a folder by these suffixes.
+    (re.compile(r".+\.(safetensors|bin)"), _UNKNOWN),
+)
+# Folders at the top that stay behind whole if there are weights in them: what lies beside belongs
+# to those.
+_FOLDERS = (
+    (
+        re.compile(
+            r"(onnx|openvino|coreml|tflite|litert|gguf|ggml|mlx)([-_.].+)?"
+            r"|original|metal|flax|tf|torchscript|tensorrt|trt|neuron|executorch"
+            r"|awq|gptq|exl2|exl3|fp8|fp16|bf16|fp32|int4|int8|4bit|8bit"
+            r"|.+\.(mlpackage|mlmodelc)"
+        ),
+        f"in a folder of {_COPY}",
+    ),
+    (
+        re.compile(
+            r"checkpoint-\d+|last-checkpoint|global_step\d+|(pytorch_model_fsdp|optimizer)_\d+"
+        ),
+        f"in a folder of {_TRAINING}",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a user wants otherwise: globs on whole paths, or on those of folders.
+
+    also: travels although it would stay behind; without: stays behind, even what `also` takes
+    """
+
+    also: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, also: Globs, without: Globs) -> Selection:
+        """From one glob, several or none."""
+        return cls(_several(also), _several(without))
+
+
+BY_POLICY = Selection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,42 +102,125 @@ class Sidecars:
     copied: dict[str, str]
     left_out: dict[str, str]
 
+    @property
+    def weights(self) -> list[str]:
+        """The weights among what is copied."""
+        return [name for name in self.copied if is_weight_file(name)]
+
+    @property
+    def doubtful(self) -> dict[str, str]:
+        """What is left out although this model may need it."""
+        return {name: why for name, why in self.left_out.items() if why in (_ADAPTER, _UNKNOWN)}
+
 
 def choose_sidecars(
-    names: Iterable[str], accounted: Iterable[str], renamed: Mapping[str, str] | None = None
+    names: Iterable[str],
+    accounted: Iterable[str],
+    renamed: Mapping[str, str] | None = None,
+    selection: Selection = BY_POLICY,
+    listed: Collection[str] = (),
 ) -> Sidecars:
-    """Split the names of `LocalFiles.tree`.
+    """Split the names of `LocalFiles.tree`. Raises UsageError for a glob that matches nothing.
 
     accounted: what the caller writes or replaces itself
     renamed: file -> name of its copy; what has that name already stays behind
-    A nested folder that holds weights of any format is left out whole: what lies beside them
-    belongs to them.
+    listed: files of a checkpoint's manifest, which are part of it whatever they are
     """
     known = set(accounted)
     rest = [name for name in names if name not in known]
-    weight_folders = {
-        PurePosixPath(name).parts[0] for name in rest if "/" in name and is_weight_file(name)
-    }
-    left_out = {name: why for name in rest if (why := _why_left_out(name, weight_folders))}
+    left_out = {name: why for name in rest if (why := _why_never(name))}
+    choice = [name for name in rest if name not in left_out]
+    _check_globs("--also", selection.also, choice)
+    _check_globs("--without", selection.without, [name for name in choice if name != CONFIG])
+    holding = {PurePosixPath(name).parts[0] for name in choice if _is_nested_weights(name)}
+    for name in choice:
+        if why := _why_left_out(name, holding, selection, listed):
+            left_out[name] = why
+    left_out |= _adapter_without_weights(choice, left_out)
     copies = {name: copy for name, copy in (renamed or {}).items() if name in rest}
     left_out |= {copy: f"{name} takes its name" for name, copy in copies.items() if copy in rest}
-    return Sidecars({n: copies.get(n, n) for n in rest if n not in left_out}, left_out)
-
-
-def _why_left_out(name: str, weight_folders: set[str]) -> str | None:
-    parts = PurePosixPath(name).parts
-    reasons = {
-        "belongs to git": any(part.startswith(".git") for part in parts),
-        "a cache": any(part in _CACHES or part.startswith(".cache") for part in parts),
-        "a draft of another run": WORK_FOLDER in parts,
-        "a link to a folder": name.endswith("/"),
-        "weights that are not part of this checkpoint": is_weight_file(name),
-        "in a folder of other weights": len(parts) > 1 and parts[0] in weight_folders,
-    }
-    return next((why for why, applies in reasons.items() if applies), None)
+    return Sidecars(
+        {name: copies.get(name, name) for name in rest if name not in left_out},
+        {name: left_out[name] for name in rest if name in left_out},
+    )
 
 
 def is_weight_file(name: str) -> bool:
     """Whether a file holds weights, or is the index of some, in any format."""
-    stem = name.removesuffix(".index.json")
-    return any(stem.endswith(suffix) for suffix in _WEIGHT_SUFFIXES)
+    last = PurePosixPath(name).name
+    return _WEIGHTS.fullmatch(indexed(last) or last) is not None
+
+
+def is_loaded_by_hosts(name: str) -> bool:
+    """Whether a host may load a file at the top of a folder with the checkpoint that lies there.
+
+    That is weights, an index or an adapter's config; not those that only the model's code asks for.
+    """
+    return "/" not in name and _at_the_top(name) not in (None, _TRAINING)
+
+
+def _why_never(name: str) -> str | None:
+    """Why it can't travel, whoever asks for it."""
+    if name.endswith("/"):
+        return "a link to a folder"
+    return "a draft of another run" if WORK_FOLDER in PurePosixPath(name).parts else None
+
+
+def _why_left_out(
+    name: str, holding: set[str], asked: Selection, listed: Collection[str]
+) -> str | None:
+    if name != CONFIG and any(_fits(name, glob) for glob in asked.without):
+        return _WITHOUT
+    if name in listed or any(_fits(name, glob) for glob in asked.also):
+        return None
+    first, *deeper = parts = PurePosixPath(name).parts
+    if any(part.startswith(".git") for part in parts):
+        return "belongs to git"
+    if any(part in _CACHES or part.startswith(".cache") for part in parts):
+        return "a cache"
+    if not deeper:
+        return _at_the_top(name)
+    return _first(_FOLDERS, first) if first in holding else None
+
+
+def _adapter_without_weights(choice: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
+    """Hosts would look for the weights, here or at the adapter's base model."""
+    adapter = [name for name in choice if _at_the_top(name) == _ADAPTER]
+    has_weights = any(is_weight_file(name) and name not in left_out for name in adapter)
+    return {} if has_weights else dict.fromkeys(adapter, _ADAPTER)
+
+
+def _at_the_top(name: str) -> str | None:
+    return _first(_AT_THE_TOP, indexed(name) or name)
+
+
+def _first(patterns: Iterable[tuple[re.Pattern[str], str]], name: str) -> str | None:
+    return next((why for pattern, why in patterns if pattern.fullmatch(name)), None)
+
+
+def _is_nested_weights(name: str) -> bool:
+    return "/" in name and is_weight_file(name)
+
+
+def _check_globs(option: str, globs: Iterable[str], names: list[str]) -> None:
+    """A glob that matches nothing is a slip of the pen: something would be missing, or too much."""
+    for glob in globs:
+        if not any(_fits(name, glob) for name in names):
+            raise UsageError(
+                f"{option} {glob!r} matches no file beside the weights",
+                found=f"files such as {names[0]!r}" if names else "no such files",
+                fix="give a path below the folder, or a glob of some; config.json always travels",
+            )
+
+
+def _several(globs: Globs) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs or ())
+
+
+def _fits(name: str, glob: str) -> bool:
+    return any(fnmatchcase(path, glob.rstrip("/")) for path in _with_folders(name))
+
+
+def _with_folders(name: str) -> Iterator[str]:
+    yield name
+    yield from map(str, PurePosixPath(name).parents[:-1])

@@ -17,12 +17,12 @@ from tq3.format import manifest
 from tq3.format.manifest import Digest, Manifest, Piece, digest
 from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan
-from tq3.plan.sources import INDEX
+from tq3.plan.weight_files import INDEX
 from tq3.storage.drafts import DraftFolder
 from tq3.storage.failures import reading, writing
 from tq3.storage.journal import DoneBlock, Journal, Key
 from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
-from tq3.storage.sidecars import is_weight_file
+from tq3.storage.sidecars import is_loaded_by_hosts
 from tq3.storage.target_checks import check_free, check_places, check_target
 from tq3.storage.unfinished import can_go_on, other_run
 
@@ -33,8 +33,9 @@ class TargetFolder:
     identity: a run that left the same one in its journal is continued
     overwrite: a folder that is not empty may be the target, and an unfinished run of another
     identity is given up. Until `publish` nothing in the folder changes; then the older checkpoint
-    loses its marker, tq_config.json, and all weights at the top of the folder in any format. Files
-    of the same names are replaced, any other file stays.
+    loses its marker, tq_config.json, and all that hosts may load with ours: weights at the top of
+    the folder in any format, and an adapter. Files of the same names are replaced, any other file
+    stays.
     resume: False gives up an unfinished run of any identity
     """
 
@@ -249,7 +250,8 @@ class TargetFolder:
                 (self.folder / name).unlink(missing_ok=True)
             flush_folder(self.folder)
             for path in list(self.folder.iterdir()) if self._may_overwrite else []:
-                stale = is_weight_file(path.name) and path.name not in plan.weight_files
+                ours = path.name in plan.weight_files or path.name in self._written
+                stale = is_loaded_by_hosts(path.name) and not ours
                 if stale and (path.is_symlink() or not path.is_dir()):
                     path.unlink()
 
