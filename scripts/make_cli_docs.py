@@ -9,7 +9,15 @@ from pathlib import Path
 
 from tq3 import errors
 from tq3.cli.stops import INTERRUPTED
+from tq3.cli.streams import NOBODY_READS
 
+_NOTE = r"""Data goes to stdout, words and progress to stderr. Codes and option names are stable.
+
+Stdout that can't be written, on a full disk say, ends a command with 4; stderr that can't be,
+or a stream that is closed, changes nothing. A character that the terminal's encoding lacks is
+shown as `\xf6` or `\u91cd`; JSON is ASCII, and a card that goes into a file or a pipe is UTF-8
+in every locale.
+"""
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 
 
@@ -34,9 +42,9 @@ def exit_codes() -> str:
     rows = [(0, "Done.")]
     rows += [(kind.exit_code, kind.__doc__) for kind in errors.Tq3Error.__subclasses__()]
     rows += [(INTERRUPTED, "Ctrl-C, SIGTERM or a closed terminal; the same command then goes on.")]
+    rows += [(NOBODY_READS, "The reader of stdout went away, as `head` does.")]
     lines = "\n".join(f"| {code} | {meaning} |" for code, meaning in rows)
-    note = "Data goes to stdout, words and progress to stderr. Codes and option names are stable."
-    return f"## Exit codes\n\n| code | meaning |\n| --- | --- |\n{lines}\n\n{note}\n"
+    return f"## Exit codes\n\n| code | meaning |\n| --- | --- |\n{lines}\n\n{_NOTE}"
 
 
 if __name__ == "__main__":

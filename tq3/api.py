@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+from tq3.format.arguments import of_its_types
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, Recipe, parse_size
 from tq3.format.request import make_recipe
 from tq3.hub.options import HubOptions
@@ -23,13 +24,14 @@ from tq3.storage.sidecars import BY_POLICY, Selection
 OnEvent = Callable[[Event], None]
 
 
+@of_its_types
 def compress(
     source: StrPath,
     out: StrPath,
     *,
     bits: int | None = None,
     recipe: StrPath | None = None,
-    target_size: int | str | None = None,
+    target_size: float | str | None = None,
     target_bpw: float | None = None,
     lm_head: int | None = None,
     embeddings: int | None = None,
@@ -39,7 +41,7 @@ def compress(
     keep_dtype: str = "float16",
     sensitive_bits: int | None = None,
     sensitive_patterns: str | Sequence[str] | None = None,
-    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    max_shard_size: float | str = DEFAULT_SHARD_SIZE,
     nonfinite: str = "error",
     scale: str = "search",
     norms: str | None = None,
@@ -68,7 +70,7 @@ def compress(
     """
     asked = make_recipe(
         bits=bits,
-        recipe=None if recipe is None else str(recipe),
+        recipe=recipe,
         target_size=target_size,
         target_bpw=target_bpw,
         lm_head=lm_head,
@@ -100,12 +102,13 @@ def compress(
     return _run(events, on_event)
 
 
+@of_its_types
 def restore(
     path: StrPath,
     out: StrPath,
     *,
     dtype: str = "bfloat16",
-    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    max_shard_size: float | str = DEFAULT_SHARD_SIZE,
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
@@ -118,8 +121,8 @@ def restore(
 ) -> Report:
     """Decode the TQ3 checkpoint `path` into an ordinary checkpoint in the new folder `out`.
 
-    dtype: of every floating-point tensor, "bfloat16", "float16" or "float32". Repositories,
-    errors, `also` and `without` as in `compress`.
+    dtype: of floating-point tensors, "bfloat16", "float16" or "float32"; what is kept in F32 and
+    small stays so. Repositories, errors, `also` and `without` as in `compress`.
     """
     events = restore_checkpoint(
         path,
@@ -136,6 +139,7 @@ def restore(
     return _run(events, on_event)
 
 
+@of_its_types
 def verify(
     path: StrPath,
     *,
@@ -170,6 +174,7 @@ def verify(
     return last.verification
 
 
+@of_its_types
 def push(
     path: StrPath,
     repo_id: str,
@@ -209,6 +214,7 @@ def push(
     return last.publication
 
 
+@of_its_types
 def inspect(
     path: StrPath, recipe: Recipe | None = None, revision: str | None = None
 ) -> Description:
@@ -222,6 +228,7 @@ def inspect(
         return describe(files, recipe or Recipe(), check_workers(None, files.connections))
 
 
+@of_its_types
 def preview(
     source: StrPath,
     recipe: Recipe | None = None,
@@ -239,13 +246,14 @@ def preview(
         return describe_plan(files, recipe or Recipe(), workers, selection)
 
 
+@of_its_types
 def save_tq3_checkpoint(
     model_id: StrPath,
     output_dir: StrPath,
     bits: int = 3,
     group_size: int = 128,
     sensitive_bits: int | None = None,
-    max_shard_bytes: int = parse_size(DEFAULT_SHARD_SIZE),
+    max_shard_bytes: float = parse_size(DEFAULT_SHARD_SIZE),
 ) -> Report:
     """`compress` under the name and with the options that users of the existing writer know.
 

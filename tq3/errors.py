@@ -97,3 +97,11 @@ class NetworkError(Tq3Error):
     """The Hub: not reached, no permission, no such repository, or it answered something wrong."""
 
     exit_code = 6
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether Python had no room for an object, a thread or a library."""
+    words = ("can't start new thread", "failed to map segment", "annot allocate memory")
+    kinds = (RuntimeError, ImportError)
+    refused = isinstance(error, kinds) and any(word in str(error) for word in words)
+    return refused or isinstance(error, MemoryError)

@@ -61,6 +61,8 @@ CONFIG = {
     "tq-config/newer-format": folder(TQ_CONFIG, "newer tq3", ours={"format_version": 2}),
     "tq-config/odd-bits": folder(TQ_CONFIG, "bad bits", tq={"bits": 5}),
     "tq-config/bits-nan": folder(TQ_CONFIG, "bad bits", tq={"bits": float("nan")}),
+    "tq-config/another-seed": folder(TQ_CONFIG, "quantizer_seed", tq={"quantizer_seed": 43}),
+    "tq-config/odd-sensitive-bits": folder(TQ_CONFIG, "sensitive_bits", tq={"sensitive_bits": 8}),
     "tq-config/huge-count": folder(
         TQ_CONFIG, "compressed_layers", tq={"compressed_layers": 10**400}
     ),
@@ -86,6 +88,15 @@ CONTRADICTIONS = {
     "tq3/other-shape": folder(_WEIGHTS, _CONTRADICT, ours={"shapes": {"a.weight": [5, 128]}}),
     "tq3/huge-shape": folder(_WEIGHTS, _CONTRADICT, ours={"shapes": {"a.weight": [2**62, 2**62]}}),
     "tq3/other-columns": folder(_WEIGHTS, _CONTRADICT, tq={"orig_in_dims": {"a.weight": 129}}),
+    "tq3/columns-beside-a-shape": folder(
+        _WEIGHTS,
+        "columns 99999 and 100",
+        tq={"orig_in_dims": {"a.weight": 99_999}},
+        ours={"shapes": {"a.weight": [4, 100]}},
+    ),
+    "tq3/a-padded-shape-without-columns": folder(
+        _WEIGHTS, "columns 128 and 100", ours={"shapes": {"a.weight": [4, 100]}}
+    ),
     "tq3/codes-without-norms": folder(_WEIGHTS, "its .tq_norms is missing", norms=None),
     "tq3/norms-without-codes": folder(_WEIGHTS, "its .tq_packed is missing", packed=None),
     "tq3/stored-twice": folder(

@@ -189,3 +189,14 @@ def test_names_with_markup_and_emoji_codes_are_shown_as_they_are(tq3, tmp_path):
     result = tq3("compress", source, tmp_path / "out", "--dry-run", "--tensors")
     assert name in result.stdout
     assert name in tq3("compress", source, tmp_path / "out").output
+
+
+def test_a_source_without_a_config_is_compressed_with_a_notice(tq3, tmp_path):
+    source, told = tiny_checkpoint(tmp_path / "in", config=None), "no host will load what is made"
+    for command in (("inspect", source), ("compress", source, "--dry-run")):
+        assert f"notice: no config.json in {source}: {told}" in tq3(*command).stderr
+    shown = json.loads(tq3("inspect", source, "--json").stdout)
+    assert told in shown["notices"][0]
+    assert told in tq3("compress", source, tmp_path / "out").stderr
+    assert told not in tq3("inspect", tiny_checkpoint(tmp_path / "whole")).stderr
+    assert tq3("restore", tmp_path / "out", tmp_path / "back").exit_code == 0

@@ -75,10 +75,10 @@ def test_a_run_that_is_stopped_twice_ends_like_one_that_is_stopped_once(source, 
 SIGNALLED_AT = """
 import builtins, signal, sys
 name, number, plain = sys.argv.pop(1), int(sys.argv.pop(1)), builtins.__import__
-def signalled(module, *arguments):
+def signalled(module, *arguments, **named):
     if module == name:
         signal.raise_signal(number)
-    return plain(module, *arguments)
+    return plain(module, *arguments, **named)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from tq3.__main__ import main
 builtins.__import__ = signalled

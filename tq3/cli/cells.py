@@ -12,6 +12,7 @@ _NUMERIC = (
     *("compressed", "kept", "weights", "size", "bits a weight", "tensors", "bits", "error"),
     *("width", "share of loss", "next bit saves", "expected", "limit", "cosine", "worst group"),
     *("KL", "99.9 %", "same first choice", "weights lost", "states lost", "added here"),
+    *("values", "of", "by at most", "of the value"),
 )
 
 

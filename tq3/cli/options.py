@@ -90,7 +90,11 @@ OnlyOpt = Annotated[
     ),
 ]
 KeepDtypeOpt = Annotated[
-    str, typer.Option(help="How kept floating-point tensors are stored: float16 or source.")
+    str,
+    typer.Option(
+        help="How kept floating-point tensors are stored: float16, but what is small and in F32 "
+        "stays so; or source, all as they are."
+    ),
 ]
 SensitiveBitsOpt = Annotated[
     int | None, typer.Option(help="Another width for the sensitive tensors: 2, 3 or 4.")
@@ -181,7 +185,11 @@ DryRunOpt = Annotated[
 ]
 TensorsOpt = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
 DtypeOpt = Annotated[
-    str, typer.Option(help="Type of the restored tensors: bfloat16, float16 or float32.")
+    str,
+    typer.Option(
+        help="Type of the restored tensors: bfloat16, float16 or float32. What is kept in F32 and "
+        "small stays so."
+    ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

@@ -98,4 +98,4 @@ def card(
 ) -> None:
     """Print the model card that push would write for OUT."""
     with Screen() as screen:
-        screen.text(tq3.make_card(path, repo_id, base_model=base_model, template=template))
+        screen.document(tq3.make_card(path, repo_id, base_model=base_model, template=template))

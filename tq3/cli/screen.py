@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tq3.cli import stops, tables
 from tq3.cli.progress import ProgressLine
-from tq3.errors import StorageError, Tq3Error
+from tq3.errors import StorageError, Tq3Error, is_lack_of_memory
 from tq3.hub.options import HubOptions
 from tq3.pipelines import events
 from tq3.pipelines.checks import Verification
@@ -55,7 +55,7 @@ class Screen:
             error = StorageError(
                 f"can't be read or written: {error.strerror or error}", file=error.filename
             )
-        if error is not None and _is_lack_of_memory(error):
+        if error is not None and is_lack_of_memory(error):
             error = StorageError("not enough memory", fix="fewer --workers need less")
         if isinstance(error, Tq3Error):
             self._end(f"tq3: error: {error}", error.exit_code, error.repeatable)
@@ -97,9 +97,15 @@ class Screen:
         self._say("Make a copy public all the same? Type yes:")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
-    def text(self, text: str) -> None:
-        """A document, as it is."""
-        sys.stdout.write(text)
+    def document(self, text: str) -> None:
+        """A file's content: in UTF-8, whatever the locale, where it may become a file."""
+        if sys.stdout.isatty():
+            print(text, end="", flush=True)
+        else:
+            sys.stdout.flush()
+            # A folder after which the model is named need not be called in UTF-8.
+            sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+            sys.stdout.buffer.flush()
 
     def description(self, description: Any, *, tensors: bool) -> None:
         """Show a plan or a checkpoint; with `tensors` a line for each one."""
@@ -212,23 +218,16 @@ class Screen:
             return
         with self._out.capture() as captured:
             self._out.print(table)
-        print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        # Now, not when the process ends: it may fail.
+        print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
 
     def _object(self, value: dict[str, Any]) -> None:
-        print(json.dumps(value, indent=2))
+        print(json.dumps(value, indent=2), flush=True)
 
 
 def _is_hangup(error: OSError) -> bool:
     """A write to a terminal that was closed: it may fail before the signal of it arrives."""
     return error.errno == errno.EIO and error.filename is None
-
-
-def _is_lack_of_memory(error: BaseException) -> bool:
-    """Python has no room for an object, a thread or a library."""
-    words = ("can't start new thread", "failed to map segment", "annot allocate memory")
-    kinds = (RuntimeError, ImportError)
-    refused = isinstance(error, kinds) and any(word in str(error) for word in words)
-    return refused or isinstance(error, MemoryError)
 
 
 def _nothing_compiled() -> bool:

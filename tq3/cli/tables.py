@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
+from math import prod
 from pathlib import Path
 
 from rich.table import Table
@@ -78,6 +79,8 @@ def of_verification(v: Verification) -> Iterator[Table]:
     yield _verdict(v)
     if v.comparisons:
         yield _largest_errors(v.worst(_WORST))
+    if rounded := v.rounded():
+        yield _rounded(rounded[:_ALIKE])
     if v.faults:
         yield _faults(v)
 
@@ -113,8 +116,9 @@ def _verdict(v: Verification) -> Table:
     _add(table, "checksums", "of every file" if v.checksums else why_none)
     if v.source is not None:
         n_exact = sum(bool(line.exact) for line in v.comparisons)
-        compared = counted(len(v.comparisons), "tensor")
-        _add(table, "source", f"{v.source}: {compared} compared, {n_exact} exact")
+        compared = f"{counted(len(v.comparisons), 'tensor')} compared, {n_exact} exact"
+        rounded = f", {len(v.rounded())} rounded" if v.rounded() else ""
+        _add(table, "source", f"{v.source}: {compared}{rounded}")
     _add(table, "peak memory", size(v.peak_memory_bytes))
     _add(table, "verdict", "sound" if v.ok else f"not sound: {counted(len(v.faults), 'fault')}")
     return table
@@ -128,6 +132,15 @@ def _largest_errors(lines: list[Comparison]) -> Table:
         where = f"row {line.worst_row}, group {line.worst_group}"
         figures = (line.error, line.expected, line.limit, line.cosine, line.worst_group_error)
         _add(table, line.tensor, str(line.bits), *map(_figure, figures), where)
+    return table
+
+
+def _rounded(lines: list[Comparison]) -> Table:
+    table = _columns("rounded", "stored", "values", "of", "by at most", "of the value")
+    for line in lines:
+        figures = (f"{value:.2g}" for value in (line.largest_change, line.largest_relative_change))
+        numbers = (f"{line.n_rounded:,}", f"{prod(line.shape):,}")
+        _add(table, line.tensor, line.stored or "-", *numbers, *figures)
     return table
 
 
@@ -242,7 +255,7 @@ def _kept(d: Description) -> Table:
 
 
 def _tensors(d: Description) -> Table:
-    table = _columns("tensor", "shape", "stored", "size", "why")
+    table = _columns("tensor", "shape", "stored", "size", "loses", "why")
     for line in d.tensors:
         _add(
             table,
@@ -250,6 +263,7 @@ def _tensors(d: Description) -> Table:
             "x".join(map(str, line.shape)),
             f"{line.bits} bits" if line.bits else line.dtype,
             size(line.n_bytes),
+            line.loses or "-",
             line.reason,
         )
     return table

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tq3.codec import reference, tables
+from tq3.codec.compiled import unbroken
 from tq3.codec.reference import Floats, Words
 from tq3.errors import UsageError
 from tq3.format.recipe import GROUP_SIZES, SCALES
 
 try:
-    import tq3.codec._native as _native  # noqa: PLR0402  a missing module must be told from a broken one
+    with unbroken("tq3.codec._native"):
+        import tq3.codec._native as _native  # noqa: PLR0402  so that a missing one is told as such
 except ModuleNotFoundError:  # installed without a C++ compiler
     _native = None  # type: ignore[assignment]
 

@@ -28,6 +28,7 @@ from tq3.evaluation.tensors import (
     check_belong_together,
     open_both,
 )
+from tq3.format.arguments import of_its_types
 from tq3.hub.options import HubOptions
 from tq3.pipelines.balanced import SCALED
 from tq3.pipelines.events import Notice, Progress
@@ -43,6 +44,7 @@ _WHOLE = "compressed"
 Run = Generator[Notice | Progress, None, Evaluation]
 
 
+@of_its_types
 def evaluate(
     path: str,
     source: str,

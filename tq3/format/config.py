@@ -49,7 +49,7 @@ class TqConfig:
 
     original_in_dims: name -> columns, for tensors whose columns are no multiple of the group
     shapes: name -> source shape, where it can't be derived from the stored tensors (3-D, padded)
-    kept_source_dtype: name -> reason, for floats that are not FP16 because of their values
+    kept_source_dtype: name -> reason, for floats that are not F16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     widths: of tensors whose width is not `bits`, where `sensitive_bits` can't say it
     balance: factors of channels, where columns were balanced
@@ -151,6 +151,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
             expected=f"at most {FORMAT_VERSION}",
             fix="pip install -U tq3",
         )
+    _check_seed(raw)
     shapes = _typed(ours, "shapes", dict, {})
     return TqConfig(
         bits=_choice(raw, "bits", WIDTHS),
@@ -158,7 +159,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         compressed_layers=_typed(raw, "compressed_layers", int, None),
         original_model=_typed(raw, "original_model", str, None),
         original_in_dims=_items(raw, "orig_in_dims", dict, int),
-        sensitive_bits=_typed(raw, "sensitive_bits", int, None),
+        sensitive_bits=_choice(raw, "sensitive_bits", (None, *WIDTHS)),
         sensitive_patterns=tuple(_items(raw, "sensitive_patterns", list, str)),
         writer=_typed(ours, "writer", str, None),
         source_revision=_typed(ours, "source_revision", str, None),
@@ -257,12 +258,18 @@ def _is_a(value: Any, kind: type) -> bool:
     return not isinstance(value, int) or 0 <= value < 2**63
 
 
-def _choice(raw: Mapping[str, Any], key: str, choices: tuple[int, ...]) -> int:
+def _choice(raw: Mapping[str, Any], key: str, choices: tuple[int | None, ...]) -> Any:
+    """One of `choices`; None among them where the key may be missing."""
     value = raw.get(key)
     if value not in choices or isinstance(value, bool):
-        allowed = " or ".join(map(str, choices))
+        allowed = " or ".join(str(choice) for choice in choices if choice is not None)
         raise BadInput(f"bad {key}", file=FILE_NAME, found=value, expected=allowed)
-    return int(value)
+    return None if value is None else int(value)
+
+
+def _check_seed(raw: Mapping[str, Any]) -> None:
+    """Signs are constants: other ones would decode to other weights, of the right size."""
+    _choice(raw, "quantizer_seed", (None, QUANTIZER_SEED))
 
 
 def _measured_error(record: Mapping[str, Any] | None) -> MeasuredError | None:

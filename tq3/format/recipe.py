@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tq3.errors import UsageError
+from tq3.format.arguments import check_fields
 
 if TYPE_CHECKING:
     from tq3.format.widths import Widths
@@ -26,7 +27,7 @@ _UNITS |= {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-def parse_size(size: str | int) -> int:
+def parse_size(size: float | str) -> int:
     """Bytes of "5GiB", "500 MB" or 1000000: powers of 1024 with an i, of 1000 without."""
     text = str(size)
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
@@ -42,7 +43,8 @@ class Recipe:
 
     bits, group_size: width of a code and weights a group
     keep, only: globs on whole tensor names, for what stays uncompressed, for all that is compressed
-    keep_dtype: how floating-point tensors that stay are stored, "float16" or "source"
+    keep_dtype: how floating-point tensors that stay are stored: "float16", where nothing is lost
+    that matters (`tq3.format.precision`), or "source", as they are
     max_shard_bytes: tensor bytes of one output file
     sensitive_bits, sensitive_patterns: another width for names that contain one of the patterns
     nonfinite: "error" ends the run at a NaN or infinity, "keep" stores that tensor uncompressed
@@ -67,6 +69,7 @@ class Recipe:
     balance: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, Widths=Any)  # Widths checks itself
         _check_choice("bits", self.bits, WIDTHS)
         _check_choice("group-size", self.group_size, GROUP_SIZES)
         _check_choice("keep-dtype", self.keep_dtype, KEEP_DTYPES)
@@ -75,10 +78,6 @@ class Recipe:
         _check_choice("norms", self.norms, NORMS)
         if self.sensitive_bits is not None:
             _check_choice("sensitive-bits", self.sensitive_bits, WIDTHS)
-        _check_choice("balance", self.balance, (False, True))
-        _check_texts("keep", self.keep)
-        _check_texts("only", self.only)
-        _check_texts("sensitive-pattern", self.sensitive_patterns)
         check_shard_bytes(self.max_shard_bytes)
         if self.widths:
             self.widths.check()
@@ -103,8 +102,3 @@ def _check_choice(option: str, found: object, choices: tuple[object, ...]) -> No
     if found not in choices:
         allowed = ", ".join(map(str, choices))
         raise UsageError(f"--{option} is {found!r}", expected=f"one of {allowed}")
-
-
-def _check_texts(option: str, found: object) -> None:
-    if not isinstance(found, tuple) or not all(isinstance(text, str) for text in found):
-        raise UsageError(f"--{option} is {found!r}", expected="a tuple of texts")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tq3.errors import UsageError
+from tq3.format.arguments import of_its_types
 from tq3.format.recipe import (
     DEFAULT_SENSITIVE_PATTERNS,
     DEFAULT_SHARD_SIZE,
@@ -22,11 +24,12 @@ DEFAULT_BITS = 3
 DEFAULT_RECIPE = "best"
 
 
+@of_its_types
 def make_recipe(
     *,
     bits: int | None = None,
-    recipe: str | None = None,
-    target_size: int | str | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+    target_size: float | str | None = None,
     target_bpw: float | None = None,
     lm_head: int | None = None,
     embeddings: int | None = None,
@@ -34,7 +37,7 @@ def make_recipe(
     sensitive_patterns: str | Sequence[str] | None = None,
     keep: str | Sequence[str] | None = (),
     only: str | Sequence[str] | None = (),
-    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    max_shard_size: float | str = DEFAULT_SHARD_SIZE,
     norms: str | None = None,
     **others: Any,
 ) -> Recipe:
@@ -68,7 +71,9 @@ def make_recipe(
     widths = None
     if chooses:
         widths = _with_target(
-            load_widths(DEFAULT_RECIPE if recipe is None else recipe), target_size, target_bpw
+            load_widths(DEFAULT_RECIPE if recipe is None else os.fspath(recipe)),
+            target_size,
+            target_bpw,
         )
     elif named:
         widths = Widths(f"{bits} bits", others=(bits,))
@@ -115,7 +120,9 @@ def _named(**roles: int | None) -> dict[str, tuple[int]]:
     return {role: (bits,) for role, bits in roles.items() if bits is not None}
 
 
-def _with_target(widths: Widths, target_size: int | str | None, target_bpw: float | None) -> Widths:
+def _with_target(
+    widths: Widths, target_size: float | str | None, target_bpw: float | None
+) -> Widths:
     """A target that is asked for takes the place of the recipe's own."""
     if target_size is not None and target_bpw is not None:
         raise UsageError("--target-size and --target-bpw", fix="give one of them")

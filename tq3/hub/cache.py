@@ -12,6 +12,7 @@ import huggingface_hub
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from tq3.errors import StorageError
 from tq3.hub.attempts import ask
 from tq3.hub.bars import bars
 from tq3.hub.failures import asking
@@ -40,7 +41,7 @@ def cached_snapshot(name: str, revision: str | None) -> Path:
     with asking(name):
         try:
             found = snapshot_download(
-                name, revision=revision, cache_dir=constants.HF_HUB_CACHE, local_files_only=True
+                name, revision=revision, cache_dir=_cache_folder(), local_files_only=True
             )
         except LocalEntryNotFoundError as error:
             # huggingface_hub 2 knows what the repository has, and misses all of it.
@@ -72,13 +73,14 @@ def folder_of(path: Path, name: str) -> Path:
 def download(repository: Repository, options: HubOptions, stop: Event) -> None:
     """Fetch what is needed into the cache with huggingface_hub's client. Raises NetworkError."""
     wanted = [glob.escape(name) for name in needed(repository.files)]
+    cache_folder = _cache_folder()
 
     def fetch(revision: str | None) -> str:
         return snapshot_download(
             repository.name,
             revision=revision,
             allow_patterns=wanted,
-            cache_dir=constants.HF_HUB_CACHE,
+            cache_dir=cache_folder,
             endpoint=constants.ENDPOINT,
         )
 
@@ -87,6 +89,21 @@ def download(repository: Repository, options: HubOptions, stop: Event) -> None:
         folder = ask(repository.label, lambda: fetch(options.revision), options, stop)
         if Path(folder).name != repository.commit:  # the branch moved
             ask(repository.label, lambda: fetch(repository.commit), options, stop)
+
+
+def _cache_folder() -> Path:
+    """Where huggingface_hub keeps what it fetches. Raises StorageError for a user without a home.
+
+    What is read by ranges needs none.
+    """
+    try:
+        return Path(constants.HF_HUB_CACHE).expanduser()
+    except RuntimeError:
+        raise StorageError(
+            "this user has no home folder, and so no Hub cache",
+            fix="set HF_HOME to a folder that may be written",
+            repeatable=False,
+        ) from None
 
 
 def _cached(repository: Repository, file: RemoteFile) -> Path | None:

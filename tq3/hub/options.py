@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tq3.errors import UsageError
+from tq3.format.arguments import check_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class HubOptions:
     longest_wait_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.revision == "":
             raise UsageError("--revision is empty", fix="name a branch, a tag or a commit")
         if self.connections < 1:

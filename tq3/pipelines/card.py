@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tq3.errors import UsageError
+from tq3.format.arguments import of_its_types
 from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
 from tq3.format.recipe import Recipe
 from tq3.format.request import width_options
@@ -59,6 +60,7 @@ class CardFacts:
     recognised: bool
 
 
+@of_its_types
 def make_card(
     path: StrPath,
     repo_id: str | None = None,

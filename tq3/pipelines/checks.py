@@ -76,7 +76,10 @@ _KNOWN = {
         "a tensor's shape or type does not follow from the source's",
         "name the right source",
     ),
-    "TQ504": ("a kept tensor is not exact", "name the right source, or compress again"),
+    "TQ504": (
+        "a kept tensor is neither exact nor rightly rounded",
+        "name the right source, or compress again",
+    ),
     "TQ505": (
         "a tensor's error is larger than the format's",
         "name the right source, or compress again",
@@ -84,6 +87,10 @@ _KNOWN = {
     "TQ506": (
         "a group's error is larger than the format's",
         "name the right source, or compress again",
+    ),
+    "TQ507": (
+        "a kept tensor lost what the format keeps",
+        "compress again with this version of tq3",
     ),
 }
 CHECKS = {check: what for check, (what, _) in _KNOWN.items()}
@@ -176,7 +183,11 @@ def _order(fault: Fault) -> tuple[str, str, int, str]:
 class Comparison:
     """One tensor beside the source's.
 
-    bits: None for a kept tensor, which has no error but is exact or not
+    bits: None for a kept tensor, of which this is told:
+    exact: whether every value is the source's; stored: its type
+    n_rounded: values that its type rounds, by `largest_change` at most; `largest_relative_change`:
+    in parts of the value
+    Of a compressed one:
     error: relative squared error ||w - d||^2 / ||w||^2
     expected: of Gaussian weights; limit: the largest error that needs no second look
     worst_group_error: of one group, which is `worst_group` of row `worst_row`, counted from 0
@@ -187,6 +198,10 @@ class Comparison:
     bits: int | None
     shape: tuple[int, ...]
     exact: bool | None = None
+    stored: str | None = None
+    n_rounded: int | None = None
+    largest_change: float | None = None
+    largest_relative_change: float | None = None
     error: float | None = None
     cosine: float | None = None
     expected: float | None = None
@@ -232,6 +247,11 @@ class Verification:
         """The compressed tensors with the largest errors, the worst first."""
         coded = (each for each in self.comparisons if each.bits)
         return sorted(coded, key=_badness, reverse=True)[:number]
+
+    def rounded(self) -> list[Comparison]:
+        """The kept tensors of which some values are rounded, those with most of them first."""
+        rounded = (each for each in self.comparisons if each.n_rounded)
+        return sorted(rounded, key=lambda each: -(each.n_rounded or 0))
 
     def refusal(self) -> VerificationFailed:
         """One sentence for a checkpoint that is not sound: its first fault."""

@@ -15,12 +15,12 @@ from tq3.codec.reference import Floats, Words
 from tq3.errors import BadInput, StorageError
 from tq3.format.layout import GroupLayout
 from tq3.pipelines.checks import Fault, unreadable
-from tq3.plan.plan import Action, Block
+from tq3.pipelines.kept import NOWHERE, Kept, compare_kept
+from tq3.plan.plan import Block
 from tq3.plan.sources import Source
 
 # A threshold met exactly may go either way in other arithmetic, and a norm may round differently.
 HAIR = 0.01
-NOWHERE = 2**63
 # Two arrays of float32 of this size stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 17
 # Sums of float32 squares are good between these.
@@ -67,22 +67,6 @@ class Coded:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Elements of a kept tensor beside the source's; n_infinite: values that were finite there."""
-
-    n_different: int = 0
-    first_different: int = NOWHERE
-    n_infinite: int = 0
-
-    def __add__(self, other: Kept) -> Kept:
-        return Kept(
-            self.n_different + other.n_different,
-            min(self.first_different, other.first_different),
-            self.n_infinite + other.n_infinite,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Compared:
     """One block, and what it shows: nothing where the checkpoint's bytes can't be read."""
 
@@ -124,7 +108,7 @@ class Comparer:
                 return Compared(
                     block, self._coded(block, block.task.layout, parts[0], norms, words)
                 )
-            return Compared(block, kept=self._kept(block, parts[0], words))
+            return Compared(block, kept=compare_kept(block, parts[0], words, self._backend))
 
     def _coded(
         self, block: Block, layout: GroupLayout, packed: Bytes, norms: Floats, raw: Bytes
@@ -219,21 +203,6 @@ class Comparer:
         self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms, self._scale)
         decoded = self._decode(packed, norms, layout, numbers)
         return self._energies(weights, decoded)[1]
-
-    def _kept(self, block: Block, stored: Bytes, original: Bytes) -> Kept:
-        tensor, source = (each.info for each in block.task.sources)
-        element = len(stored) // block.count
-        n_infinite = 0
-        if block.task.action is Action.CAST:
-            words = as_words(original, source.dtype).reshape(1, -1)
-            original = self._bytes("cast", len(stored))
-            out = as_words(original, tensor.dtype).reshape(1, -1)
-            n_infinite = self._backend.cast(words, source.dtype, out, tensor.dtype)
-        if np.array_equal(stored, original):
-            return Kept(n_infinite=n_infinite)
-        differing = (stored != original).reshape(-1, element).any(1)
-        places = np.flatnonzero(differing)
-        return Kept(len(places), block.first + int(places[0]), n_infinite)
 
     def _read(self, files: Source, block: Block, index: int) -> Bytes:
         source = block.task.sources[index]

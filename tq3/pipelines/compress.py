@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
+from tq3.format.arguments import of_its_types
 from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, quantization_config, recipe_record
 from tq3.format.json_text import insert_key, remove_key
@@ -28,16 +29,17 @@ from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
-from tq3.plan.identity import Identity, with_balance
+from tq3.plan.identity import Identity, before_balance, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
+from tq3.plan.readers import missing_config
 from tq3.plan.sources import CONFIG, Checkpoint, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
-from tq3.storage.target_checks import check_target
-from tq3.storage.unfinished import check_continuation
+from tq3.storage.target_checks import check_continuation, check_target
 from tq3.version import __version__
 
 
+@of_its_types
 def compress_checkpoint(
     source: StrPath,
     out: StrPath,
@@ -66,9 +68,7 @@ def compress_checkpoint(
     with open_source(source, hub) as files:
         job = _Compression(files, recipe, verbatim_config, selection)
         if recipe.balance:
-            balance = yield from _measured(
-                job, workers, Path(out), overwrite=overwrite, resume=resume
-            )
+            balance = yield from _measured(job, workers, Path(out), overwrite, resume)
             job = _Compression(
                 balanced(files, balance), recipe, verbatim_config, selection, balance
             )
@@ -78,7 +78,7 @@ def compress_checkpoint(
 
 
 def _measured(
-    job: _Compression, workers: int | None, out: Path, *, overwrite: bool, resume: bool
+    job: _Compression, workers: int | None, out: Path, overwrite: bool, resume: bool
 ) -> Generator[Event, None, Balance]:
     """The factors of balanced columns, by a first pass over the weights."""
     files = job.files
@@ -87,8 +87,8 @@ def _measured(
     job.sidecars()
     plan_balance(job.checkpoint)
     check_target(out, files.folder, overwrite=overwrite)
-    if resume and not overwrite:
-        check_continuation(out, replace(job.identity(), balance=None))
+    expected = partial(before_balance, job.identity())
+    check_continuation(out, expected, resume=resume and not overwrite)
     yield Notice("a first pass measures the columns, which --balance scales")
     return (yield from measure_balance(files, job.checkpoint, workers))
 
@@ -128,6 +128,7 @@ class _Compression(Job):
         self._notices += map(Notice, joined.in_words(self.plan))
         little = little_compressed(self.plan, recipe)
         self._notices += [Notice(little)] if little else []
+        self._notices += map(Notice, missing_config(files))
 
     def options(self) -> dict[str, Any]:
         """The recipe."""

@@ -10,6 +10,7 @@ from tq3.format import manifest
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.roles import describe_choice
@@ -20,8 +21,9 @@ from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
 from tq3.plan.joined import decide_together
 from tq3.plan.learned import NOTHING_LEARNED
-from tq3.plan.plan import BLOCK_BYTES, Plan
+from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.policy import Decision, why_exact
+from tq3.plan.readers import missing_config
 from tq3.plan.restoring import all_layouts, find_tq_config
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Source, read_checkpoint
 from tq3.plan.weight_files import INDEX
@@ -77,6 +79,7 @@ def _describe_plan(
             dtype=task.targets[0].dtype,
             n_bytes=task.bytes_out,
             reason=task.reason,
+            loses=_what_is_lost(task),
         )
         for task in plan.tasks
     )
@@ -103,7 +106,7 @@ def _describe_plan(
         spare_target=spare_target(plan, recipe),
         side_files={name: files.size(name) for name in sidecars.copied},
         left_out=sidecars.left_out,
-        notices=(*checkpoint.notices, *([little] if little else [])),
+        notices=(*checkpoint.notices, *missing_config(files), *([little] if little else [])),
     )
 
 
@@ -135,7 +138,7 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
     layouts = all_layouts(checkpoint, config)
     sources = [TensorInfo(name, "F16", layout.shape) for name, layout in layouts.items()]
     sources += (tensor.info for tensor in checkpoint.tensors)
-    decisions = decide_together(sources, recipe, config.kept_source_dtype)
+    decisions = decide_together(sources, recipe, config.source_dtype, config.kept_source_dtype)
     for info in (tensor.info for tensor in checkpoint.tensors):
         stem = info.name.removesuffix(PACKED)
         if stem != info.name:
@@ -158,11 +161,19 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
                 dtype=info.dtype,
                 n_bytes=info.n_bytes,
                 reason=recorded or _why_kept(info.name, decisions[info.name], recipe),
+                loses=what_may_be_lost(info.dtype, config.source_dtype),
             )
 
 
+def _what_is_lost(task: Task) -> str | None:
+    """By a kept tensor; None for a compressed one."""
+    if task.layout:
+        return None
+    return what_is_lost(task.sources[0].info.dtype, task.targets[0].dtype)
+
+
 def _why_kept(name: str, decision: Decision, recipe: Recipe) -> str:
-    """The reason by the rules that apply to names and shapes: the writer recorded none."""
+    """The reason by the rules that apply to name, shape and type: the writer recorded none."""
     if decision.compress:
         return why_exact(name, recipe) or "kept by its writer"
     return decision.reason
@@ -176,6 +187,7 @@ def _line(
     dtype: str,
     n_bytes: int,
     reason: str,
+    loses: str | None = None,
 ) -> TensorLine:
     return TensorLine(
         name=name,
@@ -187,6 +199,7 @@ def _line(
         n_bytes=n_bytes,
         reason=reason,
         norm_dtype=layout.norm_dtype if layout else None,
+        loses=loses,
     )
 
 

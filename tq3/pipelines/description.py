@@ -19,6 +19,7 @@ class TensorLine:
 
     bits, norm_dtype: width of its codes and type of its norms, None where it is not compressed
     dtype, n_bytes: as stored in the TQ3 checkpoint (codes and norms together)
+    loses: what of its values a kept tensor loses, as far as headers tell; None for a compressed one
     """
 
     name: str
@@ -30,6 +31,7 @@ class TensorLine:
     n_bytes: int
     reason: str
     norm_dtype: str | None = None
+    loses: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ class Kind(IntEnum):
 
     NONFINITE = 0  # a value that is no number or infinite, or that no norm can hold
     OVERFLOW = 1  # finite, but too large for the target
-    NORM = 2  # a norm that F16 does not hold well
+    PRECISION = 2  # most values are too small for F16
+    NORM = 3  # a norm that F16 does not hold well
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,12 @@ def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
     magnitudes[magnitudes >= _INFINITY[dtype]] = 0
     text = _value_and_place(block, words, dtype, int(magnitudes.argmax()))
     return Finding(*_origin(block), Kind.OVERFLOW, f"{text} does not fit {target}", block.first)
+
+
+def lossy(block: Block, words: Words, dtype: str, at: int) -> Finding:
+    """The first value that F16 does not hold well, among others of which most are so."""
+    text = f"F16 loses most of its values, the first {_value_and_place(block, words, dtype, at)}"
+    return Finding(*_origin(block), Kind.PRECISION, text, block.first)
 
 
 def is_norm(norms: Floats) -> NDArray[np.bool_]:

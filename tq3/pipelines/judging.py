@@ -10,19 +10,24 @@ from dataclasses import replace
 from tq3.codec.expected import error_limit, expected_error, group_error_limit
 from tq3.format.header import FLOATS
 from tq3.format.layout import GroupLayout
+from tq3.format.precision import kept_dtype
 from tq3.pipelines.checks import Comparison, Fault
-from tq3.pipelines.comparing import HAIR, NOWHERE, Coded, Compared, Kept
+from tq3.pipelines.comparing import HAIR, Coded, Compared
+from tq3.pipelines.kept import NOWHERE, Kept
 from tq3.plan.plan import Task
+from tq3.plan.precision import why_meant
 
 
 class Judge:
     """Hears of every block of `tasks`, and of those of the suspects a second time.
 
     scale: how their codes were chosen, which decides on the error that is expected
+    source_dtype: `plan.precision.main_dtype` of the source
     """
 
-    def __init__(self, tasks: Iterable[Task], scale: str) -> None:
+    def __init__(self, tasks: Iterable[Task], scale: str, source_dtype: str | None) -> None:
         self.tasks = tuple(tasks)
+        self._source_dtype = source_dtype
         self._scale = scale
         self._blocks: dict[str, list[Compared]] = defaultdict(list)
         self._second: dict[str, list[Compared]] = defaultdict(list)
@@ -45,13 +50,7 @@ class Judge:
             if task.layout:
                 yield self._line(task, task.layout, self._coded(task))
             else:
-                kept = self._kept(task)
-                yield Comparison(
-                    task.name,
-                    None,
-                    task.sources[0].info.shape,
-                    exact=not (kept.n_different or kept.n_infinite),
-                )
+                yield _kept_line(task, self._kept(task))
 
     def faults(self) -> Iterator[Fault]:
         """What is worse than the format makes it."""
@@ -59,7 +58,7 @@ class Judge:
             if task.layout:
                 yield from self._coded_faults(task, task.layout, line)
             elif not line.exact:
-                yield _kept_fault(task, self._kept(task))
+                yield from self._kept_faults(task, self._kept(task))
 
     def notices(self) -> Iterator[str]:
         """Tensors whose error is large and yet what the format makes of them."""
@@ -111,6 +110,17 @@ class Judge:
             again = f"encoding the source again gives {line.recoded_error:.4g}"
             yield _error_fault(file, line, again)
 
+    def _kept_faults(self, task: Task, kept: Kept) -> Iterator[Fault]:
+        tensor, source = (each.info for each in task.sources)
+        if kept.n_different or kept.n_infinite:
+            yield _kept_fault(task, kept)
+            return
+        is_meant = why_meant(source, self._source_dtype) is not None
+        if tensor.dtype != kept_dtype(source, is_meant=is_meant):
+            yield _rounded_fault(task, kept, "which the format stores as it is")
+        elif kept.first_lost != NOWHERE:
+            yield _rounded_fault(task, kept, "which F16 loses most of")
+
     def _is_suspect(self, task: Task, layout: GroupLayout) -> bool:
         coded = self._coded(task)
         return self._is_beyond(layout, coded) and not coded.n_worse
@@ -150,6 +160,28 @@ def _is_worse(line: Comparison) -> bool:
 def _error_fault(file: str, line: Comparison, message: str) -> Fault:
     found = f"error {line.error:.4g}"
     return Fault("TQ505", message, file, line.tensor, found, f"at most {line.limit:.4g}")
+
+
+def _kept_line(task: Task, kept: Kept) -> Comparison:
+    return Comparison(
+        task.name,
+        None,
+        task.sources[0].info.shape,
+        exact=kept.is_exact,
+        stored=task.sources[0].info.dtype,
+        n_rounded=kept.n_rounded,
+        largest_change=kept.largest_change,
+        largest_relative_change=kept.largest_share,
+    )
+
+
+def _rounded_fault(task: Task, kept: Kept, why: str) -> Fault:
+    tensor, source = (each.info for each in task.sources)
+    message = (
+        f"{kept.n_rounded} of {task.units} values are rounded to {tensor.dtype}, by up to "
+        f"{kept.largest_change:.3g} or {kept.largest_share:.2g} of the value: {source.dtype}, {why}"
+    )
+    return Fault("TQ507", message, task.sources[0].file, task.name)
 
 
 def _kept_fault(task: Task, kept: Kept) -> Fault:

@@ -67,7 +67,7 @@ def _coded(
 
 def _kept(tensor: Located, source: Located) -> Task | Fault:
     found, given = tensor.info, source.info
-    castable = found.dtype == "F16" and given.dtype in FLOATS
+    castable = found.dtype in FLOATS and given.dtype in FLOATS
     if found.shape != given.shape or not (castable or found.dtype == given.dtype):
         return Fault(
             "TQ503",
@@ -75,7 +75,8 @@ def _kept(tensor: Located, source: Located) -> Task | Fault:
             tensor.file,
             found.name,
             found=f"{found.dtype} {list(found.shape)}",
-            expected=f"{given.dtype} {list(given.shape)}, or as F16",
+            expected=f"{given.dtype} {list(given.shape)}"
+            + (" or another float" if given.dtype in FLOATS else ""),
         )
     action = Action.COPY if found.dtype == given.dtype else Action.CAST
     units = found.n_elements if found.dtype in FLOATS else found.n_bytes

@@ -10,6 +10,7 @@ from pathlib import Path
 from tq3.errors import BadInput, NetworkError, UsageError
 from tq3.format import config as tq_config
 from tq3.format import manifest
+from tq3.format.arguments import of_its_types
 from tq3.hub.card import is_untouched
 from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
 from tq3.hub.sharing import look_up, reasons_to_ask
@@ -36,10 +37,10 @@ _READ_AT_ONCE = 4 * 2**20
 # As many as huggingface_hub sends side by side.
 _FILES_AT_ONCE = 5
 _TOLD = 5
-_OF_THE_HUB = ".gitattributes"
 _GENERATED, _IN_FOLDER, _ON_HUB = "generated", "README.md of the folder", "the repository's own"
 
 
+@of_its_types
 def push_checkpoint(
     path: StrPath,
     repo_id: str,
@@ -72,14 +73,13 @@ def push_checkpoint(
     if create_pr and revision:
         raise UsageError("a pull request goes to the main branch", fix="--create-pr or --revision")
     started = time.perf_counter()
-    folder = Path(path)
-    with LocalFiles(folder) as files:
+    with LocalFiles(path) as files:
         # What the Hub would refuse is known before minutes are spent on verifying.
         branch = Branch(repo_id, revision, create_pr=create_pr)
         if not dry_run:
             branch.check_login()
         push = _Push(files, branch, private)
-        yield from _sound(folder)
+        yield from _sound(files.folder)
         facts = gather_facts(files, base_model)
         yield from push.sharing_notices(facts)
         if not dry_run:
@@ -214,7 +214,7 @@ class _Push:
             unchanged={
                 name: file.n_bytes for name, file in self._local.items() if name not in missing
             },
-            others=tuple(sorted(there.keys() - self._local.keys() - {CARD, _OF_THE_HUB})),
+            others=tuple(sorted(there.keys() - self._local.keys() - {CARD, ".gitattributes"})),
             seconds=seconds,
         )
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from tq3.errors import BadInput, UsageError
 from tq3.format import manifest
+from tq3.format.arguments import of_its_types
 from tq3.format.config import MeasuredError
 from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
@@ -21,6 +22,7 @@ from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
 from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
 
 
+@of_its_types
 def restore_checkpoint(
     path: StrPath,
     out: StrPath,
@@ -38,7 +40,8 @@ def restore_checkpoint(
 
     Names and shapes are the source's, and so are values but for the error of the codes; those of a
     balanced checkpoint stay balanced, and compute the same. Every BF16, F16 and F32 tensor becomes
-    `dtype` ("bfloat16", "float16" or "float32"), rounded to nearest even. Other options as in
+    `dtype` ("bfloat16", "float16" or "float32"), rounded to nearest even; but what compress would
+    keep in F32, such as a router's correction bias, stays F32. Other options as in
     `tq3.pipelines.compress.compress_checkpoint`.
     """
     if dtype not in DTYPES:
@@ -49,6 +52,11 @@ def restore_checkpoint(
         if job.is_balanced:
             yield Notice(
                 "columns are balanced: the model computes what its source does, with other weights"
+            )
+        if dtype == "bfloat16" and job.source_dtype == "float16":
+            yield Notice(
+                "the source was float16, of which bfloat16 loses 3 bits: --dtype float16 gives "
+                "kept tensors back exactly"
             )
         yield from run_job(
             job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
@@ -68,6 +76,7 @@ class _Restoration(Job):
         super().__init__(files, read_checkpoint(files), selection)
         config = read_tq_config(files, self.checkpoint.config)
         self.is_balanced = bool(config.balance)
+        self.source_dtype = config.source_dtype
         self.plan = plan_restoration(self.checkpoint, config, DTYPES[dtype], max_shard_bytes)
         self._options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
 
@@ -106,6 +115,6 @@ class _Restoration(Job):
             file=finding.file,
             tensor=finding.tensor,
             fix="restore with a wider --dtype: float32 holds everything"
-            if finding.kind is Kind.OVERFLOW
+            if finding.kind in (Kind.OVERFLOW, Kind.PRECISION)
             else "get the checkpoint again: these weights can't be known",
         )

@@ -12,19 +12,21 @@ from tq3.format.config import TqConfig
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import WIDTHS, Recipe
 from tq3.format.widths import ROLES, Width
-from tq3.plan.policy import Decision, decide, may_compress
+from tq3.plan.policy import decide, may_compress
 from tq3.plan.readers import obstacles
 from tq3.plan.roles import OTHER, role_of
 from tq3.plan.sensitivity import alphas, relative_error
 
 
 class Line(Protocol):
-    """What is asked of a tensor: name, width, shape, weights, bytes, and the type of its norms."""
+    """What is asked of a tensor: name, width, type, shape, weights, bytes, type of its norms."""
 
     @property
     def name(self) -> str: ...
     @property
     def bits(self) -> Width: ...
+    @property
+    def dtype(self) -> str: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
@@ -73,14 +75,16 @@ class Choice:
 
 def describe_choice(tensors: Sequence[Line], recipe: Recipe, config: TqConfig) -> Choice:
     """The widths of a checkpoint's tensors, that are there or planned, by role."""
-    allowed = [line for line in tensors if line.bits or _may_be_compressed(line, recipe)]
+    allowed = [line for line in tensors if line.bits or may_compress(*_asked(line, recipe, config))]
     n_weights = sum(line.n_weights for line in allowed)
     n_bytes = sum(line.n_bytes for line in allowed)
     alpha = alphas({line.name: line.n_weights for line in tensors})
     # Correctly rounded sums: a checkpoint on disk has its tensors in another order.
     loss = fsum(alpha[line.name] * relative_error(line.bits, recipe) for line in tensors)
     published = replace(recipe, widths=None, bits=3)
-    usual = fsum(alpha[line.name] for line in tensors if _decide(line, published).compress)
+    usual = fsum(
+        alpha[line.name] for line in tensors if decide(*_asked(line, published, config)).compress
+    )
     return Choice(
         recipe=recipe.widths.name if recipe.widths else None,
         roles=_role_lines(tensors, recipe, alpha, loss),
@@ -94,12 +98,10 @@ def describe_choice(tensors: Sequence[Line], recipe: Recipe, config: TqConfig) -
     )
 
 
-def _may_be_compressed(line: Line, recipe: Recipe) -> bool:
-    return may_compress(TensorInfo(line.name, "F16", line.shape), recipe)
-
-
-def _decide(line: Line, recipe: Recipe) -> Decision:
-    return decide(TensorInfo(line.name, "F16", line.shape), recipe)
+def _asked(line: Line, recipe: Recipe, config: TqConfig) -> tuple[TensorInfo, Recipe, str | None]:
+    """What policy asks of a tensor of the source; of its type it is known whether it stays F32."""
+    dtype = "F32" if line.dtype == "F32" else "F16"
+    return TensorInfo(line.name, dtype, line.shape), recipe, config.source_dtype
 
 
 def _role_lines(

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from tq3.codec.backend import Backend, get_backend
 from tq3.errors import UsageError
 from tq3.format import manifest as tq_manifest
+from tq3.format.arguments import of_its_types
 from tq3.hub.options import HubOptions
 from tq3.pipelines.balanced import SCALED, balanced
 from tq3.pipelines.checks import Verification
@@ -23,9 +24,11 @@ from tq3.pipelines.shards import in_parallel
 from tq3.pipelines.structure import Structure, examine
 from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Block, Task
+from tq3.plan.precision import main_dtype
 from tq3.plan.sources import Source, read_checkpoint
 
 
+@of_its_types
 def verify_checkpoint(
     path: StrPath,
     *,
@@ -90,7 +93,7 @@ class _Job:
         # Planning them looks at the sizes that the manifest tells, too.
         stretches = plan_stretches(files, structure)
         self._stretches = [] if structure_only else stretches
-        self._judge = Judge(self._pairs(), structure.scale)
+        self._judge = self._make_judge()
         self._n_total = sum(each.n_bytes for each in self._stretches)
         self._n_total += sum(task.bytes_in for task in self._judge.tasks)
         self._n_bytes = self._n_weights = 0
@@ -154,17 +157,19 @@ class _Job:
             workers=self._workers,
         )
 
-    def _pairs(self) -> list[Task]:
+    def _make_judge(self) -> Judge:
+        """Of all that can be compared; what can't is a fault."""
+        scale = self._structure.scale
         if self._originals is None:
-            return []
+            return Judge((), scale, None)
         original = read_checkpoint(self._originals)
         check_ordinary(original)
         if not self._structure.weight_files:
-            return []  # said already, and once is enough
+            return Judge((), scale, None)  # said already, and once is enough
         tasks, faults = pair_up(self._structure, original)
         for fault in faults:
             self._faults.add(fault)
-        return tasks
+        return Judge(tasks, scale, main_dtype(tensor.info for tensor in original.tensors))
 
     def _compare(
         self, tasks: Iterable[Task], hear: Callable[[Compared], None], *, recode_all: bool

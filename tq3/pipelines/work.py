@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tq3.codec import reference
 from tq3.codec.backend import WORD_TYPE, Backend, as_words
+from tq3.codec.halves import first_lost
 from tq3.codec.norms import fits_float16, read_norms, stored_norms
 from tq3.codec.reference import Floats, Words
 from tq3.format.layout import GroupLayout
@@ -21,6 +22,7 @@ from tq3.pipelines.findings import (
     all_finite,
     bad_norm,
     is_norm,
+    lossy,
     nonfinite,
     overflow,
     unfit_norm,
@@ -109,6 +111,8 @@ class Worker:
         out = as_words(self._target(block, 0), target)
         if self._backend.cast(words, dtype, out, target):
             return Done(block, overflow(block, words, dtype, target))
+        if target == "F16" and (at := first_lost(words, dtype)) is not None:
+            return Done(block, lossy(block, words, dtype, at))
         return self._write(block, shard, words, out)
 
     def _copy(self, block: Block, shard: ShardFile) -> Done:

@@ -13,6 +13,7 @@ from tq3.format.widths import BY_NAME, Width, Widths
 from tq3.plan.knapsack import Item, Option, solve
 from tq3.plan.plan import Plan, Task
 from tq3.plan.policy import may_compress
+from tq3.plan.precision import main_dtype
 from tq3.plan.roles import fused_set_of, role_of
 from tq3.plan.sensitivity import alphas, relative_error
 from tq3.units import exact_size, size
@@ -233,8 +234,11 @@ def spare_target(plan: Plan, recipe: Recipe) -> str | None:
     widths = recipe.widths
     if not widths:
         return None
+    main = main_dtype(task.sources[0].info for task in plan.tasks)
     allowed = [
-        task for task in plan.tasks if task.layout or may_compress(task.sources[0].info, recipe)
+        task
+        for task in plan.tasks
+        if task.layout or may_compress(task.sources[0].info, recipe, main)
     ]
     if not all(_is_widest(task, widths, only=bool(recipe.only)) for task in allowed):
         return None

@@ -13,6 +13,7 @@ from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
+from tq3.format.precision import kept_dtype
 from tq3.format.recipe import Recipe
 from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
@@ -22,12 +23,11 @@ from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, why_exact
+from tq3.plan.precision import main_dtype, why_meant
 from tq3.plan.readers import substrings
 from tq3.plan.roles import role_of
 from tq3.plan.sources import Checkpoint, Located
 
-# tq_config.json names source dtypes as config.json does.
-_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _Fates = Sequence[tuple[Located, Decision]]
 
 
@@ -38,10 +38,11 @@ def plan_compression(
     check_ordinary(checkpoint)
     _check_globs(checkpoint, recipe)
     recipe = _with_tied_head(recipe, checkpoint)
+    main = main_dtype(tensor.info for tensor in checkpoint.tensors)
     # Values never change a width: that would change the width of every other tensor.
-    asked = _fates(checkpoint, recipe)
-    chosen, wider = widen(_choose_widths(asked, recipe))
-    fates = _fates(checkpoint, recipe, learned.exact) if learned.exact else asked
+    asked = _fates(checkpoint, recipe, main)
+    chosen, wider = widen(_choose_widths(asked, recipe, main))
+    fates = _fates(checkpoint, recipe, main, learned.exact) if learned.exact else asked
     joined = {name: why for name, why in wider.items() if name not in learned.exact}
     joined |= {t.info.name: decision.reason for t, decision in fates if decision.is_joined}
     tasks = (
@@ -50,6 +51,7 @@ def plan_compression(
             replace(decision, reason=joined.get(tensor.info.name, decision.reason)),
             chosen.get(tensor.info.name),
             recipe,
+            main,
             learned,
         )
         for tensor, decision in fates
@@ -57,8 +59,11 @@ def plan_compression(
     return arrange(tasks, recipe.max_shard_bytes, joined)
 
 
-def _fates(checkpoint: Checkpoint, recipe: Recipe, exact: Collection[str] = ()) -> _Fates:
-    decisions = decide_together((tensor.info for tensor in checkpoint.tensors), recipe, exact)
+def _fates(
+    checkpoint: Checkpoint, recipe: Recipe, main: str | None, exact: Collection[str] = ()
+) -> _Fates:
+    infos = (tensor.info for tensor in checkpoint.tensors)
+    decisions = decide_together(infos, recipe, main, exact)
     return [(tensor, decisions[tensor.info.name]) for tensor in checkpoint.tensors]
 
 
@@ -88,7 +93,7 @@ def describe_compression(
         sensitive_patterns=patterns,
         writer=writer,
         source_revision=revision,
-        source_dtype=_main_dtype(plan),
+        source_dtype=main_dtype(task.sources[0].info for task in plan.tasks),
         source_bytes=plan.bytes_in,
         shapes={name: shape for name, shape in shapes.items() if name in padded or len(shape) != 2},
         kept_source_dtype=learned.exact,
@@ -152,7 +157,7 @@ def _with_tied_head(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     return replace(recipe, widths=replace(widths, roles={**widths.roles, "embeddings": head}))
 
 
-def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
+def _choose_widths(fates: _Fates, recipe: Recipe, main: str | None) -> Chosen:
     """The width of every tensor that may be compressed; None for one that the recipe leaves."""
     tensors = {tensor.info.name: tensor for tensor, decision in fates if decision.compress}
     if recipe.widths is None:
@@ -163,7 +168,7 @@ def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
     @cache
     def stored_bytes(dtype: str, shape: tuple[int, ...], bits: Width) -> int:
         one = Located(TensorInfo("", dtype, shape), "", 0)
-        return _task(one, yes, bits, recipe).bytes_out
+        return _task(one, yes, bits, recipe, main).bytes_out
 
     infos = [tensor.info for tensor in tensors.values()]
     allocation = Allocation(infos, sizes, recipe, stored_bytes)
@@ -171,7 +176,7 @@ def _choose_widths(fates: _Fates, recipe: Recipe) -> Chosen:
         return allocation.best()
 
     def plan_with(chosen: Chosen) -> Plan:
-        tasks = (_task(t, decision, chosen.get(t.info.name), recipe) for t, decision in fates)
+        tasks = (_task(t, decision, chosen.get(t.info.name), recipe, main) for t, decision in fates)
         return arrange(tasks, recipe.max_shard_bytes)
 
     advice = way_out([tensor.info for tensor, _ in fates], recipe)
@@ -183,6 +188,7 @@ def _task(
     decision: Decision,
     bits: Width,
     recipe: Recipe,
+    source_dtype: str | None,
     learned: Learned = NOTHING_LEARNED,
 ) -> Task:
     name = tensor.info.name
@@ -196,9 +202,10 @@ def _task(
     reason = decision.reason
     if decision.compress:
         reason = why_exact(name, recipe) or reason
-    if recipe.keep_dtype == "float16":
-        return cast_task(tensor, "F16", reason)
-    return copy_task(tensor, reason)
+    if recipe.keep_dtype == "source":
+        return copy_task(tensor, reason)
+    is_meant = why_meant(tensor.info, source_dtype) is not None
+    return cast_task(tensor, kept_dtype(tensor.info, is_meant=is_meant), reason)
 
 
 def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: str) -> Task:
@@ -213,13 +220,3 @@ def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: s
         layout=layout,
         scale=recipe.scale,
     )
-
-
-def _main_dtype(plan: Plan) -> str | None:
-    """The dtype that holds most of the source's bytes."""
-    totals: dict[str, int] = {}
-    for task in plan.tasks:
-        dtype = task.sources[0].info.dtype
-        totals[dtype] = totals.get(dtype, 0) + task.bytes_in
-    largest = max(totals, key=lambda dtype: totals[dtype], default=None)
-    return _DTYPE_NAMES.get(largest, largest) if largest else None

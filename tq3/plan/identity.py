@@ -23,16 +23,15 @@ class Identity:
 
     sources: file -> its stamp, which changes when the file does
     options: what was asked for; they explain a difference, since the plan says nearly all
-    balance: of the factors by which weights are scaled; empty without any, None before they are
-    known
+    balance: of the factors by which weights are scaled; empty for a run without any
     """
 
     command: str
     sources: Mapping[str, str]
     options: Mapping[str, Any]
     plan: str
-    balance: str | None = ""
     versions: str = VERSIONS
+    balance: str = ""
 
     def to_record(self) -> dict[str, Any]:
         """The identity as JSON."""
@@ -50,17 +49,12 @@ class Identity:
         told += _stamp_changes(record.get("sources") or {}, self.sources)
         if self._is_stricter(record.get("options") or {}):
             told.append("--nonfinite keep became --nonfinite error")
-        if not told and not self._writes_the_same(record):
-            changes = [*option_changes(record.get("options") or {}, self.options)]
-            told = changes or [
-                "the tensors in the source, or what this version of tq3 makes of them"
-            ]
+        same = all(record.get(key) == getattr(self, key) for key in ("plan", "balance"))
+        if not same and not told:
+            told += option_changes(record.get("options") or {}, self.options)
+        if not same and not told:
+            told.append("the tensors in the source, or what this version of tq3 makes of them")
         return told
-
-    def _writes_the_same(self, record: Mapping[str, Any]) -> bool:
-        balance = record.get("balance")
-        balanced_alike = bool(balance) if self.balance is None else balance == self.balance
-        return record.get("plan") == self.plan and balanced_alike
 
     def _is_stricter(self, options: Mapping[str, Any]) -> bool:
         """Whether the earlier run let pass what this one refuses; the plan can't tell."""
@@ -82,6 +76,14 @@ def with_balance(identity: Identity, balance: Balance) -> Identity:
     for name, exponents in balance.items():
         state.update(f"{name!r} {len(exponents)}\n".encode() + exponents)
     return replace(identity, balance=state.hexdigest())
+
+
+def before_balance(identity: Identity, record: Mapping[str, Any]) -> Identity:
+    """The identity of a run that will be balanced, as if by the factors of an earlier run.
+
+    By factors that are those of no run, where the earlier one was not balanced.
+    """
+    return replace(identity, balance=record.get("balance") or "not yet known")
 
 
 def _plan_digest(plan: Plan) -> str:

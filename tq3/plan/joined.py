@@ -21,13 +21,17 @@ _SHOWN = 4
 
 
 def decide_together(
-    infos: Iterable[TensorInfo], recipe: Recipe, exact: Collection[str] = ()
+    infos: Iterable[TensorInfo],
+    recipe: Recipe,
+    source_dtype: str | None,
+    exact: Collection[str] = (),
 ) -> dict[str, Decision]:
     """What happens to each tensor by name: what hosts join with a kept one is kept, too.
 
+    source_dtype: as `policy.decide` takes it
     exact: names of those that keep their type for their values' sake; their decisions are left
     """
-    found = {info.name: decide(info, recipe) for info in infos}
+    found = {info.name: decide(info, recipe, source_dtype) for info in infos}
     packed = {name for name, each in found.items() if each.compress and name not in exact}
     for members in _sets(found).values():
         kept = [name for name in members if name not in packed]

@@ -12,6 +12,7 @@ from functools import cached_property
 
 from tq3.format.header import FLOATS, TensorInfo, build_header
 from tq3.format.layout import GroupLayout
+from tq3.format.precision import STRETCH
 from tq3.plan.sources import Located
 from tq3.plan.weight_files import INDEX, SINGLE
 
@@ -61,9 +62,14 @@ class Task:
         return sum(target.n_bytes for target in self.targets)
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-        """Blocks of about `block_bytes` of input and output together, at least a unit each."""
+        """Blocks of about `block_bytes` of input and output together, at least a unit each.
+
+        Those of a cast begin with a stretch of values that are judged together.
+        """
         unit_bytes = (self.bytes_in + self.bytes_out) / max(self.units, 1)
         step = max(1, int(block_bytes / max(unit_bytes, 1)))
+        if self.action is Action.CAST and step > STRETCH:
+            step -= step % STRETCH
         for first in range(0, self.units, step):
             yield Block(self, first, min(step, self.units - first))
 

@@ -12,9 +12,11 @@ from fnmatch import fnmatchcase
 
 from tq3.format.header import FLOATS, TensorInfo
 from tq3.format.layout import GroupLayout
+from tq3.format.precision import kept_dtype
 from tq3.format.recipe import Recipe
 from tq3.format.widths import BY_NAME
 from tq3.plan.classes import LM_HEAD, POSITION_EMBEDDING, TOKEN_EMBEDDING
+from tq3.plan.precision import why_meant
 from tq3.plan.roles import role_of
 
 MIN_DIMENSION = 128
@@ -63,8 +65,11 @@ class Decision:
     is_joined: bool = False
 
 
-def decide(tensor: TensorInfo, recipe: Recipe) -> Decision:
-    """What happens to `tensor`: the user's globs first, then the patterns, then the shape."""
+def decide(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None = None) -> Decision:
+    """What happens to `tensor`: the user's globs first, then the patterns, then shape and type.
+
+    source_dtype: `precision.main_dtype` of the source, where that is known
+    """
     impossible = _why_impossible(tensor)
     kept_by = _first_match(tensor.name, recipe.keep)
     if kept_by:
@@ -77,7 +82,8 @@ def decide(tensor: TensorInfo, recipe: Recipe) -> Decision:
         return Decision(why is None, why or f"asked for: --only {chosen_by!r}")
     asked_for = _asked_for(tensor.name, recipe)
     kept = None if asked_for else why_kept(tensor.name)
-    why = kept or impossible or _why_unsuitable(tensor) or _why_no_gain(tensor, recipe)
+    why = kept or impossible or _why_unsuitable(tensor)
+    why = why or why_meant(tensor, source_dtype) or _why_no_gain(tensor, recipe)
     return Decision(why is None, why or asked_for or "a matrix of weights")
 
 
@@ -85,9 +91,9 @@ def _first_match(name: str, globs: tuple[str, ...]) -> str | None:
     return next((glob for glob in globs if fnmatchcase(name, glob)), None)
 
 
-def may_compress(tensor: TensorInfo, recipe: Recipe) -> bool:
+def may_compress(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None = None) -> bool:
     """Whether a recipe with widths by role has one for this tensor."""
-    if not recipe.widths or not decide(tensor, recipe).compress:
+    if not recipe.widths or not decide(tensor, recipe, source_dtype).compress:
         return False
     return any(recipe.widths.choices(role_of(tensor.name), only=bool(recipe.only)))
 
@@ -141,5 +147,6 @@ def _why_no_gain(tensor: TensorInfo, recipe: Recipe) -> str | None:
         bits = min((some for some in choices if some), default=bits)
     norm_dtype = "F16" if recipe.norms == "float16" else "F32"
     packed = GroupLayout(tensor.shape, bits, recipe.group_size, norm_dtype).tensors("")
-    kept = tensor.n_bytes if recipe.keep_dtype == "source" else 2 * tensor.n_elements
-    return NO_GAIN if sum(part.n_bytes for part in packed) >= kept else None
+    dtype = tensor.dtype if recipe.keep_dtype == "source" else kept_dtype(tensor)
+    kept = TensorInfo(tensor.name, dtype, tensor.shape)
+    return NO_GAIN if sum(part.n_bytes for part in packed) >= kept.n_bytes else None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from tq3.format.config import TqConfig
 from tq3.format.widths import QKV, Width
 from tq3.plan.roles import fused_set_of, role_of
+from tq3.plan.sources import CONFIG, Files
 
 _EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
 
@@ -24,6 +25,13 @@ def obstacles(
     """
     halves = ("norms are F16: they take them for F32",) if "F16" in norm_dtypes else ()
     return (*_obstacles(widths, config), *halves)
+
+
+def missing_config(files: Files) -> tuple[str, ...]:
+    """That no host loads what is made of a folder without config.json; nothing where it is."""
+    if files.has(CONFIG):
+        return ()
+    return (f"no {CONFIG} in {files.label}: no host will load what is made of it",)
 
 
 def _obstacles(widths: Mapping[str, Width], config: TqConfig) -> Iterator[str]:

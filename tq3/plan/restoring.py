@@ -10,8 +10,10 @@ from tq3.errors import BadInput
 from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_tq_config
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
+from tq3.format.precision import kept_dtype
 from tq3.format.recipe import WIDTHS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
+from tq3.plan.precision import why_meant
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text, refuse_unfinished
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -24,13 +26,13 @@ def plan_restoration(
     """An ordinary checkpoint whose floats have the safetensors dtype `dtype`. Raises BadInput."""
     layouts = all_layouts(checkpoint, config)
     tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
-    tasks = []
+    tasks: list[Task] = []
     for name, tensor in tensors.items():
         stem = name.removesuffix(PACKED)
         if stem in layouts and stem != name:
             tasks.append(_decode_task(stem, tensor, tensors[stem + NORMS], layouts[stem], dtype))
         elif name.removesuffix(NORMS) not in layouts:
-            tasks.append(replace(cast_task(tensor, dtype, "not compressed"), must_be_finite=False))
+            tasks.append(_kept_task(tensor, config, dtype))
     return arrange(tasks, max_shard_bytes)
 
 
@@ -107,6 +109,15 @@ def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
         )
 
 
+def _kept_task(tensor: Located, config: TqConfig, dtype: str) -> Task:
+    """What is in F32 because its low bits count stays so, whatever the others become."""
+    info = tensor.info
+    is_meant = why_meant(info, config.source_dtype) is not None
+    if kept_dtype(info, is_meant=is_meant) == "F32":
+        dtype = "F32"
+    return replace(cast_task(tensor, dtype, "not compressed"), must_be_finite=False)
+
+
 def _decode_task(
     name: str, packed: Located, norms: Located, layout: GroupLayout, dtype: str
 ) -> Task:
@@ -130,10 +141,12 @@ def _layout(
     if bits not in WIDTHS or len(norms.info.shape) != 2 or norm_dtype not in NORM_DTYPES:
         raise _mismatch(packed, norms)
     rows, groups_per_row = norms.info.shape
-    shape = config.shapes.get(name)
-    if shape is None:
-        cols = config.original_in_dims.get(name, groups_per_row * config.group_size)
-        shape = _guess_shape(name, rows, cols, model_config)
+    # Padding does not show in the bytes: where columns are said twice, both must agree.
+    says_columns = config.writer or name in config.original_in_dims
+    cols = config.original_in_dims.get(name, groups_per_row * config.group_size)
+    shape = config.shapes.get(name) or _guess_shape(name, rows, cols, model_config)
+    if says_columns and shape[-1] != cols:
+        raise _mismatch(packed, norms, f"columns {cols} and {shape[-1]}")
     layout = GroupLayout(shape, bits, config.group_size, norm_dtype)
     if layout.tensors(name) != (packed.info, norms.info):
         raise _mismatch(packed, norms)
@@ -160,12 +173,12 @@ def _guess_shape(
     )
 
 
-def _mismatch(packed: Located, norms: Located) -> BadInput:
+def _mismatch(packed: Located, norms: Located, *recorded: str) -> BadInput:
     return BadInput(
         "codes, norms and tq_config.json contradict each other",
         file=packed.file,
         tensor=packed.info.name,
-        found=f"codes {_text(packed.info)}, norms {_text(norms.info)}",
+        found=", ".join((f"codes {_text(packed.info)}", f"norms {_text(norms.info)}", *recorded)),
         expected="U8 [rows*n, group*bits/8], and F32 or F16 [rows, n]",
     )
 

@@ -101,6 +101,11 @@ def role_of(name: str) -> str:
     return _part_of(name, label).role
 
 
+def part_role_of(name: str) -> str:
+    """The same, but of a tensor in a vision tower or an MTP layer what it does inside of it."""
+    return _part_of(name, class_of(name)).role
+
+
 def fused_set_of(name: str, *, split_qkv: bool) -> str:
     """A key that all tensors share that must have one width; the name of one that is alone.
 

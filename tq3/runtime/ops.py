@@ -29,6 +29,7 @@ from typing import Protocol
 
 import torch
 
+from tq3.codec.compiled import unbroken
 from tq3.runtime import generic, rows
 from tq3.runtime.arguments import check_embedding, check_experts, check_linear, refuse
 
@@ -122,7 +123,8 @@ class _Path(Protocol):
 @cache
 def _processor() -> _Path:
     try:
-        from tq3.runtime import cpu  # noqa: PLC0415  absent where no C++ compiler was
+        with unbroken("tq3.runtime._linear"):
+            from tq3.runtime import cpu  # noqa: PLC0415  absent where no C++ compiler was
     except ModuleNotFoundError:
         warnings.warn(
             "tq3 was installed without its compiled kernels: packed layers are decoded at each "

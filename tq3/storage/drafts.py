@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 WORK_FOLDER = ".tq3.part"
-JOURNAL = "journal"
 _STAT_BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
 
 
 class DraftFolder:
     """`.tq3.part` in a folder, made if need be. Every call may raise OSError."""
+
+    JOURNAL = "journal"
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / WORK_FOLDER
@@ -23,7 +24,7 @@ class DraftFolder:
     @property
     def journal(self) -> Path:
         """Where the journal lies."""
-        return self.path / JOURNAL
+        return self.path / self.JOURNAL
 
     @property
     def n_bytes(self) -> int:

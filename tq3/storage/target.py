@@ -23,8 +23,7 @@ from tq3.storage.failures import reading, writing
 from tq3.storage.journal import DoneBlock, Journal, Key
 from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
 from tq3.storage.sidecars import is_loaded_by_hosts
-from tq3.storage.target_checks import check_free, check_places, check_target
-from tq3.storage.unfinished import can_go_on, other_run
+from tq3.storage.target_checks import check_changes, check_free, check_places, check_target
 
 
 class TargetFolder:
@@ -78,8 +77,8 @@ class TargetFolder:
 
         Raises UsageError if that could be continued but for these differences, and may not go.
         """
-        if differences and can_go_on(self.journal) and not self._overwrite:
-            raise other_run(self.folder, differences)
+        if not self._overwrite:
+            check_changes(self.folder, self.journal, differences)
         # In this order: a journal never tells of drafts that are gone.
         self.journal.begin(self._identity.to_record())
         with writing(self.folder):

@@ -1,14 +1,19 @@
-"""What may be a target at all: no file, not the source, no folder with files in it unasked."""
+"""What may be a target: no file, not the source, no files unasked, no run that is another one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tq3.errors import UsageError
-from tq3.storage.drafts import WORK_FOLDER
+from tq3.plan.identity import Identity
+from tq3.storage.drafts import WORK_FOLDER, DraftFolder
 from tq3.storage.failures import writing
+from tq3.storage.journal import Journal
+
+_TOLD = 3  # differences in one sentence
 
 
 def check_target(folder: Path, source: Path | None, *, overwrite: bool) -> None:
@@ -42,6 +47,33 @@ def check_free(folder: Path, *, allowed: bool) -> None:
             "the target folder is not empty",
             file=folder,
             fix="give another path, or --overwrite to replace what is there",
+        )
+
+
+def check_continuation(
+    folder: Path, expected: Callable[[Mapping[str, Any]], Identity], *, resume: bool
+) -> None:
+    """Raise UsageError where an unfinished run is in the folder that can't be continued.
+
+    expected: from the record of that run to the identity of the one that would continue it
+
+    A look before any work is done: the run itself looks again.
+    """
+    path = folder / WORK_FOLDER / DraftFolder.JOURNAL
+    if resume and path.is_file():
+        with Journal(path) as journal:
+            left = journal.identity
+            check_changes(folder, journal, expected(left).differences(left) if left else [])
+
+
+def check_changes(folder: Path, journal: Journal, differences: Sequence[str]) -> None:
+    """Raise UsageError for what a run has in its journal that could be continued but for these."""
+    if differences and journal.has_work and not journal.is_refused:
+        raise UsageError(
+            "an unfinished run is in the target, and something changed since",
+            file=folder,
+            found="; ".join(differences[:_TOLD]),
+            fix="undo that and continue, or --overwrite or --no-resume to start anew",
         )
 
 

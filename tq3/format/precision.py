@@ -1,0 +1,31 @@
+"""In which type a kept tensor is stored, and what it loses by that: docs/format.md, section 5."""
+
+from __future__ import annotations
+
+from tq3.format.header import FLOATS, TensorInfo
+
+# What is no larger is small beside any model; of what is larger, so many values are judged
+# together.
+STRETCH = 2**20
+NOTHING = "nothing"
+_LOSSES = {"BF16": "bits below 2^-24", "F32": "at most 2^-11 of a value"}
+
+
+def kept_dtype(info: TensorInfo, *, is_meant: bool = False) -> str:
+    """F16 for floats, but F32 for what is in F32 and a vector or small, or where that is meant."""
+    if info.dtype not in FLOATS:
+        return info.dtype
+    is_small = len(info.shape) < 2 or info.n_elements <= STRETCH
+    return "F32" if info.dtype == "F32" and (is_small or is_meant) else "F16"
+
+
+def what_is_lost(source: str, stored: str) -> str:
+    """By values of type `source` that are stored as they are, or as F16."""
+    return NOTHING if stored == source else _LOSSES[source]
+
+
+def what_may_be_lost(stored: str, source_dtype: str | None) -> str:
+    """The same where only the type is known that holds most of the source's bytes, by its name."""
+    if stored != "F16" or source_dtype == "float16":
+        return NOTHING
+    return _LOSSES["BF16" if source_dtype == "bfloat16" else "F32"]
