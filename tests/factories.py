@@ -137,6 +137,24 @@ def mixed_tensors() -> dict[str, Tensor]:
     return tensors
 
 
+def expert_tensors(layers: int = 2, experts: int = 4, dtype: str = "BF16") -> dict[str, Tensor]:
+    """Single experts of some layers, each with a norm before them, in the order of names."""
+    tensors: dict[str, Tensor] = {}
+    for i in range(layers):
+        tensors[f"model.layers.{i}.norm.weight"] = random_tensor(700, dtype=dtype, seed=99 + i)
+        for e in range(experts):
+            for n, part in enumerate(("down", "gate", "up")):
+                name = f"model.layers.{i}.mlp.experts.{e}.{part}_proj.weight"
+                tensors[name] = random_tensor(16, 128, dtype=dtype, seed=100 * i + 3 * e + n)
+    return tensors
+
+
+def with_nan(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The same with a NaN near the end of one tensor."""
+    found = tensors[name]
+    return tensors | {name: spoiled(found, tuple(n - 1 for n in found.shape), float("nan"))}
+
+
 def too_large(tensors: dict[str, Tensor], *layers: int) -> dict[str, Tensor]:
     """The same with a value in these layers that doesn't fit float16."""
     for i in layers:

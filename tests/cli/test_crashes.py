@@ -7,7 +7,14 @@ from pathlib import Path
 
 from crash_child import STEPS
 from crashes import Case, crash
-from factories import contents, mixed_tensors, tiny_checkpoint, too_large
+from factories import (
+    contents,
+    expert_tensors,
+    mixed_tensors,
+    tiny_checkpoint,
+    too_large,
+    with_nan,
+)
 
 import tq3
 
@@ -25,6 +32,14 @@ def one_shard(path: Path) -> Path:
 def with_findings(path: Path) -> Path:
     """Values that don't fit float16 in two of four shards."""
     return tiny_checkpoint(path, too_large(mixed_tensors(), 0, 2), shards=3)
+
+
+def with_joined_findings(path: Path) -> Path:
+    """Values that change the plan of shards which are written already."""
+    tensors = expert_tensors()
+    for name in ("layers.0.mlp.experts.3.down_proj", "layers.1.mlp.experts.2.up_proj"):
+        tensors = with_nan(tensors, f"model.{name}.weight")
+    return tiny_checkpoint(path, tensors, shards=3)
 
 
 def compressed(path: Path) -> Path:
@@ -46,6 +61,7 @@ CASES = [
     Case("one shard", one_shard),
     Case("many shards", one_shard, SHARDS),
     Case("findings", with_findings, (*SHARDS, "--workers", "1")),
+    Case("joined", with_joined_findings, (*SHARDS, "--nonfinite", "keep")),
     Case("overwritten", one_shard, SHARDS, older=older),
     Case("restored", compressed, ("--max-shard-size", "60000"), command="restore"),
 ]

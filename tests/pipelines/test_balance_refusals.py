@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from factories import Tensor, random_tensor, tiny_checkpoint, whole_llama, whole_llama_config
+from factories import (
+    Tensor,
+    contents,
+    random_tensor,
+    tiny_checkpoint,
+    whole_llama,
+    whole_llama_config,
+)
+from interrupting import Stopped, counted_blocks
 
 import tq3
 from tq3.errors import BadInput, Tq3Error, UsageError
+from tq3.pipelines.events import Progress
 
 WIDTH, INNER = 128, 192
 CONFIG = whole_llama_config()
@@ -74,3 +83,55 @@ def test_what_can_not_be_balanced_is_refused_and_nothing_written(message, tmp_pa
         with pytest.raises(error or Tq3Error, match=message):
             run()  # which says nothing before
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """A target with a run that was stopped after some blocks, and its source."""
+    path = tiny_checkpoint(tmp_path / "source", llama(), config=CONFIG)
+    with counted_blocks(5), pytest.raises(Stopped):
+        tq3.compress(path, tmp_path / "out", balance=True, workers=1)
+    return path, tmp_path / "out"
+
+
+CHANGED = {
+    "--norms float32 became --norms float16": {"norms": "float16", "balance": True},
+    "--bits 3 became --bits 4": {"bits": 4, "balance": True},
+    "--balance became no --balance": {},
+}
+
+
+@pytest.mark.parametrize("message", CHANGED)
+def test_a_run_that_can_not_go_on_is_refused_before_a_weight_is_read(unfinished, message):
+    source, out = unfinished
+    before = contents(out)
+    events = []
+    with pytest.raises(UsageError, match=message):
+        tq3.compress(source, out, on_event=events.append, **CHANGED[message])
+    assert events == []
+    assert contents(out) == before
+
+
+def test_nor_does_a_balanced_run_go_on_with_another(tmp_path):
+    path = tiny_checkpoint(tmp_path / "source", llama(), config=CONFIG)
+    with counted_blocks(5), pytest.raises(Stopped):
+        tq3.compress(path, tmp_path / "out", workers=1)
+    with pytest.raises(UsageError, match="no --balance became --balance"):
+        next(tq3.compress_checkpoint(path, tmp_path / "out", tq3.Recipe(balance=True)))
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": False}])
+def test_a_run_that_gives_the_other_up_begins_its_pass(unfinished, options):
+    source, out = unfinished
+    tq3.compress(source, out, balance=True, bits=4, **options)
+    tq3.compress(source, out.with_name("alone"), balance=True, bits=4)
+    assert contents(out) == contents(out.with_name("alone"))
+
+
+def test_the_same_balanced_run_goes_on(unfinished):
+    source, out = unfinished
+    events = []
+    assert tq3.compress(source, out, balance=True, on_event=events.append).share_before > 0
+    assert any(isinstance(event, Progress) for event in events)
+    tq3.compress(source, out.with_name("alone"), balance=True)
+    assert contents(out) == contents(out.with_name("alone"))

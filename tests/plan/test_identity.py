@@ -11,7 +11,7 @@ from factories import FakeFiles, random_tensor, safetensors_bytes
 from tq3.format.config import recipe_record
 from tq3.format.recipe import Recipe
 from tq3.plan.compressing import plan_compression
-from tq3.plan.identity import Identity, identify
+from tq3.plan.identity import Identity, before_balance, identify, with_balance
 from tq3.plan.sources import read_checkpoint
 
 TENSORS = {"a.weight": random_tensor(4, 256, seed=1), "b.weight": random_tensor(8, 128, seed=2)}
@@ -87,3 +87,13 @@ def test_other_blocks_are_another_plan(monkeypatch):
 
 def test_a_record_of_another_kind_differs_in_that_alone():
     assert len(identity().differences({})) == 2
+
+
+def test_before_factors_are_known_all_else_is_compared():
+    one, other = (with_balance(identity(balance=True), {"norm": bytes([e])}) for e in (1, 2))
+    unsaid = ["the tensors in the source, or what this version of tq3 makes of them"]
+    assert one.differences(through_json(other)) == unsaid
+    for earlier, told in ((other, []), (identity(), ["no --balance became --balance"])):
+        record = through_json(earlier)
+        assert before_balance(identity(balance=True), record).differences(record) == told
+    assert identity().differences(through_json(one)) == ["--balance became no --balance"]

@@ -29,7 +29,7 @@ def written(path: Path) -> Path:
     with Journal(path) as journal:
         journal.begin(RUN)
         journal.add_blocks(0, BLOCKS[:1])
-        journal.restart(1, Learned({"b": "it overflows"}, {"d": "large"}))
+        journal.restart([1], Learned({"b": "it overflows"}, {"d": "large"}))
         journal.add_blocks(1, BLOCKS[1:])
         journal.publishing(overwrite=True)
     return path
@@ -55,14 +55,17 @@ def test_what_was_told_is_known_at_once_and_later(path):
         assert journal.blocks(2).keys() == {("a", 0), ("é", 7)}
 
 
-def test_a_restart_forgets_the_blocks_of_that_shard_only(path):
+def test_a_restart_forgets_the_blocks_of_these_shards_only(path):
     with Journal(written(path)) as journal:
-        journal.restart(1, Learned({"c": "too"}, {"e": "small"}))
+        journal.add_blocks(2, BLOCKS)
+        journal.restart([2, 1], Learned({"c": "too"}, {"e": "small"}))
         assert journal.blocks(0)
         assert not journal.blocks(1)
+        assert not journal.blocks(2)
     with Journal(path) as journal:
         assert journal.blocks(0)
         assert not journal.blocks(1)
+        assert not journal.blocks(2)
         assert journal.learned == Learned(
             {"b": "it overflows", "c": "too"}, {"d": "large", "e": "small"}
         )

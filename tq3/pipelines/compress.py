@@ -24,6 +24,7 @@ from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
+from tq3.plan import joined
 from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
@@ -124,6 +125,7 @@ class _Compression(Job):
         self._findings: dict[str, Finding] = {}
         spare = spare_target(self.plan, recipe)
         self._notices += [Notice(f"the target is {spare}")] if spare else []
+        self._notices += map(Notice, joined.in_words(self.plan))
         little = little_compressed(self.plan, recipe)
         self._notices += [Notice(little)] if little else []
         self._notices += map(Notice, missing_config(files))
@@ -142,8 +144,9 @@ class _Compression(Job):
         new = learned.reasons.items() - known.items()
         self._notices += [Notice(f"{name} {why}") for name, why in sorted(new)]
         if learned != self._learned:
-            self._learned = learned
+            before, self._learned = self.plan, learned
             self.plan = plan_compression(self.checkpoint, self._recipe, learned)
+            self._notices += map(Notice, joined.in_words(self.plan, before))
 
     def heed(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""

@@ -19,9 +19,10 @@ from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
+from tq3.plan.joined import decide_together
 from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
-from tq3.plan.policy import decide, why_exact
+from tq3.plan.policy import Decision, why_exact
 from tq3.plan.readers import missing_config
 from tq3.plan.restoring import all_layouts, find_tq_config
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Source, read_checkpoint
@@ -135,6 +136,9 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
 
 def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> Iterator[TensorLine]:
     layouts = all_layouts(checkpoint, config)
+    sources = [TensorInfo(name, "F16", layout.shape) for name, layout in layouts.items()]
+    sources += (tensor.info for tensor in checkpoint.tensors)
+    decisions = decide_together(sources, recipe, config.source_dtype, config.kept_source_dtype)
     for info in (tensor.info for tensor in checkpoint.tensors):
         stem = info.name.removesuffix(PACKED)
         if stem != info.name:
@@ -156,7 +160,7 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
                 layout=None,
                 dtype=info.dtype,
                 n_bytes=info.n_bytes,
-                reason=recorded or _why_kept(info, recipe, config.source_dtype),
+                reason=recorded or _why_kept(info.name, decisions[info.name], recipe),
                 loses=what_may_be_lost(info.dtype, config.source_dtype),
             )
 
@@ -168,11 +172,10 @@ def _what_is_lost(task: Task) -> str | None:
     return what_is_lost(task.sources[0].info.dtype, task.targets[0].dtype)
 
 
-def _why_kept(info: TensorInfo, recipe: Recipe, source_dtype: str | None) -> str:
+def _why_kept(name: str, decision: Decision, recipe: Recipe) -> str:
     """The reason by the rules that apply to name, shape and type: the writer recorded none."""
-    decision = decide(info, recipe, source_dtype)
     if decision.compress:
-        return why_exact(info.name, recipe) or "kept by its writer"
+        return why_exact(name, recipe) or "kept by its writer"
     return decision.reason
 
 

@@ -14,7 +14,7 @@ from tq3.pipelines.events import Progress
 from tq3.pipelines.job import Job
 from tq3.pipelines.tally import Tally
 from tq3.pipelines.work import Done, Worker
-from tq3.plan.plan import Block
+from tq3.plan.plan import Block, Plan
 from tq3.plan.sources import Source
 from tq3.storage.shard_file import ShardFile
 from tq3.storage.target import TargetFolder
@@ -30,8 +30,8 @@ def write_shards(
 ) -> Iterator[Progress]:
     """Write every shard's draft, save the blocks that an earlier run has done.
 
-    After a shard with findings there is a new plan. Sharding is greedy and in order, so only this
-    shard and later ones change; this one is then written anew.
+    After a shard with findings there is a new plan. What it changes is written anew: this shard
+    and, where hosts join a tensor with others, earlier ones.
     """
     number = 0
     while number < len(job.plan.shards):
@@ -52,10 +52,20 @@ def write_shards(
                 yield tally.progress(outcome.block.task.name)
         job.check_sources()
         if found:
-            target.journal.restart(number, job.replan())
+            before, learned = job.plan, job.replan()
+            begun = filter(target.journal.blocks, range(len(before.shards)))
+            stale = {number, *_changed(begun, before, job.plan)}
+            target.journal.restart(stale, learned)
             tally.recount(job.plan, target)
+            number = min(stale)
         else:
             number += 1
+
+
+def _changed(numbers: Iterable[int], before: Plan, after: Plan) -> list[int]:
+    """Those of the shards that the new plan does not have as they were."""
+    last = len(after.shards) - 1
+    return [n for n in numbers if n > last or before.shards[n] != after.shards[n]]
 
 
 def _carry_out(

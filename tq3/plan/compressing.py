@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -18,10 +18,11 @@ from tq3.format.recipe import Recipe
 from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
 from tq3.plan.allocation import Allocation, Chosen, fit, way_out
+from tq3.plan.joined import decide_together, widen
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
-from tq3.plan.policy import Decision, decide, why_exact
+from tq3.plan.policy import Decision, why_exact
 from tq3.plan.precision import main_dtype, why_meant
 from tq3.plan.readers import substrings
 from tq3.plan.roles import role_of
@@ -38,14 +39,32 @@ def plan_compression(
     _check_globs(checkpoint, recipe)
     recipe = _with_tied_head(recipe, checkpoint)
     main = main_dtype(tensor.info for tensor in checkpoint.tensors)
-    fates = [(tensor, decide(tensor.info, recipe, main)) for tensor in checkpoint.tensors]
-    # Values never change a width: what was written before they were known would be wrong.
-    chosen = _choose_widths(fates, recipe, main)
+    # Values never change a width: that would change the width of every other tensor.
+    asked = _fates(checkpoint, recipe, main)
+    chosen, wider = widen(_choose_widths(asked, recipe, main))
+    fates = _fates(checkpoint, recipe, main, learned.exact) if learned.exact else asked
+    joined = {name: why for name, why in wider.items() if name not in learned.exact}
+    joined |= {t.info.name: decision.reason for t, decision in fates if decision.is_joined}
     tasks = (
-        _task(tensor, decision, chosen.get(tensor.info.name), recipe, main, learned)
+        _task(
+            tensor,
+            replace(decision, reason=joined.get(tensor.info.name, decision.reason)),
+            chosen.get(tensor.info.name),
+            recipe,
+            main,
+            learned,
+        )
         for tensor, decision in fates
     )
-    return arrange(tasks, recipe.max_shard_bytes)
+    return arrange(tasks, recipe.max_shard_bytes, joined)
+
+
+def _fates(
+    checkpoint: Checkpoint, recipe: Recipe, main: str | None, exact: Collection[str] = ()
+) -> _Fates:
+    infos = (tensor.info for tensor in checkpoint.tensors)
+    decisions = decide_together(infos, recipe, main, exact)
+    return [(tensor, decisions[tensor.info.name]) for tensor in checkpoint.tensors]
 
 
 def describe_compression(
@@ -78,7 +97,7 @@ def describe_compression(
         source_bytes=plan.bytes_in,
         shapes={name: shape for name, shape in shapes.items() if name in padded or len(shape) != 2},
         kept_source_dtype=learned.exact,
-        float32_norms=learned.float32_norms,
+        float32_norms={name: why for name, why in learned.float32_norms.items() if name in layouts},
         recipe=recipe_record(recipe),
         measured_error=error,
         widths=record,
@@ -90,9 +109,10 @@ def _recorded_widths(
     layouts: Mapping[str, GroupLayout], recipe: Recipe
 ) -> tuple[int, int | None, tuple[str, ...], WidthRecord]:
     """The usual width, the other one with its patterns, and what these can't say."""
-    if not recipe.widths or not layouts:
-        return recipe.bits, recipe.sensitive_bits, recipe.sensitive_patterns, {}
     widths = {name: layout.bits for name, layout in layouts.items()}
+    as_asked = all(recipe.bits_for(name) == bits for name, bits in widths.items())
+    if not layouts or not recipe.widths and as_asked:
+        return recipe.bits, recipe.sensitive_bits, recipe.sensitive_patterns, {}
     sizes = {name: prod(layout.shape) for name, layout in layouts.items()}
     main, record = record_widths(widths, sizes)
     if len(record) == 1:

@@ -5,8 +5,8 @@ A plan is a pure function of the source's headers and the request. It is exact t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
@@ -38,13 +38,14 @@ class Task:
     units: equal parts of the tensor that can be done in any order by any worker: groups or whole
     rows of a compressed tensor, elements of a cast one, bytes of a copied one. Each source and
     target has the same number of bytes for each unit.
+    reason: as the user reads it; nothing that is written depends on it
     must_be_finite: a NaN or infinity among the values is a finding, not data
     scale: how codes are chosen where they are made, one of `format.recipe.SCALES`
     """
 
     name: str
     action: Action
-    reason: str
+    reason: str = field(compare=False)
     sources: tuple[Located, ...]
     targets: tuple[TensorInfo, ...]
     units: int
@@ -127,9 +128,14 @@ class Shard:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """All shards of the output, in order."""
+    """All shards of the output, in order.
+
+    joined: tensors that are stored otherwise than was asked for, for others that hosts join them
+    with: name -> why
+    """
 
     shards: tuple[Shard, ...]
+    joined: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         n = len(self.tasks)
@@ -196,10 +202,13 @@ def copy_task(tensor: Located, reason: str) -> Task:
     return Task(info.name, Action.COPY, reason, (tensor,), (info,), units)
 
 
-def arrange(tasks: Iterable[Task], max_shard_bytes: int) -> Plan:
+def arrange(
+    tasks: Iterable[Task], max_shard_bytes: int, joined: Mapping[str, str] | None = None
+) -> Plan:
     """Put tasks into shards in order; a shard closes before the task that would pass the limit.
 
     Greedy and in order, so a change of one task never moves what lies in an earlier shard.
+    joined: as in `Plan`
     """
     shards: list[list[Task]] = [[]]
     room = max_shard_bytes
@@ -209,7 +218,7 @@ def arrange(tasks: Iterable[Task], max_shard_bytes: int) -> Plan:
             room = max_shard_bytes
         shards[-1].append(task)
         room -= task.bytes_out
-    return Plan(tuple(_shard(tasks) for tasks in shards))
+    return Plan(tuple(_shard(tasks) for tasks in shards), joined or {})
 
 
 def _shard(tasks: list[Task]) -> Shard:

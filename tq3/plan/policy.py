@@ -67,10 +67,14 @@ _CONVOLUTION = re.compile(r"(^|[._])conv")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a tensor is compressed, and the reason as the user reads it."""
+    """Whether a tensor is compressed, and the reason as the user reads it.
+
+    is_joined: the reason lies in others that hosts join it with
+    """
 
     compress: bool
     reason: str
+    is_joined: bool = False
 
 
 def decide(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None = None) -> Decision:

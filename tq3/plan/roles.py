@@ -7,6 +7,7 @@ role. Patterns match whole components at the end of a name.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 from tq3.format.widths import QKV
@@ -28,10 +29,8 @@ from tq3.plan.classes import (
 
 OTHER = "other"
 # Hosts join these of one layer into one matrix, or run all experts of a layer in one kernel.
-_JOINED = {
-    *("gate_up", "expert_gate_up", "expert_down", "shared_gate_up"),
-    *("linear_in", "linear_gates"),
-}
+_EXPERT_SETS = {"expert_gate_up", "expert_down"}
+_JOINED = {*_EXPERT_SETS, "gate_up", "shared_gate_up", "linear_in", "linear_gates"}
 
 
 def _compiled(*parts: tuple[str, str]) -> tuple[tuple[str, re.Pattern[str]], ...]:
@@ -127,6 +126,22 @@ def fused_set_of(name: str, *, split_qkv: bool) -> str:
     if part.role in QKV and not split_qkv:
         return f"{part.container}:qkv"
     return f"{part.container}:{part.role}" if part.role in _JOINED else name
+
+
+@cache
+def expert_set_of(name: str) -> str | None:
+    """The half of a layer's experts that a tensor is of, `path:role`; None for any other tensor.
+
+    No host takes such a half in which tensors are packed differently.
+    """
+    part = _part_of(name, class_of(name))
+    return f"{part.container}:{part.role}" if part.role in _EXPERT_SETS else None
+
+
+def name_in_layer(name: str) -> str:
+    """The name from what follows the number of its layer on; all of it outside of layers."""
+    found = _LAYER.search(name.partition("experts.")[0])
+    return name[found.end() :] if found else name
 
 
 def layer_of(name: str) -> int | None:

@@ -109,9 +109,12 @@ class Journal:
             {"shard": shard, "block": [b.task, b.first, b.pieces, b.seen, b.error]} for b in blocks
         )
 
-    def restart(self, shard: int, learned: Learned = NOTHING_LEARNED) -> None:
-        """The shard is written anew, in the plan that heeds what was learned from its values."""
-        self._append([{"restart": shard, **learned.to_record()}])
+    def restart(self, shards: Iterable[int], learned: Learned = NOTHING_LEARNED) -> None:
+        """The shards are written anew, in the plan that heeds what was learned from their values.
+
+        In one record, for what is told of a shard holds in one plan only.
+        """
+        self._append([{"restart": sorted(shards), **learned.to_record()}])
 
     def publishing(self, *, overwrite: bool) -> None:
         """From now on files take their names; `overwrite`: an older checkpoint may be replaced."""
@@ -152,7 +155,8 @@ class Journal:
             done = DoneBlock(task, first, tuple(Piece(*piece) for piece in pieces), seen, sample)
             self._blocks.setdefault(record["shard"], {})[task, first] = done
         elif "restart" in record:
-            self._blocks.pop(record["restart"], None)
+            for shard in record["restart"]:
+                self._blocks.pop(shard, None)
             self.learned |= learned_from_record(record)
         elif "refused" in record:
             self.is_refused = True

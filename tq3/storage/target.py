@@ -120,7 +120,7 @@ class TargetFolder:
             blocks = self.journal.blocks(number)
             path = self._finished_draft(plan, number) if blocks else None
             if blocks and (path is None or not _has(path, blocks)):
-                self.journal.restart(number)
+                self.journal.restart([number])
 
     @contextmanager
     def shard(self, plan: Plan, number: int) -> Iterator[ShardFile]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,27 +110,53 @@ class Renaming:
         return [renamed, *(renamed.replace(first, other) for other in others)], converter
 
 
-def find_places(model: PreTrainedModel, pairs: dict[str, Pair], group: int) -> list[Place]:
+def find_places(
+    model: PreTrainedModel, pairs: dict[str, Pair], kept: Mapping[str, str], group: int
+) -> list[Place]:
     """The parameters of `model`, still on meta, that compressed tensors fill.
 
     A tensor that the model has no parameter for is left to the host, which ignores or reports it.
+    kept: as `find_kept` gives them
+    Raises BadInput where the host joins what is packed in different ways, or only in part.
     """
     rename, state = Renaming(model), model.state_dict()
     places: dict[str, Place] = {}
+    first: dict[str, Pair] = {}
     for pair in pairs.values():
         names, converter = rename(pair.name, state)
         for name in names:
-            if name in state:
-                place = _place(pair, name, state[name], converter, group)
-                if places.setdefault(name, place) != place:
-                    raise pair.bad("the width of the tensors beside it", found=_shapes(pair))
+            if name not in state:
+                continue
+            place = _place(pair, name, state[name], converter, group)
+            bits = place.layout.bits
+            if places.setdefault(name, place) != place:
+                other = f"{places[name].layout.bits} in {first[name].name!r}"
+                raise _mixture(pair, f"{bits} bits, and {other}")
+            if place.converted and name in kept:
+                raise _mixture(pair, f"{bits} bits, and {kept[name]!r} not packed")
+            first.setdefault(name, pair)
     return list(places.values())
 
 
-def find_kept(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
-    """The parameters of `model` that these tensors, which are not compressed, fill."""
+def _mixture(pair: Pair, found: str) -> BadInput:
+    what = "experts of one layer" if "experts" in pair.name.split(".") else "what it joins"
+    return BadInput(
+        f"Transformers can't load it, for {what} must be packed alike",
+        file=pair.file,
+        tensor=pair.name,
+        found=found,
+        expected="one width for all, or none packed",
+        fix="compress the source again with the same --keep and width for all of these, or "
+        "`tq3 restore` this checkpoint",
+    )
+
+
+def find_kept(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """The parameters of `model` that these tensors fill, which are not compressed: each with one of
+    them.
+    """
     rename, state = Renaming(model), model.state_dict()
-    return {parameter for name in names for parameter in rename(name, state)[0]}
+    return {parameter: name for name in names for parameter in rename(name, state)[0]}
 
 
 def check_names(model: PreTrainedModel, pairs: dict[str, Pair]) -> None:

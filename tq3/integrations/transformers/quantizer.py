@@ -57,7 +57,8 @@ class Tq3Quantizer(HfQuantizer):
             allowed = ", ".join(map(str, DTYPES))
             raise UsageError("activations of this dtype", found=model.dtype, expected=allowed)
         pairs, others = read_pairs(checkpoint_files)
-        places = find_places(model, pairs, self.quantization_config.group_size)
+        kept = find_kept(model, others)
+        places = find_places(model, pairs, kept, self.quantization_config.group_size)
         if not places:
             found = next(iter(pairs), "no compressed tensor at all")
             raise BadInput(
@@ -66,7 +67,7 @@ class Tq3Quantizer(HfQuantizer):
                 found=found,
                 fix="check `architectures` in config.json with `tq3 inspect`",
             )
-        shared = shared_places(model.all_tied_weights_keys, places, find_kept(model, others))
+        shared = shared_places(model.all_tied_weights_keys, places, set(kept))
         self._places = places + shared
         tie(model, {place.parameter for place in self._places})
         tokens = _token_embeddings(model, shared)
