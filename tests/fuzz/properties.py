@@ -13,14 +13,16 @@ from safetensors import SafetensorError, deserialize
 
 from tq3.cli import tables
 from tq3.errors import BadInput, Tq3Error
-from tq3.format.header import Header, read_header
+from tq3.format.header import FLOATS, Header, read_header
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 from tq3.pipelines.describe import describe
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import Plan
 from tq3.plan.restoring import plan_restoration, read_tq_config
+from tq3.plan.roles import expert_set_of
 from tq3.plan.sources import Checkpoint, read_checkpoint, read_text
+from tq3.storage.sidecars import choose_sidecars
 
 # What we refuse and the safetensors library takes: it ignores keys it does not know, believes the
 # last of two tensors of one name, and takes sizes and dimensions that no checkpoint has.
@@ -31,6 +33,8 @@ STRICTER = (
     "not a list of at most 64",
     "not a pair of whole numbers",
 )
+# Types of matrices that no format of quantised weights uses for its codes.
+ORDINARY = (*FLOATS, "F64", "C64", "I64", "U64", "BOOL")
 
 
 def check_header(content: bytes) -> None:
@@ -54,6 +58,8 @@ def check_folder(files: dict[str, bytes]) -> None:
     folder = FakeFiles(files)
     with suppress(Tq3Error):
         checkpoint = read_checkpoint(folder)
+        _check_side_files(folder, checkpoint)
+        check_fates(checkpoint, Recipe())
         with suppress(Tq3Error):
             _check_plan(plan_compression(checkpoint, Recipe()))
             _check_config(folder)
@@ -62,6 +68,39 @@ def check_folder(files: dict[str, bytes]) -> None:
         description = describe(folder, Recipe(), workers=2)
         json.dumps(description.to_dict())
         list(tables.of_description(description, tensors=True))
+
+
+def check_fates(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """No tensor is damaged by its plan, whatever its name, type and shape; or it is refused."""
+    try:
+        plan = plan_compression(checkpoint, recipe)
+    except Tq3Error:
+        return
+    widths: dict[str, set[int | None]] = {}
+    for task in plan.tasks:
+        info = task.sources[0].info
+        is_matrix = len(info.shape) > 1 and info.name.endswith(".weight")
+        assert not is_matrix or info.dtype in ORDINARY, f"{info} is no ordinary matrix"
+        if task.layout:
+            assert info.dtype in FLOATS
+            assert task.bytes_out < task.bytes_in, f"{info} grows"
+        elif info.dtype == "F32" and (len(info.shape) < 2 or info.n_elements <= 2**20):
+            assert task.targets == (info,), f"{info} loses bits"
+        elif info.dtype not in FLOATS:
+            assert task.targets == (info,), f"{info} is changed"
+        if key := expert_set_of(info.name):
+            widths.setdefault(key, set()).add(task.layout.bits if task.layout else None)
+    assert all(len(alike) == 1 for alike in widths.values()), "experts that hosts join differ"
+
+
+def _check_side_files(folder: FakeFiles, checkpoint: Checkpoint) -> None:
+    """Each file is copied once or left out with a reason, and none takes a shard's name."""
+    rest = set(folder.tree()) - set(checkpoint.files)
+    found = choose_sidecars(rest, ())
+    assert found.copied.keys() | found.left_out.keys() == rest
+    assert not found.copied.keys() & found.left_out.keys()
+    assert all(found.left_out.values())
+    assert not any(name.endswith(".safetensors") and "/" not in name for name in found.copied)
 
 
 def _check_refusal(error: BadInput, content: bytes) -> None:
