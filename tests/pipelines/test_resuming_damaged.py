@@ -167,7 +167,7 @@ def test_a_run_goes_on_from_a_torn_journal(left, tmp_path):
 
 
 def test_a_small_run_goes_on_from_a_journal_torn_at_every_byte(tmp_path, monkeypatch):
-    source = tiny_checkpoint(tmp_path / "in", {"a.weight": random_tensor(4, 128)}, config=None)
+    source = tiny_checkpoint(tmp_path / "in", {"a.weight": random_tensor(4, 128)})
     tq3.compress(source, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
     end_after(tq3.compress_checkpoint(source, tmp_path / "kept", tq3.Recipe(), workers=1), 2)

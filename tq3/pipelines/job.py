@@ -112,7 +112,9 @@ class Job(ABC):
             tops = (name.partition("/") for name in sidecars.weights)
             shown = ", ".join(dict.fromkeys(top + slash for top, slash, _ in tops))
             yield Notice(f"copied as they are, {n_bytes} of weights: {shown}")
-        if missing := [name for name in self.listed() if not self.files.has(name)]:
+        # What was there when the copies were chosen, and is not now, fails when it is copied.
+        rest = (name for name in self.listed() if name not in sidecars.copied)
+        if missing := [name for name in rest if not self.files.has(name)]:
             yield Notice(f"not copied: {', '.join(missing)} (in the manifest, and not there)")
         if sidecars.doubtful:
             shown = ", ".join(f"{name} ({why})" for name, why in sidecars.doubtful.items())
