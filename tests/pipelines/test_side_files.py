@@ -69,7 +69,7 @@ def test_weights_that_travel_and_what_may_be_missed_are_told(source, tmp_path):
     assert travels == f"copied as they are, 25 bytes of weights: {shown}"
     assert stays.startswith("not copied: adapter_config.json (an adapter's: hosts would attach it")
     assert "value_head.safetensors (weights that are not part of this checkpoint" in stays
-    assert stays.endswith("; what a host needs of it, --also takes along")
+    assert stays.endswith("; use --also for what a host needs")
     assert "gguf" not in stays
 
 
@@ -145,6 +145,21 @@ def test_a_part_that_is_missing_is_told_when_it_is_restored(source, tmp_path):
     (tmp_path / "out" / "spk_dict.pt").unlink()
     _, notices = run(tq3.restore, tmp_path / "out", tmp_path / "back")
     assert "not copied: spk_dict.pt (in the manifest, and not there)" in notices
+
+
+def test_a_name_of_two_lines_is_weights_by_its_ending(source, tmp_path):
+    add(source, {"two\nlines.safetensors": b"x", "HEAD.SAFETENSORS": b"x"})
+    _, notices = run(tq3.compress, source, tmp_path / "out")
+    assert any("two\nlines.safetensors (weights" in notice for notice in notices)
+    assert not contents(tmp_path / "out").keys() & {"two\nlines.safetensors", "HEAD.SAFETENSORS"}
+    add(tmp_path / "out", {"two\nlines.safetensors": b"x"})
+    assert [fault.check for fault in tq3.verify(tmp_path / "out").faults] == ["TQ108"]
+
+
+def test_a_config_that_the_user_leaves_behind_is_not_offered(tmp_path):
+    source = add(tiny_checkpoint(tmp_path / "in"), {"adapter_config.json": b"{}"})
+    _, notices = run(tq3.compress, source, tmp_path / "out", without="adapter_config.json")
+    assert notices == []
 
 
 def test_a_damaged_manifest_cannot_say_what_travels(source, tmp_path):

@@ -118,7 +118,7 @@ class Job(ABC):
             yield Notice(f"not copied: {', '.join(missing)} (in the manifest, and not there)")
         if sidecars.doubtful:
             shown = ", ".join(f"{name} ({why})" for name, why in sidecars.doubtful.items())
-            yield Notice(f"not copied: {shown}; what a host needs of it, --also takes along")
+            yield Notice(f"not copied: {shown}; use --also for what a host needs")
 
     def check_sources(self) -> None:
         """Raise StorageError when a weight file is not the one whose header was read."""

@@ -23,7 +23,7 @@ _ADAPTERS = {
 _PIPELINE = "model_index.json"
 _SUFFIX = ".safetensors"
 # Of a variant in between: model.safetensors.index.fp16.json.
-_ANY_INDEX = re.compile(r"\.index(\.[\w-]{1,50})?\.json$")
+_ANY_INDEX = re.compile(r"\.index(\.[\w-]{1,50})?\.json\Z", re.IGNORECASE)
 
 # The JSON object in a file.
 ReadObject = Callable[[str], Mapping[str, Any]]

@@ -33,33 +33,39 @@ _COPY = "other weights of this model"
 _UNKNOWN = "weights that are not part of this checkpoint, and hosts would load them"
 _WITHOUT = "asked for by --without"
 
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """For whole names, in which a line may end, and of any case: some disks tell none apart."""
+    return re.compile(text, re.DOTALL | re.IGNORECASE)
+
+
 # What holds a whole model, whatever its name, and what may hold anything: then the name tells.
 _WHOLE = r"gguf|ggml|h5|msgpack|ot|tflite|mlmodel|nemo|ckpt"
 _ANY = r"safetensors|bin|pt|pth|onnx|onnx_data(_\d+)?|npz|pkl|pickle"
-_WEIGHTS = re.compile(rf".*\.({_WHOLE}|{_ANY})")
+_WEIGHTS = _pattern(rf".*\.({_WHOLE}|{_ANY})")
 _MODEL = (
     r"((pytorch|tf|flax|rust|openvino|diffusion_pytorch|encoder|decoder|decoder_with_past)_)?"
     r"(model|weights|consolidated)([-_.].+)?"
 )
 # Files at the top: pattern of the whole name -> why it stays behind. The first that fits counts.
 _AT_THE_TOP = (
-    (re.compile(r"adapter_(config\.json|model[-.].+)"), _ADAPTER),
+    (_pattern(r"adapter_(config\.json|model[-.].+)"), _ADAPTER),
     (
-        re.compile(
+        _pattern(
             r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)(_\d+)?"
             r"\.(bin|pt|pth|pkl)|((bf16_)?zero_pp|mp)_rank_.+\.pt"
         ),
         _TRAINING,
     ),
-    (re.compile(rf".+\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
+    (_pattern(rf".+\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
     # vLLM and SGLang take the files of a folder by these suffixes.
-    (re.compile(r".+\.(safetensors|bin)"), _UNKNOWN),
+    (_pattern(r".+\.(safetensors|bin)"), _UNKNOWN),
 )
 # Folders at the top that stay behind whole if there are weights in them: what lies beside belongs
 # to those.
 _FOLDERS = (
     (
-        re.compile(
+        _pattern(
             r"(onnx|openvino|coreml|tflite|litert|gguf|ggml|mlx)([-_.].+)?"
             r"|original|metal|flax|tf|torchscript|tensorrt|trt|neuron|executorch"
             r"|awq|gptq|exl2|exl3|fp8|fp16|bf16|fp32|int4|int8|4bit|8bit"
@@ -68,7 +74,7 @@ _FOLDERS = (
         f"in a folder of {_COPY}",
     ),
     (
-        re.compile(
+        _pattern(
             r"checkpoint-\d+|last-checkpoint|global_step\d+|(pytorch_model_fsdp|optimizer)_\d+"
         ),
         f"in a folder of {_TRAINING}",
@@ -136,7 +142,7 @@ def choose_sidecars(
     for name in choice:
         if why := _why_left_out(name, holding, selection, listed):
             left_out[name] = why
-    left_out |= _adapter_without_weights(choice, left_out)
+    left_out |= _adapter_without_weights(choice, left_out, selection)
     copies = {name: copy for name, copy in (renamed or {}).items() if name in rest}
     left_out |= {copy: f"{name} takes its name" for name, copy in copies.items() if copy in rest}
     return Sidecars(
@@ -183,11 +189,27 @@ def _why_left_out(
     return _first(_FOLDERS, first) if first in holding else None
 
 
-def _adapter_without_weights(choice: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
-    """Hosts would look for the weights, here or at the adapter's base model."""
+def _adapter_without_weights(
+    choice: Iterable[str], left_out: Mapping[str, str], asked: Selection
+) -> dict[str, str]:
+    """An adapter's config whose weights do not travel: hosts would look for them elsewhere.
+
+    Raises UsageError where it is asked for.
+    """
     adapter = [name for name in choice if _at_the_top(name) == _ADAPTER]
-    has_weights = any(is_weight_file(name) and name not in left_out for name in adapter)
-    return {} if has_weights else dict.fromkeys(adapter, _ADAPTER)
+    travels = [name for name in adapter if name not in left_out]
+    if any(is_weight_file(name) for name in travels):
+        return {}
+    for name in travels:
+        if any(_fits(name, glob) for glob in asked.also):
+            weights = [each for each in adapter if is_weight_file(each)]
+            raise UsageError(
+                "--also takes an adapter's config without the adapter's weights",
+                file=name,
+                found=", ".join(weights[:3]) or "no weights of an adapter",
+                fix=f"take the weights, too, or leave it out: --without {name}",
+            )
+    return dict.fromkeys(travels, _ADAPTER)
 
 
 def _at_the_top(name: str) -> str | None:
