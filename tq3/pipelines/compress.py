@@ -144,9 +144,15 @@ class _Compression(Job):
         new = learned.reasons.items() - known.items()
         self._notices += [Notice(f"{name} {why}") for name, why in sorted(new)]
         if learned != self._learned:
-            before, self._learned = self.plan, learned
+            before, was_little = self.plan, self._little_compressed()
+            self._learned = learned
             self.plan = plan_compression(self.checkpoint, self._recipe, learned)
             self._notices += map(Notice, joined.in_words(self.plan, before))
+            little = self._little_compressed()
+            self._notices += [Notice(little)] if little and not was_little else []
+
+    def _little_compressed(self) -> str | None:
+        return little_compressed(self.plan, self._recipe, self._learned)
 
     def heed(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""
