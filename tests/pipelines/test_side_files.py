@@ -10,6 +10,7 @@ from factories import contents, of_another_writer, tiny_checkpoint
 import tq3
 from tq3.errors import BadInput, UsageError
 from tq3.pipelines.events import Notice
+from tq3.storage.sidecars import Selection
 
 PARTS = {
     "spk_dict.pt": b"voices",
@@ -174,3 +175,16 @@ def test_a_plan_shows_what_would_be_copied_and_what_not(source):
     plan = tq3.inspect(source)
     assert plan.side_files == {name: len(data) for name, data in PARTS.items()}
     assert plan.left_out.keys() == {*COPIES, *ADAPTER}
+
+
+def test_a_plan_copies_and_refuses_what_the_run_does(tmp_path):
+    source = add(tiny_checkpoint(tmp_path / "in"), {"README.md": b"x", "README.source.md": b"y"})
+    plan = tq3.inspect(source)
+    report = tq3.compress(source, tmp_path / "out")
+    assert plan.left_out == report.left_out == {"README.source.md": "README.md takes its name"}
+    recipe, selection = tq3.Recipe(max_shard_bytes=40_000), Selection.of("*-of-*", ())
+    add(source, {min(tq3.preview(source, recipe).shards): b"x"})
+    with pytest.raises(UsageError, match="in place of the weights that are written"):
+        tq3.preview(source, recipe, selection=selection)
+    with pytest.raises(UsageError, match="in place of the weights that are written"):
+        list(tq3.compress_checkpoint(source, tmp_path / "more", recipe, selection=selection))

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TypeAlias
 
 from tq3.errors import UsageError
@@ -25,6 +26,8 @@ Globs: TypeAlias = str | Sequence[str] | None
 # there README.md is the compressed model's own, which people write and edit.
 CARD = "README.md"
 SOURCE_CARD = "README.source.md"
+# Files that get another name in a TQ3 checkpoint.
+RENAMED = MappingProxyType({CARD: SOURCE_CARD})
 _CACHES = ("__pycache__", "node_modules")
 
 _ADAPTER = "an adapter's: hosts would attach it to the model"
