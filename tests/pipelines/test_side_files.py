@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from factories import contents, of_another_writer, tiny_checkpoint
+from factories import contents, of_another_writer, read_tensors, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, UsageError
@@ -122,6 +123,18 @@ def test_no_side_file_takes_the_place_of_the_weights(tmp_path):
     with pytest.raises(UsageError, match="in place of the weights that are written") as caught:
         tq3.compress(source, tmp_path / "more", also="*.safetensors", **options)
     assert caught.value.fix == f"leave it out: --without {stray}"
+
+
+@pytest.mark.parametrize("shard", ["part.safetensors", "parts/1.safetensors"])
+def test_a_shard_that_was_not_taken_is_the_model_once_more_whatever_its_name(tmp_path, shard):
+    source = tiny_checkpoint(tmp_path / "in")
+    data = (source / "model.safetensors").read_bytes()
+    index = json.dumps({"weight_map": dict.fromkeys(read_tensors(source), shard)}).encode()
+    add(source, {shard: data, "model.safetensors.index.json": index})
+    report, notices = run(tq3.compress, source, tmp_path / "out")
+    assert report.left_out == {shard: "other weights of this model"}
+    (notice,) = notices
+    assert f"and not the shard {shard}, which vLLM would take" in notice
 
 
 @pytest.mark.parametrize("balance", [False, True])

@@ -32,7 +32,14 @@ def side_files(
     Raises UsageError where a copy would take the place of what is written.
     """
     ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *written)
-    found = choose_sidecars(files.tree(), (*checkpoint.files, *ours), renamed, selection, listed)
+    found = choose_sidecars(
+        files.tree(),
+        (*checkpoint.files, *ours),
+        renamed,
+        selection,
+        listed,
+        checkpoint.copies,
+    )
     weights = {SINGLE, *plan.weight_files}
     if taken := next((name for name, copy in found.copied.items() if copy in weights), None):
         raise UsageError(

@@ -103,7 +103,8 @@ class Checkpoint:
     """All tensors in the order of the disk, and config.json (empty where there is none).
 
     stamps: of each weight file, before its header was read
-    index: the file that names them, where one does
+    index: the file that names the weight files, where one does
+    copies: weight files that hold the same tensors once more, and were not taken
     notices: what the user should know of the choice of these files
     """
 
@@ -111,6 +112,7 @@ class Checkpoint:
     stamps: Mapping[str, str]
     config: Mapping[str, Any]
     index: str | None = None
+    copies: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
 
     @property
@@ -134,13 +136,15 @@ def read_checkpoint(files: Files) -> Checkpoint:
     weight_files = tuple(sorted(set(weight_map.values()))) or (single_file(files, names),)
     tensors, stamps = _read_files(files, weight_files)
     _check_index(weight_map, tensors)
+    copies: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     if SINGLE in names and SINGLE not in weight_files:
         alone, stamps_alone = _read_files(files, (SINGLE,))
         notices = (_choose_single(files, alone, tensors),)
-        tensors, stamps = alone, stamps_alone
+        tensors, stamps, copies = alone, stamps_alone, weight_files
     config = read_object(files, CONFIG) if files.has(CONFIG) else {}
-    return Checkpoint(tensors, stamps, config, index, notices)
+    index = index if weight_map and not copies else None
+    return Checkpoint(tensors, stamps, config, index, copies, notices)
 
 
 def _read_files(files: Files, names: tuple[str, ...]) -> tuple[tuple[Located, ...], dict[str, str]]:
@@ -159,7 +163,8 @@ def _choose_single(files: Files, alone: tuple[Located, ...], sharded: tuple[Loca
     """
     one, other = ({each.info.name: each.info for each in some} for some in (alone, sharded))
     differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    shards = f"the shards {sharded[0].file} to {sharded[-1].file}"
+    first, last = sharded[0].file, sharded[-1].file
+    shards = f"the shard {first}" if first == last else f"the shards {first} to {last}"
     if differing:
         raise BadInput(
             f"{SINGLE} lies beside shards with other tensors",
@@ -168,7 +173,7 @@ def _choose_single(files: Files, alone: tuple[Located, ...], sharded: tuple[Loca
             found=f"{counted(len(one), 'tensor')} in {SINGLE}, {len(other)} in {shards}",
             expected="one model",
             fix="move what is not meant out of the folder: "
-            f"Transformers would take {SINGLE}, vLLM the shards",
+            f"Transformers would take {SINGLE}, vLLM {shards}",
         )
     return (
         f"{SINGLE} is taken, as in Transformers, and not {shards}, which vLLM would take: "

@@ -128,12 +128,14 @@ def choose_sidecars(
     renamed: Mapping[str, str] | None = None,
     selection: Selection = BY_POLICY,
     listed: Collection[str] = (),
+    copies: Collection[str] = (),
 ) -> Sidecars:
     """Split the names of `LocalFiles.tree`. Raises UsageError for a glob that matches nothing.
 
     accounted: what the caller writes or replaces itself
     renamed: file -> name of its copy; what has that name already stays behind
     listed: files of a checkpoint's manifest, which are part of it whatever they are
+    copies: files that are known to hold this model once more, whatever their names
     """
     known = set(accounted)
     rest = [name for name in names if name not in known]
@@ -143,13 +145,15 @@ def choose_sidecars(
     _check_globs("--without", selection.without, [name for name in choice if name != CONFIG])
     holding = {PurePosixPath(name).parts[0] for name in choice if _is_nested_weights(name)}
     for name in choice:
-        if why := _why_left_out(name, holding, selection, listed):
+        is_asked = _is_asked_for(name, selection, listed)
+        why = _WITHOUT if is_asked is False else _why_left_out(name, holding, copies)
+        if why and not is_asked:
             left_out[name] = why
     left_out |= _adapter_without_weights(choice, left_out, selection)
-    copies = {name: copy for name, copy in (renamed or {}).items() if name in rest}
-    left_out |= {copy: f"{name} takes its name" for name, copy in copies.items() if copy in rest}
+    new_names = {name: new for name, new in (renamed or {}).items() if name in rest}
+    left_out |= {new: f"{name} takes its name" for name, new in new_names.items() if new in rest}
     return Sidecars(
-        {name: copies.get(name, name) for name in rest if name not in left_out},
+        {name: new_names.get(name, name) for name in rest if name not in left_out},
         {name: left_out[name] for name in rest if name in left_out},
     )
 
@@ -175,13 +179,17 @@ def _why_never(name: str) -> str | None:
     return "a draft of another run" if WORK_FOLDER in PurePosixPath(name).parts else None
 
 
-def _why_left_out(
-    name: str, holding: set[str], asked: Selection, listed: Collection[str]
-) -> str | None:
+def _is_asked_for(name: str, asked: Selection, listed: Collection[str]) -> bool | None:
+    """Whether it travels for the user's sake or the manifest's; None where neither speaks of it."""
     if name != CONFIG and any(_fits(name, glob) for glob in asked.without):
-        return _WITHOUT
-    if name in listed or any(_fits(name, glob) for glob in asked.also):
-        return None
+        return False
+    return name in listed or any(_fits(name, glob) for glob in asked.also) or None
+
+
+def _why_left_out(name: str, holding: set[str], copies: Collection[str]) -> str | None:
+    """Why a file stays behind that nobody asks for."""
+    if name in copies:
+        return _COPY
     first, *deeper = parts = PurePosixPath(name).parts
     if any(part.startswith(".git") for part in parts):
         return "belongs to git"
