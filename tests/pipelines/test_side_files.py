@@ -11,7 +11,7 @@ from factories import contents, of_another_writer, read_tensors, tiny_checkpoint
 import tq3
 from tq3.errors import BadInput, UsageError
 from tq3.pipelines.events import Notice
-from tq3.storage.sidecars import Selection
+from tq3.storage.selection import Selection
 
 PARTS = {
     "spk_dict.pt": b"voices",

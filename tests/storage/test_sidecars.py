@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tq3.errors import UsageError
-from tq3.storage.sidecars import Selection, choose_sidecars, is_loaded_by_hosts, is_weight_file
+from tq3.storage.selection import Selection
+from tq3.storage.sidecars import choose_sidecars, is_loaded_by_hosts, is_weight_file
 
 ACCOUNTED = ("model.safetensors", "model.safetensors.index.json", "tq_config.json")
 

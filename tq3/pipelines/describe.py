@@ -24,7 +24,8 @@ from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.policy import Decision, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Source, read_checkpoint
-from tq3.storage.sidecars import BY_POLICY, RENAMED, Selection
+from tq3.storage.selection import BY_POLICY, Selection
+from tq3.storage.sidecars import RENAMED
 
 # Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
 _BASE_MEMORY_BYTES = 64 * 2**20

@@ -16,7 +16,8 @@ from tq3.plan.identity import Identity, identify
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
 from tq3.plan.sources import Checkpoint, Source
-from tq3.storage.sidecars import Selection, Sidecars
+from tq3.storage.selection import Selection
+from tq3.storage.sidecars import Sidecars
 
 
 class Job(ABC):

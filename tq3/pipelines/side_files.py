@@ -10,7 +10,8 @@ from tq3.format import manifest
 from tq3.plan.plan import Plan
 from tq3.plan.sources import Checkpoint, Source
 from tq3.plan.weight_files import INDEX, SINGLE
-from tq3.storage.sidecars import Selection, Sidecars, choose_sidecars
+from tq3.storage.selection import Selection
+from tq3.storage.sidecars import Sidecars, choose_sidecars
 from tq3.units import size
 
 

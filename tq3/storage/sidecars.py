@@ -8,19 +8,15 @@ tokenizer or voices: they travel, as all does that is no weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import TypeAlias
 
 from tq3.errors import UsageError
-from tq3.plan.sources import CONFIG
 from tq3.plan.weight_files import indexed
 from tq3.storage.drafts import WORK_FOLDER
-
-Globs: TypeAlias = str | Sequence[str] | None
+from tq3.storage.selection import BY_POLICY, Selection
 
 # A checkpoint's card on the Hub, and in a TQ3 checkpoint the card of the model it was made from:
 # there README.md is the compressed model's own, which people write and edit.
@@ -86,25 +82,6 @@ _FOLDERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """What a user wants otherwise: globs on whole paths, or on those of folders.
-
-    also: travels although it would stay behind; without: stays behind, even what `also` takes
-    """
-
-    also: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, also: Globs, without: Globs) -> Selection:
-        """From one glob, several or none."""
-        return cls(_several(also), _several(without))
-
-
-BY_POLICY = Selection()
-
-
-@dataclass(frozen=True, slots=True)
 class Sidecars:
     """What is copied byte for byte, relative path -> name of the copy; what is left out -> why."""
 
@@ -141,13 +118,14 @@ def choose_sidecars(
     rest = [name for name in names if name not in known]
     left_out = {name: why for name in rest if (why := _why_never(name))}
     choice = [name for name in rest if name not in left_out]
-    _check_globs("--also", selection.also, choice)
-    _check_globs("--without", selection.without, [name for name in choice if name != CONFIG])
+    selection.check(choice)
     holding = {PurePosixPath(name).parts[0] for name in choice if _is_nested_weights(name)}
     for name in choice:
-        is_asked = _is_asked_for(name, selection, listed)
-        why = _WITHOUT if is_asked is False else _why_left_out(name, holding, copies)
-        if why and not is_asked:
+        if selection.leaves(name):
+            left_out[name] = _WITHOUT
+        elif name in listed or selection.takes(name):
+            continue
+        elif why := _why_left_out(name, holding, copies):
             left_out[name] = why
     left_out |= _adapter_without_weights(choice, left_out, selection)
     new_names = {name: new for name, new in (renamed or {}).items() if name in rest}
@@ -179,13 +157,6 @@ def _why_never(name: str) -> str | None:
     return "a draft of another run" if WORK_FOLDER in PurePosixPath(name).parts else None
 
 
-def _is_asked_for(name: str, asked: Selection, listed: Collection[str]) -> bool | None:
-    """Whether it travels for the user's sake or the manifest's; None where neither speaks of it."""
-    if name != CONFIG and any(_fits(name, glob) for glob in asked.without):
-        return False
-    return name in listed or any(_fits(name, glob) for glob in asked.also) or None
-
-
 def _why_left_out(name: str, holding: set[str], copies: Collection[str]) -> str | None:
     """Why a file stays behind that nobody asks for."""
     if name in copies:
@@ -212,7 +183,7 @@ def _adapter_without_weights(
     if any(is_weight_file(name) for name in travels):
         return {}
     for name in travels:
-        if any(_fits(name, glob) for glob in asked.also):
+        if asked.takes(name):
             weights = [each for each in adapter if is_weight_file(each)]
             raise UsageError(
                 "--also takes an adapter's config without the adapter's weights",
@@ -233,27 +204,3 @@ def _first(patterns: Iterable[tuple[re.Pattern[str], str]], name: str) -> str | 
 
 def _is_nested_weights(name: str) -> bool:
     return "/" in name and is_weight_file(name)
-
-
-def _check_globs(option: str, globs: Iterable[str], names: list[str]) -> None:
-    """A glob that matches nothing is a slip of the pen: something would be missing, or too much."""
-    for glob in globs:
-        if not any(_fits(name, glob) for name in names):
-            raise UsageError(
-                f"{option} {glob!r} matches no file beside the weights",
-                found=f"files such as {names[0]!r}" if names else "no such files",
-                fix="give a path below the folder, or a glob of some; config.json always travels",
-            )
-
-
-def _several(globs: Globs) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs or ())
-
-
-def _fits(name: str, glob: str) -> bool:
-    return any(fnmatchcase(path, glob.rstrip("/")) for path in _with_folders(name))
-
-
-def _with_folders(name: str) -> Iterator[str]:
-    yield name
-    yield from map(str, PurePosixPath(name).parents[:-1])
