@@ -7,8 +7,8 @@ from listings import checkpoint
 
 from tq3.errors import BadInput
 from tq3.format.header import DTYPE_BITS, TensorInfo
+from tq3.plan.files import CONFIG
 from tq3.plan.quantised import FORMATS, refuse_quantised
-from tq3.plan.sources import CONFIG
 
 # Label -> the tensors of one matrix: what follows its stem -> dtype.
 KNOWN: dict[str, dict[str, str]] = {

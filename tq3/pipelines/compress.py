@@ -29,9 +29,10 @@ from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed
+from tq3.plan.files import CONFIG, Source, read_text
 from tq3.plan.identity import Identity, before_balance, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
-from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
+from tq3.plan.sources import read_checkpoint
 from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import RENAMED
 from tq3.storage.target_checks import check_continuation, check_target

@@ -8,9 +8,10 @@ from tq3.format.recipe import Recipe
 from tq3.plan import joined
 from tq3.plan.compressing import plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
+from tq3.plan.files import Files
 from tq3.plan.plan import Plan
 from tq3.plan.readers import missing_config
-from tq3.plan.sources import Checkpoint, Files
+from tq3.plan.sources import Checkpoint
 
 
 def first_plan(files: Files, checkpoint: Checkpoint, recipe: Recipe) -> Plan:

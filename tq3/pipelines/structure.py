@@ -20,17 +20,10 @@ from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
 from tq3.pipelines.checks import Fault, Faults
+from tq3.plan.files import CONFIG, Source, read_object, read_text
 from tq3.plan.quantised import says_nothing
 from tq3.plan.restoring import find_tq_config, packed_layouts
-from tq3.plan.sources import (
-    CONFIG,
-    Checkpoint,
-    Located,
-    Source,
-    read_object,
-    read_tensors,
-    read_text,
-)
+from tq3.plan.sources import Checkpoint, Located, read_tensors
 from tq3.plan.weight_files import INDEX, SINGLE, choose_index
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.sidecars import is_loaded_by_hosts

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from tq3.format.config import TqConfig
 from tq3.format.widths import QKV, Width
+from tq3.plan.files import CONFIG, Files
 from tq3.plan.roles import fused_set_of, role_of
-from tq3.plan.sources import CONFIG, Files
 
 _EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
 

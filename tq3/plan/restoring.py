@@ -14,9 +14,10 @@ from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
 from tq3.format.precision import kept_dtype
 from tq3.format.recipe import WIDTHS
 from tq3.plan.classes import EXPERT_ROWS
+from tq3.plan.files import CONFIG, Files, read_text
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
 from tq3.plan.precision import why_meant
-from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text, refuse_unfinished
+from tq3.plan.sources import Checkpoint, Located, refuse_unfinished
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")

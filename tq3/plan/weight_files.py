@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tq3.errors import BadInput
-
-if TYPE_CHECKING:
-    from tq3.plan.sources import Files
+from tq3.plan.files import Files
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
