@@ -11,7 +11,14 @@ from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format.header import TensorInfo, read_header
 from tq3.plan.files import CONFIG, Files, read_object
-from tq3.plan.weight_files import SINGLE, choose_index, read_weight_map, single_file
+from tq3.plan.weight_files import (
+    SINGLE,
+    SUFFIX,
+    choose_index,
+    is_single_taken,
+    read_weight_map,
+    single_file,
+)
 from tq3.units import counted
 
 CONTINUE = "the tq3 command that began it goes on from there; or delete the folder"
@@ -66,7 +73,7 @@ def read_checkpoint(files: Files) -> Checkpoint:
     _check_index(weight_map, tensors)
     copies: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
-    if SINGLE in names and SINGLE not in weight_files:
+    if is_single_taken(names, weight_files):
         alone, stamps_alone = _read_files(files, (SINGLE,))
         notices = (_choose_single(files, alone, tensors),)
         tensors, stamps, copies = alone, stamps_alone, weight_files
@@ -117,7 +124,7 @@ def refuse_unfinished(files: Files) -> None:
 
 def _could_be_whole(names: list[str]) -> bool:
     """A run that shall replace a checkpoint may be interrupted while that one is still there."""
-    weights = any(name.endswith(".safetensors") for name in names)
+    weights = any(name.endswith(SUFFIX) for name in names)
     return tq_config.FILE_NAME in names or (weights and CONFIG in names)
 
 
