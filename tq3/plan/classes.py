@@ -11,7 +11,7 @@ import re
 # model gives to a matrix, too, are anchored to where they are a table.
 TOKEN_EMBEDDING = (
     r"(^|\.)((\w{1,50}_)?(embed|emb|embedding|embeddings|embed_in)|embed_(char|global|timestep)"
-    r"|(\w{1,50}_)?embed_(\w{1,50}_)?tokens(_\w{1,50})?|input_embeds_layers?"
+    r"|(\w{1,50}_)?embed_([a-z]{1,20}_)?tokens(_extend|_per_layer)?|input_embeds_layers?"
     r"|(column|row|queries)_embedder|HashBucketCodepointEmbedder)([._]\d{1,4})?\.weight$"
     r"|(^|\.)(wte|shared|codebook|visual_embeddings_table)\.weight$"
     r"|(^|\.)wte\.(new_)?embedding$"  # Molmo
