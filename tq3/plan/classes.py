@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from tq3.plan.names import whatever_its_numbers
+
 # Tables of one kind may have numbers: `embed_tokens.0`, `token_type_embeddings_2`. Names that some
 # model gives to a matrix, too, are anchored to where they are a table.
 TOKEN_EMBEDDING = (
@@ -76,6 +78,7 @@ _CLASSES = tuple(
 LABELS = (*(label for label, _ in _CLASSES), OTHER)
 
 
+@whatever_its_numbers
 def class_of(name: str) -> str:
     """The label of the class that tensor `name` belongs to."""
     return next((label for label, pattern in _CLASSES if pattern.search(name)), OTHER)
