@@ -216,6 +216,15 @@ def test_keep_wins_over_only():
 
 
 # The widest rows that groups would make longer: below are the bytes of their groups.
+def test_what_stays_in_f32_is_compared_as_f32_where_it_is_chosen():
+    router = TensorInfo("layers.0.mlp.gate.weight", "F32", (2**16, 20))
+    fates = {
+        dtype: decide(router, Recipe(only=("*",)), dtype).compress
+        for dtype in ("float32", "bfloat16")
+    }
+    assert fates == {"float32": False, "bfloat16": True}
+
+
 NO_GAIN = [
     ({}, 26),  # 48 + 4 at 3 bits
     ({"bits": 2}, 18),  # 32 + 4

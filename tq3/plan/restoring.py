@@ -12,7 +12,7 @@ from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_t
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
 from tq3.format.recipe import WIDTHS
-from tq3.plan.classes import EXPERT_ROWS, EXPERT_STACK
+from tq3.plan.classes import EXPERT_ROWS, EXPERT_STACK, SHARED_EXPERTS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
 from tq3.plan.precision import dtype_where_kept
 from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text, refuse_unfinished
@@ -48,7 +48,7 @@ def find_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig | 
 
 
 def read_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig:
-    """The same; raises BadInput where there is none, too."""
+    """tq_config.json of a folder, or what stands for it. Raises BadInput where there is none."""
     found = find_tq_config(files, model_config)
     if not found:
         refuse_unfinished(files)
@@ -62,7 +62,7 @@ def read_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig:
 
 
 def all_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
-    """Those of `packed_layouts`, which must be what tq_config.json says of them all."""
+    """Name -> layout of every compressed tensor, as tq_config.json records them all."""
     layouts = packed_layouts(checkpoint, config)
     if config.writer:
         _check_record(config, layouts)
@@ -157,7 +157,8 @@ def _guess_shape(
 ) -> tuple[int, ...]:
     """Existing writers flatten fused experts and don't say how many there are: config.json does."""
     is_matrix = name.endswith(".weight") or re.search(EXPERT_ROWS, name)
-    if is_matrix or not re.search(EXPERT_STACK, name):
+    is_shared = re.search(SHARED_EXPERTS, name)
+    if is_matrix or is_shared or not re.search(EXPERT_STACK, name):
         return rows, cols
     text_config = model_config.get("text_config")
     text_config = text_config if isinstance(text_config, dict) else {}
