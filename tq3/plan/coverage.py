@@ -41,22 +41,24 @@ def little_compressed(plan: Plan, recipe: Recipe) -> str | None:
     compressed = sum(task.bytes_in for task in plan.tasks if task.layout)
     if not compressed:
         return f"nothing is compressed: {_reasons(plan.tasks)}"
-    plain = replace(recipe, keep=(), only=(), widths=None)
-    left = [task for task in plan.tasks if not task.layout and _is_left(task, plain)]
+    left = [task for task in plan.tasks if not task.layout and _is_left(task, recipe)]
     total = compressed + sum(task.bytes_in for task in left)
     if recipe.only or compressed >= _LEAST * total:
         return None
     return f"only {compressed / total:.0%} of the matrices' bytes are compressed: {_reasons(left)}"
 
 
-def _is_left(task: Task, plain: Recipe) -> bool:
-    """Whether this is a matrix that neither a promise nor the user keeps.
-
-    plain: the recipe without anything that the user asked for by name or role
-    """
+def _is_left(task: Task, recipe: Recipe) -> bool:
+    """Whether this is a matrix that neither a promise nor the user keeps."""
     info = task.sources[0].info
     is_matrix = len(info.shape) in (2, 3) and info.dtype in FLOATS
-    return is_matrix and not why_kept(info.name) and not decide(info, plain).compress
+    return is_matrix and not why_kept(info.name) and not _would_be_compressed(task, recipe)
+
+
+def _would_be_compressed(task: Task, recipe: Recipe) -> bool:
+    """Without anything that the user asked for by name or role."""
+    plain = replace(recipe, keep=(), only=(), widths=None)
+    return decide(task.sources[0].info, plain).compress
 
 
 def _reasons(tasks: Iterable[Task]) -> str:
