@@ -81,12 +81,16 @@ def test_save_tq3_checkpoint_has_the_signature_of_the_existing_writer(source, tm
 
 def test_one_glob_is_one_glob_and_not_its_letters(source, tmp_path):
     """`keep="*.x"` cut into letters would hold a "*" that keeps everything."""
-    try:
-        tq3.compress(source, tmp_path / "out", keep="*.down_proj.weight")
-    except tq3.UsageError:
-        return
+    tq3.compress(source, tmp_path / "out", keep="*.down_proj.weight")
     packed = [name for name in read_tensors(tmp_path / "out") if name.endswith(".tq_packed")]
     assert len(packed) == 4
+
+
+def test_no_globs_are_none_or_nothing(source, tmp_path):
+    nothing = dict.fromkeys(("keep", "only", "also", "without"))
+    tq3.compress(source, tmp_path / "a", **nothing)
+    tq3.compress(source, tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_errors_have_one_root_and_their_own_exit_codes():

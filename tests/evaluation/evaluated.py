@@ -49,7 +49,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def evaluation_of(pair: Pair, **options: Any) -> tuple[Evaluation, list[str]]:
     """What `evaluate` returns, and its notices."""
     options = {"text": pair.text, "tokens": 90, "context": 32} | options
-    run = evaluate(str(pair.out), str(pair.source), **options)
+    run = evaluate(pair.out, pair.source, **options)
     notices = []
     while True:
         try:

@@ -189,6 +189,10 @@ AUTO_MAPS = {
         {"AutoModel": "PonyModel", "AutoModelForMaskedLM": "PonyForMaskedLM"},
         "PonyForMaskedLM",
     ),
+    "a class that Transformers does not know": (
+        {"AutoModelForPonies": "PonyForMaskedLM", "AutoModel": "PonyModel"},
+        "PonyModel",
+    ),
 }
 
 

@@ -76,6 +76,11 @@ NAMES = {
     "model.layers.0.mlp.gate.weight": "router",
     "model.layers.0.mlp.gate.e_score_correction_bias": "other",
     "model.layers.0.mlp.router.weight": "router",
+    "model.layers.0.router.proj.weight": "router",
+    "model.layers.0.router.weight": "router",
+    "model.layers.0.moe_gate.weight": "router",
+    "model.layers.0.sparse_moe.gate.weight": "router",
+    "backbone.layers.1.mixer.gate.weight": "router",
     # experts by other names: Granite, JetMoe, Step-3.5, DBRX, Inkling
     "model.layers.0.block_sparse_moe.input_linear.weight": "expert_gate_up",
     "model.layers.0.block_sparse_moe.output_linear.weight": "expert_down",

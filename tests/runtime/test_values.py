@@ -16,6 +16,8 @@ NAME = "model.layers.3.mixer.dt_proj.weight"
 
 READS = {
     "data": lambda w: w.data,
+    "data set": lambda w: setattr(w, "data", X),
+    "grad set": lambda w: setattr(w, "grad", X),
     "w @ x": lambda w: w @ X,
     "x @ w": lambda w: X @ w,
     "linear": lambda w: torch.nn.functional.linear(X.T, w),
@@ -26,6 +28,8 @@ READS = {
     "product": lambda w: 2 * w,
     "negative": lambda w: -w,
     "less": lambda w: w < X,
+    "less than a number": lambda w: w < 1,
+    "at least a number": lambda w: w >= 1,
     "in place": lambda w: w.div_(2),
     "T": lambda w: w.T,
     "method": lambda w: w.transpose(0, 1),

@@ -70,7 +70,9 @@ class _Words(io.FileIO):
 
 def _lead_nowhere(file: io.FileIO) -> None:
     """So that what is left in buffers can't fail once more when the process ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)
 
 
 def _descriptor(stream: object, number: int) -> int:

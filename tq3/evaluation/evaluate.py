@@ -8,6 +8,7 @@ otherwise, by far less than the codes do (docs/kernels.md).
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from tq3.evaluation.tensors import (
 from tq3.format.arguments import of_its_types
 from tq3.hub.options import HubOptions
 from tq3.pipelines.balanced import SCALED
-from tq3.pipelines.events import Notice, Progress
+from tq3.pipelines.events import Notice, Progress, StrPath
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.plan.classes import LABELS, class_of
@@ -46,8 +47,8 @@ Run = Generator[Notice | Progress, None, Evaluation]
 
 @of_its_types
 def evaluate(
-    path: str,
-    source: str,
+    path: StrPath,
+    source: StrPath,
     *,
     text: Path | None = None,
     tokens: int = 4096,
@@ -70,6 +71,7 @@ def evaluate(
     _check(tokens, context, dtype)
     start = time.perf_counter()
     with open_source(source, source_hub) as originals, open_source(path, hub) as compressed:
+        path, source = os.fspath(path), os.fspath(source)
         original, ours, is_balanced = open_both(originals, compressed)
         if is_balanced:
             yield Notice(SCALED)

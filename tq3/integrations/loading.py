@@ -139,15 +139,17 @@ def _class(transformers: Any, config: PreTrainedConfig) -> Any:
     """
     names = config.architectures or []
     known = next((name for name in names if hasattr(transformers, name)), None)
-    return getattr(transformers, known or _automatic(config, names))
+    return getattr(transformers, known or _automatic(transformers, config, names))
 
 
-def _automatic(config: PreTrainedConfig, names: list[str]) -> str:
+def _automatic(transformers: Any, config: PreTrainedConfig, names: list[str]) -> str:
     """Of several classes that `auto_map` has for models the one for what config.json names."""
+    auto_map = getattr(config, "auto_map", None)
+    entries = auto_map.items() if isinstance(auto_map, dict) else ()
     classes = {
         key: str(reference).rpartition(".")[2]
-        for key, reference in (getattr(config, "auto_map", None) or {}).items()
-        if key.startswith("AutoModel")
+        for key, reference in entries
+        if key.startswith("AutoModel") and hasattr(transformers, key)
     }
     named = [key for key, name in classes.items() if name in names]
     candidates = named or list(classes)

@@ -37,6 +37,9 @@ LM_HEAD = (
     r"(^|\.)(lm_head(\.linear|\.decoder|\.out_proj)?|(predictions|mlm_score|head)\.decoder|embed_out"
     r"|unembed|log_softmax\.mlp\.layer0|lm_loss|pred_layer\.proj|vocab_projector)\.weight$"
     r"|^(model\.)?(output|cls|encoder\.out)\.weight$|^(decoder|proj_out)\.weight$"
+    # Of models that bring their own code: InternVL, ChatGLM, OLMo and LLaDA, Moshi.
+    r"|(^|\.)(language_model\.output|transformer\.(output_layer|ff_out))\.weight$"
+    r"|^(text_linear|linears\.\d{1,4})\.weight$"
     r"|(^|(^|\.)decoder\.)output_projection\.weight$"
 )
 # Experts of a layer that each token is sent to, and those that all tokens pass.
@@ -70,7 +73,8 @@ _CLASSES = tuple(
         (ATTENTION, r"(^|\.)((\w+_)?(attn|attention)|SelfAttention|EncDecAttention)\."),
         (
             MLP,
-            r"(^|\.)(mlp|ffn|feed_forward|block_sparse_moe|moe|DenseReluDense|intermediate|fc[12])\."
+            r"(^|\.)(mlp|ffn|feed_forward|(block_)?sparse_moe|moe|moe_gate|router|DenseReluDense"
+            r"|intermediate|fc[12])\."
             r"|\.layer\.\d+\.output\.",
         ),
     )

@@ -50,7 +50,8 @@ KEEP = tuple(
         (
             rf"{LM_HEAD}|(^|\.)(?![qkv]_)(\w+_)?heads?(\.\d+|\.linear)?\.weight$"
             r"|(^|(?<!router)\.)(score|classifier|qa_outputs|seq_relationship)\.weight$"
-            r"|(^|\.)(enc_out_)?class_embed(\.\d+)?\.weight$",
+            r"|(^|\.)(enc_out_)?class_embed(\.\d+)?\.weight$"
+            r"|^v_head(\.summary)?\.weight$|(^|\.)regression_layer\.weight$",  # reward models
             "output head: one step before the softmax, its error is the model's error",
         ),
         (TOKEN_EMBEDDING, "token embedding: looked up, not multiplied"),

@@ -64,7 +64,10 @@ _ATTENTION_PARTS = _compiled(
     ),
 )
 _MLP_PARTS = _compiled(
-    ("router", r"gate|gate\.wg|router|router\.(?:layer|classifier|gate)|shared_expert_gate"),
+    (
+        "router",
+        r"gate|gate\.wg|moe_gate|router|router\.(?:layer|classifier|gate|proj)|shared_expert_gate",
+    ),
     ("gate_up", _GATE_UP),
     ("down", _DOWN),
 )
@@ -75,6 +78,7 @@ _PARTS = {
         ("linear_gates", r"in_proj_a|in_proj_b|in_proj_ba|x_proj|dt_proj"),
         ("linear_in", r"in_proj_qkv|in_proj_z|in_proj_qkvz|in_proj"),
         ("linear_out", r"out_proj"),
+        ("router", r"mixer\.gate"),  # Nemotron-H calls every layer a mixer
     ),
     MLP: _MLP_PARTS,
     EXPERTS: _MLP_PARTS,

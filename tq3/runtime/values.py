@@ -40,11 +40,11 @@ class WithoutValues(nn.Module):
         return len(self.layout.shape)
 
     def dim(self) -> int:
-        """The same."""
+        """The number of dimensions, as `torch.Tensor.dim` gives it."""
         return self.ndim
 
     def size(self, dim: int | None = None) -> torch.Size | int:
-        """The shape, or one dimension of it."""
+        """The shape of the decoded weight, or the length of its dimension `dim`."""
         return self.shape if dim is None else self.shape[dim]
 
     def numel(self) -> int:
@@ -61,6 +61,12 @@ class WithoutValues(nn.Module):
             if name in _OF_TENSORS:
                 raise no_values(self) from None
             raise
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `weight.data = ...` would be an attribute that nothing reads: an edit lost in silence.
+        if name in ("data", "grad"):
+            raise no_values(self)
+        super().__setattr__(name, value)
 
     @classmethod
     def __torch_function__(
@@ -98,8 +104,9 @@ def _refusing() -> Callable[..., NoReturn]:
 
 # What copies, pickles and torch's own dispatch ask of any object.
 _OF_ALL_OBJECTS = {"__bool__", "__deepcopy__", "__torch_dispatch__", "__torch_function__"}
+_ORDER = {"__lt__", "__le__", "__gt__", "__ge__"}  # which any object has, and refuses otherwise
 _OF_TENSORS = {
-    name for name in dir(torch.Tensor) if not hasattr(WithoutValues, name)
+    name for name in dir(torch.Tensor) if name in _ORDER or not hasattr(WithoutValues, name)
 } - _OF_ALL_OBJECTS
 # Python looks operators up in the class, and asks no __getattr__.
 for _name in sorted(_OF_TENSORS):

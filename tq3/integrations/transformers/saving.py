@@ -70,4 +70,5 @@ def _tied(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> dict[str
 
 def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     # The host compares parameters on meta itself.
-    return not one.is_meta and not other.is_meta and torch.equal(one, other)
+    alike = one.device == other.device and not one.is_meta
+    return alike and torch.equal(one, other)

@@ -44,11 +44,11 @@ class KeptLinearMethod(UnquantizedLinearMethod):
 
 
 class KeptExpertsMethod(UnquantizedFusedMoEMethod):
-    """One number of each expert's matrix is none until it is loaded."""
+    """One number of each expert's gate, up and down matrix is none until it is loaded."""
 
     def create_weights(self, layer: RoutedExperts, *sizes: Any, **options: Any) -> None:
         super().create_weights(layer, *sizes, **options)
-        _mark(layer.w13_weight, [0])
+        _mark(layer.w13_weight, [0, layer.w13_weight.shape[1] // 2])  # gate lies above up
         _mark(layer.w2_weight, [0])
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
