@@ -20,12 +20,15 @@ def kept_dtype(info: TensorInfo, *, is_meant: bool = False) -> str:
 
 
 def what_is_lost(source: str, stored: str) -> str:
-    """By values of type `source` that are stored as they are, or as F16."""
+    """What values of type `source` lose that are stored as they are, or as F16."""
     return NOTHING if stored == source else _LOSSES[source]
 
 
 def what_may_be_lost(stored: str, source_dtype: str | None) -> str:
-    """The same where only the type is known that holds most of the source's bytes, by its name."""
+    """What values may lose that are stored as `stored`, where their own type is not known.
+
+    source_dtype: the type of most of the source's bytes, as config.json names it
+    """
     if stored != "F16" or source_dtype == "float16":
         return NOTHING
     return _LOSSES["BF16" if source_dtype == "bfloat16" else "F32"]
