@@ -119,7 +119,7 @@ class Judge:
         if tensor.dtype != kept_dtype(source, is_meant=is_meant):
             yield _rounded_fault(task, kept, "which the format stores as it is")
         elif kept.first_lost != NOWHERE:
-            yield _rounded_fault(task, kept, "which F16 loses most of")
+            yield _rounded_fault(task, kept, "which F16 loses too many of")
 
     def _is_suspect(self, task: Task, layout: GroupLayout) -> bool:
         coded = self._coded(task)
