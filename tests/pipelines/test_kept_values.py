@@ -87,13 +87,13 @@ def test_restore_says_where_it_rounds_what_a_float16_source_kept(tmp_path, dtype
 def test_plan_and_checkpoint_say_what_each_kept_tensor_loses(tmp_path):
     path = compressed(tmp_path, glm())
     f16 = {tmp_path / "in": "bits below 2^-24", path: "nothing, or what F16 can't hold"}
-    for place in f16:
+    for place, of_16_bits in f16.items():
         described = tq3.inspect(place)
         lines = {line.name: line for line in described.tensors}
         loses = {name: line.loses for name, line in lines.items()}
         assert loses == {
             "model.layers.1.mlp.up_proj.weight": None,
-            "model.layers.1.input_layernorm.weight": f16[place],
+            "model.layers.1.input_layernorm.weight": of_16_bits,
             BIAS: "nothing",
             ROUTER: "nothing",
             INV_FREQ: "nothing",
