@@ -109,9 +109,10 @@ def test_the_type_that_counts_is_that_of_most_bytes():
 def test_what_is_lost_is_told_by_the_two_types():
     assert what_is_lost("F32", kept_dtype(TensorInfo("a.bias", "F32", (4,)))) == "nothing"
     assert what_is_lost("I64", kept_dtype(TensorInfo("ids", "I64", (4,)))) == "nothing"
-    assert what_is_lost("BF16", "F16") == what_may_be_lost("F16", "bfloat16") == "bits below 2^-24"
-    assert what_is_lost("F32", "F16") == what_may_be_lost("F16", None) == "at most 2^-11 of a value"
-    assert what_may_be_lost("F16", "float16") == what_may_be_lost("F32", None) == "nothing"
+    assert what_is_lost("BF16", "F16") == "bits below 2^-24"
+    assert what_is_lost("F32", "F16") == "2^-11 of a value, bits below 2^-24"
+    assert what_may_be_lost("F16") == "nothing, or what F16 can't hold"
+    assert what_may_be_lost("F32") == what_may_be_lost("BF16") == "nothing"
 
 
 def test_all_that_bf16_holds_and_f16_does_not_lies_below_2_to_the_minus_24():

@@ -8,7 +8,7 @@ from tq3.format.header import FLOATS, TensorInfo
 # together.
 STRETCH = 2**20
 NOTHING = "nothing"
-_LOSSES = {"BF16": "bits below 2^-24", "F32": "at most 2^-11 of a value"}
+_LOSSES = {"BF16": "bits below 2^-24", "F32": "2^-11 of a value, bits below 2^-24"}
 
 
 def kept_dtype(info: TensorInfo, *, is_meant: bool = False) -> str:
@@ -24,11 +24,6 @@ def what_is_lost(source: str, stored: str) -> str:
     return NOTHING if stored == source else _LOSSES[source]
 
 
-def what_may_be_lost(stored: str, source_dtype: str | None) -> str:
-    """What values may lose that are stored as `stored`, where their own type is not known.
-
-    source_dtype: the type of most of the source's bytes, as config.json names it
-    """
-    if stored != "F16" or source_dtype == "float16":
-        return NOTHING
-    return _LOSSES["BF16" if source_dtype == "bfloat16" else "F32"]
+def what_may_be_lost(stored: str) -> str:
+    """What values may lose that are stored as `stored`, where their own type is not known."""
+    return "nothing, or what F16 can't hold" if stored == "F16" else NOTHING

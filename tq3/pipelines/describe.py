@@ -157,7 +157,7 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
                 dtype=info.dtype,
                 n_bytes=info.n_bytes,
                 reason=recorded or _why_kept(info.name, decisions[info.name], recipe),
-                loses=what_may_be_lost(info.dtype, config.source_dtype),
+                loses=what_may_be_lost(info.dtype),
             )
 
 

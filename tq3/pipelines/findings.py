@@ -80,8 +80,9 @@ def overflow(block: Block, words: Words, dtype: str, target: str) -> Finding:
 
 
 def lossy(block: Block, words: Words, dtype: str, at: int) -> Finding:
-    """The first value that F16 does not hold well, among others of which most are so."""
-    text = f"F16 loses most of its values, the first {_value_and_place(block, words, dtype, at)}"
+    """The first value that F16 does not hold well, among too many others."""
+    place = _value_and_place(block, words, dtype, at)
+    text = f"F16 loses too many of its values, the first {place}"
     return Finding(*_origin(block), Kind.PRECISION, text, block.first)
 
 

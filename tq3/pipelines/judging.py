@@ -117,7 +117,7 @@ class Judge:
         if tensor.dtype != dtype_where_kept(source, self._source_dtype):
             yield _rounded_fault(task, kept, "which the format stores as it is")
         elif kept.first_lost != NOWHERE:
-            yield _rounded_fault(task, kept, "which F16 loses most of")
+            yield _rounded_fault(task, kept, "which F16 loses too many of")
 
     def _is_suspect(self, task: Task, layout: GroupLayout) -> bool:
         coded = self._coded(task)
