@@ -57,7 +57,8 @@ def widen(widths: Mapping[str, Width]) -> tuple[dict[str, Width], dict[str, str]
     widths: of all that is compressed, as asked for; None is for all of a set, or for none
     """
     found, reasons = dict(widths), {}
-    for members in _sets(widths).values():
+    differ = len(set(widths.values())) > 1
+    for members in _sets(widths).values() if differ else ():
         widest = max(members, key=lambda name: widths[name] or 0)
         for name in members:
             if widths[name] != widths[widest]:
