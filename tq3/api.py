@@ -19,7 +19,7 @@ from tq3.pipelines.opening import open_source
 from tq3.pipelines.publication import Publication
 from tq3.pipelines.restore import restore_checkpoint
 from tq3.pipelines.verify import verify_checkpoint
-from tq3.storage.sidecars import BY_POLICY, Selection
+from tq3.storage.selection import BY_POLICY, Selection
 
 OnEvent = Callable[[Event], None]
 

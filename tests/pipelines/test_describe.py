@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import contents, file_bytes, llama_tensors, random_tensor, tiny_checkpoint
+from factories import (
+    contents,
+    expert_tensors,
+    file_bytes,
+    llama_tensors,
+    random_tensor,
+    tiny_checkpoint,
+)
 from kinds import COMPRESSED, EVERY_KIND
 
 import tq3
 from tq3.errors import BadInput
+from tq3.pipelines.events import Notice
 from tq3.plan.plan import BLOCK_BYTES
 
 
@@ -31,6 +39,17 @@ def test_a_preview_is_what_the_run_then_writes(source, tmp_path):
     assert planned.bits_per_weight == pytest.approx(report.bits_per_weight)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")}
     assert planned.shards == sizes
+
+
+def test_a_preview_gives_the_notices_of_the_run(tmp_path):
+    source = tiny_checkpoint(tmp_path / "in", expert_tensors())
+    (source / "config.json").unlink()
+    recipe = tq3.Recipe(keep=("*.experts.0.*",))
+    events = tq3.compress_checkpoint(source, tmp_path / "out", recipe)
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert tq3.preview(source, recipe).notices == tuple(notices)
+    assert any("hosts join these" in text for text in notices)
+    assert any("config.json" in text for text in notices)
 
 
 def test_a_tq3_checkpoint_is_described_as_its_original(source, tmp_path):

@@ -85,6 +85,17 @@ def test_the_weights_are_those_of_a_run_that_was_asked_for_it_from_the_start(sou
     }
 
 
+def test_that_values_left_nothing_to_compress_is_said_once_it_is_known(tmp_path):
+    tensors = expert_tensors()
+    for name in [name for name in tensors if ".experts.0." in name]:
+        tensors = with_nan(tensors, name)
+    source = tiny_checkpoint(tmp_path / "in", tensors)
+    assert not any("compressed" in text for text in tq3.preview(source, RECIPE).notices)
+    events = tq3.compress_checkpoint(source, tmp_path / "out", RECIPE)
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert len([text for text in notices if text.startswith("nothing is compressed: ")]) == 1
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_run_that_ends_after_any_event_goes_on_to_the_same_bytes(source, tmp_path, workers):
     n_events = len(list(tq3.compress_checkpoint(source, tmp_path / "whole", RECIPE)))

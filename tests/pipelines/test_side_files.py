@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from factories import contents, of_another_writer, tiny_checkpoint
+from factories import contents, of_another_writer, read_tensors, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, UsageError
 from tq3.pipelines.events import Notice
+from tq3.storage.selection import Selection
 
 PARTS = {
     "spk_dict.pt": b"voices",
@@ -69,7 +71,7 @@ def test_weights_that_travel_and_what_may_be_missed_are_told(source, tmp_path):
     assert travels == f"copied as they are, 25 bytes of weights: {shown}"
     assert stays.startswith("not copied: adapter_config.json (an adapter's: hosts would attach it")
     assert "value_head.safetensors (weights that are not part of this checkpoint" in stays
-    assert stays.endswith("; what a host needs of it, --also takes along")
+    assert stays.endswith("; use --also for what a host needs")
     assert "gguf" not in stays
 
 
@@ -123,6 +125,18 @@ def test_no_side_file_takes_the_place_of_the_weights(tmp_path):
     assert caught.value.fix == f"leave it out: --without {stray}"
 
 
+@pytest.mark.parametrize("shard", ["part.safetensors", "parts/1.safetensors"])
+def test_a_shard_that_was_not_taken_is_the_model_once_more_whatever_its_name(tmp_path, shard):
+    source = tiny_checkpoint(tmp_path / "in")
+    data = (source / "model.safetensors").read_bytes()
+    index = json.dumps({"weight_map": dict.fromkeys(read_tensors(source), shard)}).encode()
+    add(source, {shard: data, "model.safetensors.index.json": index})
+    report, notices = run(tq3.compress, source, tmp_path / "out")
+    assert report.left_out == {shard: "other weights of this model"}
+    (notice,) = notices
+    assert f"and not the shard {shard}, which vLLM would take" in notice
+
+
 @pytest.mark.parametrize("balance", [False, True])
 def test_a_slip_of_the_pen_ends_the_run_before_it_begins(source, tmp_path, balance):
     with pytest.raises(UsageError, match="--also 'onxx' matches no file"):
@@ -147,6 +161,21 @@ def test_a_part_that_is_missing_is_told_when_it_is_restored(source, tmp_path):
     assert "not copied: spk_dict.pt (in the manifest, and not there)" in notices
 
 
+def test_a_name_of_two_lines_is_weights_by_its_ending(source, tmp_path):
+    add(source, {"two\nlines.safetensors": b"x", "HEAD.SAFETENSORS": b"x"})
+    _, notices = run(tq3.compress, source, tmp_path / "out")
+    assert any("two\nlines.safetensors (weights" in notice for notice in notices)
+    assert not contents(tmp_path / "out").keys() & {"two\nlines.safetensors", "HEAD.SAFETENSORS"}
+    add(tmp_path / "out", {"two\nlines.safetensors": b"x"})
+    assert [fault.check for fault in tq3.verify(tmp_path / "out").faults] == ["TQ108"]
+
+
+def test_a_config_that_the_user_leaves_behind_is_not_offered(tmp_path):
+    source = add(tiny_checkpoint(tmp_path / "in"), {"adapter_config.json": b"{}"})
+    _, notices = run(tq3.compress, source, tmp_path / "out", without="adapter_config.json")
+    assert notices == []
+
+
 def test_a_damaged_manifest_cannot_say_what_travels(source, tmp_path):
     tq3.compress(source, tmp_path / "out")
     (tmp_path / "out" / "tq3_manifest.json").write_text("{}")
@@ -159,3 +188,16 @@ def test_a_plan_shows_what_would_be_copied_and_what_not(source):
     plan = tq3.inspect(source)
     assert plan.side_files == {name: len(data) for name, data in PARTS.items()}
     assert plan.left_out.keys() == {*COPIES, *ADAPTER}
+
+
+def test_a_plan_copies_and_refuses_what_the_run_does(tmp_path):
+    source = add(tiny_checkpoint(tmp_path / "in"), {"README.md": b"x", "README.source.md": b"y"})
+    plan = tq3.inspect(source)
+    report = tq3.compress(source, tmp_path / "out")
+    assert plan.left_out == report.left_out == {"README.source.md": "README.md takes its name"}
+    recipe, selection = tq3.Recipe(max_shard_bytes=40_000), Selection.of("*-of-*", ())
+    add(source, {min(tq3.preview(source, recipe).shards): b"x"})
+    with pytest.raises(UsageError, match="in place of the weights that are written"):
+        tq3.preview(source, recipe, selection=selection)
+    with pytest.raises(UsageError, match="in place of the weights that are written"):
+        list(tq3.compress_checkpoint(source, tmp_path / "more", recipe, selection=selection))

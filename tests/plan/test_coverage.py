@@ -11,6 +11,7 @@ from tq3.format.recipe import Recipe
 from tq3.format.request import make_recipe
 from tq3.plan.compressing import plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
+from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.sources import Checkpoint
 
 
@@ -26,10 +27,10 @@ ELSEWHERE = matrix("model.layers.0.mixture.fused", 8, 256, 256)
 ODD = matrix("model.layers.0.odd", 512, 256)
 
 
-def said(source: Checkpoint, **recipe: object) -> str | None:
+def said(source: Checkpoint, learned: Learned = NOTHING_LEARNED, **recipe: object) -> str | None:
     """The sentence of a plan of these tensors."""
     request = Recipe(**recipe)  # type: ignore[arg-type]
-    return little_compressed(plan_compression(source, request), request)
+    return little_compressed(plan_compression(source, request, learned), request, learned)
 
 
 def refuse(source: Checkpoint, **recipe: object) -> None:
@@ -71,6 +72,36 @@ def test_only_the_three_largest_reasons_are_named():
 def test_what_the_user_keeps_is_not_held_against_the_plan(recipe):
     kept = matrix("model.layers.1.mlp.up_proj.weight", 4096, 256)
     assert said(checkpoint(UP, kept), **recipe) is None
+
+
+EXPERTS = [
+    matrix(f"model.layers.0.mlp.experts.{i}.{part}_proj.weight")
+    for i in range(4)
+    for part in ("gate", "up", "down")
+]
+
+
+def test_what_is_kept_with_what_the_user_keeps_was_not_asked_for():
+    text = said(checkpoint(UP, *EXPERTS), keep=("*.experts.0.*",))
+    assert text is not None
+    assert text.startswith("only 10% of the matrices' bytes are compressed: ")
+    assert "mlp.experts.1." in text
+    assert "experts.0.gate_proj.weight'" not in text
+
+
+def test_what_values_keep_is_counted_and_what_is_kept_with_it():
+    learned = Learned({EXPERTS[0].name: "kept as it is: nan", EXPERTS[2].name: "kept as it is: x"})
+    text = said(checkpoint(UP, *EXPERTS), learned)
+    assert text is not None
+    assert text.startswith("only 8% of the matrices' bytes are compressed: ")
+    assert said(checkpoint(*EXPERTS), learned).startswith("nothing is compressed: ")
+
+
+def test_what_the_user_keeps_and_its_values_too_was_asked_for():
+    learned = Learned({"model.layers.1.mlp.up_proj.weight": "kept as it is: too large"})
+    kept = matrix("model.layers.1.mlp.up_proj.weight", 4096, 256)
+    assert said(checkpoint(UP, kept), learned, keep=("*.1.*",)) is None
+    assert said(checkpoint(UP, kept), learned) is not None
 
 
 def test_what_a_recipe_leaves_exact_is_not_held_against_the_plan(tmp_path):

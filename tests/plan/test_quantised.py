@@ -7,8 +7,8 @@ from listings import checkpoint
 
 from tq3.errors import BadInput
 from tq3.format.header import DTYPE_BITS, TensorInfo
+from tq3.plan.files import CONFIG
 from tq3.plan.quantised import FORMATS, refuse_quantised
-from tq3.plan.sources import CONFIG
 
 # Label -> the tensors of one matrix: what follows its stem -> dtype.
 KNOWN: dict[str, dict[str, str]] = {
@@ -48,6 +48,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "bitsandbytes, 8 bits (SCB)": {".weight": "I8", ".SCB": "F32", ".weight_format": "U8"},
     "MLX (scales)": {".weight": "U32", ".scales": "BF16", ".biases": "BF16"},
     "HQQ (W_q)": {".W_q": "U8", ".scale": "F16", ".zero": "F16"},
+    "HQQ, its codes viewed as floats (W_q)": {".W_q": "F16", ".scale": "F16", ".zero": "F16"},
     "quanto (weight._data)": {".weight._data": "I8", ".weight._scale": "BF16"},
     "torchao (_weight_qdata)": {"._weight_qdata": "I8", "._weight_scale": "BF16"},
     "EETQ (weight_scales)": {".weight": "I8", ".weight_scales": "F16"},
@@ -56,6 +57,11 @@ KNOWN: dict[str, dict[str, str]] = {
     "AQLM (codes and codebooks)": {".codes": "I8", ".codebooks": "F16", ".scales": "F16"},
     "QuIP# (Qidxs)": {".Qidxs": "I64", ".SU": "F16", ".SV": "F16"},
     "VPTQ (indices and centroids)": {".indices": "I32", ".centroids.weight": "F16"},
+    "SpQR (dense_weights and row_offsets)": {
+        ".dense_weights": "I64",
+        ".row_offsets": "I64",
+        ".col_vals": "I64",
+    },
 }
 PLAIN = TensorInfo("model.norm.weight", "BF16", (8,))
 MATRIX = TensorInfo("model.layers.0.mlp.up_proj.weight", "BF16", (128, 256))
@@ -85,6 +91,7 @@ LOW = [dtype for dtype in DTYPE_BITS if dtype.startswith(("F8", "F6_", "F4"))]
 CODES = [
     *(("a.weight", dtype, (4, 4)) for dtype in (*LOW, "I8", "U8", "I16", "U16", "I32", "U32")),
     *(("mlp.experts.up_proj", dtype, (2, 4, 4)) for dtype in (*LOW, "I8", "U8", "I32")),
+    ("layers.0.moe.w13_weight", "I8", (2, 4, 4)),
     ("conv.weight", "I8", (4, 4, 3)),
     ("mlp.experts.3.up.weight", "U8", (4, 4)),
     ("anything", "F8_E4M3", (4, 4)),
@@ -122,7 +129,8 @@ ORDINARY = [
                 "x.codes",
                 "x.indices",
             ),
-            *("log_scale_inv", "a.scales", "W_q", "SCB", "a.weight_packed"),
+            *("log_scale_inv", "a.scales", "W_q", "SCB", "a.weight_packed", "h.0.attn.W_q"),
+            *("decoder.trellis", "attn.SCB", "attn.qweight", "a.Qidxs", "a.dense_weights"),
         )
     ),
 ]
@@ -156,6 +164,30 @@ def test_a_config_that_tells_of_codes_over_ordinary_weights_is_refused_with_a_wa
     assert "but they are not" in str(error)
     assert "quantization_config" in str(error.found)
     assert f"take it out of {CONFIG}" in str(error.fix)
+
+
+BUFFERS = [
+    TensorInfo("embeddings.token_type_ids", "I64", (1, 512)),
+    TensorInfo("attn.relative_position_index", "I64", (49, 49)),
+    TensorInfo("h.0.attn.bias", "U8", (1, 1, 64, 64)),
+    TensorInfo("h.0.attn.masked_bias", "I32", ()),
+    TensorInfo("layers.0.causal_mask", "BOOL", (64, 64)),
+    TensorInfo("bn.num_batches_tracked", "I64", ()),
+]
+
+
+@pytest.mark.parametrize("info", BUFFERS, ids=lambda info: info.name)
+def test_a_known_buffer_does_not_speak_for_codes(info):
+    assert "but they are not" in str(refusal(MATRIX, info, quantization_config="fp8"))
+
+
+@pytest.mark.parametrize("shape", [(5000,), (4, 4)])
+@pytest.mark.parametrize("dtype", ["I64", "U8", "F8_E4M3"])
+def test_what_may_be_codes_is_never_said_to_be_unquantised(dtype, shape):
+    info = TensorInfo("model.layers.0.mlp.up_proj.bitstream", dtype, shape)
+    error = refusal(MATRIX, info, quantization_config={"quant_method": "unheard-of"})
+    assert "already quantised" in str(error)
+    assert "take it out" not in str(error.fix)
 
 
 @pytest.mark.parametrize("declared", [None, {}, {"quant_method": None}])

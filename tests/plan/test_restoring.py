@@ -91,9 +91,14 @@ def test_published_fused_experts_are_counted_by_config_json(key, nested):
     assert shape_of("mlp.experts.up_proj", infos, model=model) == (4, 6, 256)
 
 
-def test_experts_of_their_own_are_matrices():
-    infos = pair("mlp.experts.3.up_proj.weight", (24, 256))
-    assert shape_of("mlp.experts.3.up_proj.weight", infos, model={"num_experts": 4}) == (24, 256)
+@pytest.mark.parametrize("name", ["text_experts.up_proj", "layers.0.moe.w13_weight"])
+def test_stacks_are_known_by_the_names_that_the_policy_knows(name):
+    assert shape_of(name, pair(name, (24, 256)), model={"num_experts": 4}) == (4, 6, 256)
+
+
+@pytest.mark.parametrize("name", ["mlp.experts.3.up_proj.weight", "mlp.shared_experts.up_proj"])
+def test_experts_of_their_own_and_shared_ones_are_matrices(name):
+    assert shape_of(name, pair(name, (24, 256)), model={"num_experts": 4}) == (24, 256)
 
 
 @pytest.mark.parametrize(

@@ -77,14 +77,22 @@ def test_a_single_file_beside_shards_of_other_shapes_is_refused():
 
 def test_a_single_file_beside_shards_of_the_same_tensors_is_taken_with_a_notice():
     checkpoint = read({SINGLE: shard("a", "b"), INDEX: WHOLE, **SHARDS})
-    assert checkpoint.weight_files == (SINGLE,)
+    assert checkpoint.files == (SINGLE,)
+    assert checkpoint.copies == ("1.safetensors", "2.safetensors")
     (notice,) = checkpoint.notices
+    assert "not the shards 1.safetensors to 2.safetensors, which vLLM" in notice
     assert "values were not compared" in notice
+
+
+def test_of_one_shard_beside_a_single_file_one_is_spoken_of():
+    files = {INDEX: index(a="1.safetensors"), "1.safetensors": shard("a")}
+    (notice,) = read({SINGLE: shard("a"), **files}).notices
+    assert "and not the shard 1.safetensors, which vLLM" in notice
 
 
 def test_a_single_file_beside_an_index_of_files_that_are_gone_is_the_checkpoint():
     checkpoint = read({SINGLE: shard("single"), INDEX: WHOLE})
-    assert (checkpoint.weight_files, checkpoint.notices) == ((SINGLE,), ())
+    assert (checkpoint.files, checkpoint.copies, checkpoint.notices) == ((SINGLE,), (), ())
 
 
 def test_a_single_file_beside_half_of_its_shards_is_refused():

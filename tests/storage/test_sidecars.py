@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tq3.errors import UsageError
-from tq3.storage.sidecars import Selection, choose_sidecars, is_loaded_by_hosts, is_weight_file
+from tq3.storage.selection import Selection
+from tq3.storage.sidecars import choose_sidecars, is_loaded_by_hosts, is_weight_file
 
 ACCOUNTED = ("model.safetensors", "model.safetensors.index.json", "tq_config.json")
 
@@ -72,6 +73,14 @@ LEFT_OUT = {
     "consolidated.00.pth": "weights",
     "model.Q4_K_M.gguf": "weights",
     "foreign.safetensors": "weights",
+    "two\nlines.safetensors": "not part of this checkpoint",
+    "two\nlines.gguf": "weights",
+    "model-\n.pt": "weights",
+    "Model.GGUF": "weights",
+    "MODEL.SAFETENSORS": "other weights",
+    "Model.Safetensors.Index.JSON": "other weights",
+    "ONNX/Model.onnx": "weights",
+    "onnx_\n/model.onnx": "weights",
     "adapter_config.json": "adapter",
     "adapter_model.safetensors": "adapter",
     "adapter_model-00001-of-00002.bin": "adapter",
@@ -207,15 +216,40 @@ ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
     [
         (ADAPTER, Selection(), set()),
         (ADAPTER, Selection.of("adapter_*", ()), {*ADAPTER}),
-        (ADAPTER, Selection.of("adapter_config.json", ()), set()),
-        (ADAPTER, Selection.of("adapter_*", "*.safetensors"), set()),
-        (ADAPTER[:1], Selection.of("*", ()), set()),
+        (ADAPTER, Selection.of("adapter_*", "adapter_config.json"), {ADAPTER[1]}),
+        (ADAPTER, Selection.of("*", "adapter_*"), set()),
     ],
 )
 def test_an_adapters_config_goes_with_its_weights_or_not_at_all(names, selection, copied):
     found = choose_sidecars(names, (), selection=selection)
     assert found.copied.keys() == copied
     assert {*found.copied, *found.left_out} == {*names}
+
+
+@pytest.mark.parametrize(
+    ("names", "selection"),
+    [
+        (ADAPTER, Selection.of("adapter_config.json", ())),
+        (ADAPTER, Selection.of("adapter_*", "*.safetensors")),
+        (ADAPTER[:1], Selection.of("*", ())),
+    ],
+)
+def test_an_adapters_config_that_is_asked_for_without_its_weights_is_refused(names, selection):
+    with pytest.raises(UsageError, match="without the adapter's weights") as caught:
+        choose_sidecars(names, (), selection=selection)
+    assert caught.value.file == "adapter_config.json"
+    assert "--without adapter_config.json" in str(caught.value.fix)
+
+
+def test_a_listed_adapters_config_whose_weights_are_gone_stays_behind():
+    found = choose_sidecars(ADAPTER[:1], (), listed=ADAPTER)
+    assert found.doubtful.keys() == {*ADAPTER[:1]}
+
+
+def test_an_adapters_config_that_the_user_leaves_behind_is_nothing_to_be_doubted():
+    found = choose_sidecars(ADAPTER[:1], (), selection=Selection.of((), "adapter_*"))
+    assert found.left_out == {"adapter_config.json": "asked for by --without"}
+    assert found.doubtful == {}
 
 
 def test_what_a_host_may_need_and_did_not_get_is_told_apart_from_mere_copies():

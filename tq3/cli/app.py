@@ -15,7 +15,7 @@ from tq3.cli.screen import Screen
 from tq3.errors import UsageError
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, parse_size
 from tq3.format.request import make_recipe
-from tq3.storage.sidecars import Selection
+from tq3.storage.selection import Selection
 
 app = typer.Typer(
     name="tq3",

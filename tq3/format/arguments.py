@@ -59,13 +59,21 @@ def of_its_types(function: Callable[P, Result]) -> Callable[P, Result]:
 
 
 def check_fields(settings: Any, **unresolved: object) -> None:
-    """The same for the fields of a frozen dataclass; `unresolved`: what its module can't name."""
-    kinds = get_type_hints(type(settings), localns=unresolved)
+    """Raise UsageError for a field of a frozen dataclass that is not of the type it is said to be.
+
+    unresolved: types that the module of the dataclass can't name
+    """
+    kinds = _field_types(settings.__class__, **unresolved)
     for field in fields(settings):
         value = getattr(settings, field.name)
         found = _as(kinds[field.name], value, f"--{field.name.replace('_', '-')}")
         if found is not value:
             object.__setattr__(settings, field.name, found)
+
+
+@cache
+def _field_types(dataclass: type, **unresolved: object) -> dict[str, Any]:
+    return get_type_hints(dataclass, localns=unresolved)
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:

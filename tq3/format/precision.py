@@ -20,10 +20,10 @@ def kept_dtype(info: TensorInfo, *, is_meant: bool = False) -> str:
 
 
 def what_is_lost(source: str, stored: str) -> str:
-    """By values of type `source` that are stored as they are, or as F16."""
+    """What values of type `source` lose that are stored as they are, or as F16."""
     return NOTHING if stored == source else _LOSSES[source]
 
 
 def what_may_be_lost(stored: str) -> str:
-    """By values that are stored as `stored` now, where nobody says of which type they were."""
+    """What values may lose that are stored as `stored`, where their own type is not known."""
     return "nothing, or what F16 can't hold" if stored == "F16" else NOTHING

@@ -18,10 +18,8 @@ from tq3.hub.bars import bars
 from tq3.hub.failures import asking
 from tq3.hub.options import HubOptions
 from tq3.hub.repository import RemoteFile, Repository
-from tq3.plan.weight_files import indexed
+from tq3.plan.weight_files import SUFFIX, indexed
 from tq3.storage.sidecars import choose_sidecars
-
-_WEIGHTS = ".safetensors"
 
 
 def is_offline() -> bool:
@@ -32,7 +30,7 @@ def is_offline() -> bool:
 def needed(names: Iterable[str]) -> tuple[str, ...]:
     """What a run reads of a repository's files: the weights at its top, and what is copied."""
     names = tuple(names)
-    top = [name for name in names if (indexed(name) or name).endswith(_WEIGHTS) and "/" not in name]
+    top = [name for name in names if (indexed(name) or name).endswith(SUFFIX) and "/" not in name]
     return (*top, *choose_sidecars(names, top).copied)
 
 

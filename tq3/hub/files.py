@@ -13,7 +13,7 @@ from tq3.hub import cache
 from tq3.hub.options import HubOptions
 from tq3.hub.ranges import RangeReader
 from tq3.hub.repository import RemoteFile, find_repository
-from tq3.plan.sources import Origin
+from tq3.plan.files import Origin
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.local import LocalFiles
 

@@ -18,7 +18,8 @@ from tq3.codec.backend import Backend, as_words, get_backend
 from tq3.codec.reference import Words
 from tq3.format.balance import LARGEST, STEPS, Balance
 from tq3.plan.balancing import Scaling, Scalings, plan_balance
-from tq3.plan.sources import Checkpoint, Located, Source, read_checkpoint
+from tq3.plan.files import Source
+from tq3.plan.sources import Checkpoint, Located, read_checkpoint
 
 # What is said where a source is compared.
 SCALED = (

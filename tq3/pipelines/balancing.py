@@ -32,7 +32,8 @@ from tq3.pipelines.sizes import (
 )
 from tq3.plan.balancing import Scalings, plan_balance
 from tq3.plan.channels import Layer, Mlp
-from tq3.plan.sources import Checkpoint, Source
+from tq3.plan.files import Source
+from tq3.plan.sources import Checkpoint
 
 Run = Generator[Progress, None, dict[str, bytes]]
 

@@ -19,8 +19,8 @@ from tq3.pipelines.describe import describe
 from tq3.pipelines.description import Description
 from tq3.pipelines.events import StrPath
 from tq3.pipelines.quality import read_quality
+from tq3.plan.files import CONFIG, read_object
 from tq3.plan.restoring import read_tq_config
-from tq3.plan.sources import CONFIG, read_object
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import SOURCE_CARD
 from tq3.units import count, printable, size

@@ -16,8 +16,9 @@ from tq3.format.layout import NORMS
 from tq3.format.manifest import Digest, Piece
 from tq3.pipelines.checks import Fault, Faults, unreadable
 from tq3.pipelines.structure import Structure
+from tq3.plan.files import CONFIG, Source
 from tq3.plan.plan import BLOCK_BYTES
-from tq3.plan.sources import CONFIG, Located, Source
+from tq3.plan.sources import Located
 
 _LONGEST_NORM = 4
 

@@ -16,8 +16,8 @@ from tq3.errors import BadInput, StorageError
 from tq3.format.layout import GroupLayout
 from tq3.pipelines.checks import Fault, unreadable
 from tq3.pipelines.kept import NOWHERE, Kept, compare_kept
+from tq3.plan.files import Source
 from tq3.plan.plan import Block
-from tq3.plan.sources import Source
 
 # A threshold met exactly may go either way in other arithmetic, and a norm may round differently.
 HAIR = 0.01

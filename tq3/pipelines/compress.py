@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tq3.errors import BadInput
@@ -20,6 +19,7 @@ from tq3.pipelines.balanced import balanced
 from tq3.pipelines.balancing import measure_balance
 from tq3.pipelines.events import Event, Notice, Run, StrPath
 from tq3.pipelines.findings import Finding, Kind
+from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
@@ -28,13 +28,13 @@ from tq3.plan import joined
 from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
-from tq3.plan.coverage import little_compressed, refuse_nothing
+from tq3.plan.coverage import little_compressed
+from tq3.plan.files import CONFIG, Source, read_text
 from tq3.plan.identity import Identity, before_balance, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
-from tq3.plan.plan import Plan
-from tq3.plan.readers import missing_config
-from tq3.plan.sources import CONFIG, Checkpoint, Source, read_checkpoint, read_text
-from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
+from tq3.plan.sources import read_checkpoint
+from tq3.storage.selection import BY_POLICY, Selection
+from tq3.storage.sidecars import RENAMED
 from tq3.storage.target_checks import check_continuation, check_target
 from tq3.version import __version__
 
@@ -93,20 +93,13 @@ def _measured(
     return (yield from measure_balance(files, job.checkpoint, workers))
 
 
-def _plan(files: Source, checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """The plan before any value is known. Raises BadInput where there is nothing to compress."""
-    plan = plan_compression(checkpoint, recipe)
-    refuse_nothing(plan, recipe, files.label)
-    return plan
-
-
 class _Compression(Job):
     """The plan of a compression, and what the values taught it on the way."""
 
     command = "compress"
     marker_name = tq_config.FILE_NAME
     writer = f"tq3 {__version__}"
-    renamed = MappingProxyType({CARD: SOURCE_CARD})
+    renamed = RENAMED
 
     def __init__(
         self,
@@ -117,7 +110,7 @@ class _Compression(Job):
         balance: Balance = UNBALANCED,
     ) -> None:
         super().__init__(files, read_checkpoint(files), selection)
-        self.plan = _plan(files, self.checkpoint, recipe)
+        self.plan = first_plan(files, self.checkpoint, recipe)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
         self._balance = balance
@@ -125,10 +118,7 @@ class _Compression(Job):
         self._findings: dict[str, Finding] = {}
         spare = spare_target(self.plan, recipe)
         self._notices += [Notice(f"the target is {spare}")] if spare else []
-        self._notices += map(Notice, joined.in_words(self.plan))
-        little = little_compressed(self.plan, recipe)
-        self._notices += [Notice(little)] if little else []
-        self._notices += map(Notice, missing_config(files))
+        self._notices += map(Notice, worth_knowing(files, self.plan, recipe))
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
@@ -144,9 +134,15 @@ class _Compression(Job):
         new = learned.reasons.items() - known.items()
         self._notices += [Notice(f"{name} {why}") for name, why in sorted(new)]
         if learned != self._learned:
-            before, self._learned = self.plan, learned
+            before, was_little = self.plan, self._little_compressed()
+            self._learned = learned
             self.plan = plan_compression(self.checkpoint, self._recipe, learned)
             self._notices += map(Notice, joined.in_words(self.plan, before))
+            little = self._little_compressed()
+            self._notices += [Notice(little)] if little and not was_little else []
+
+    def _little_compressed(self) -> str | None:
+        return little_compressed(self.plan, self._recipe, self._learned)
 
     def heed(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""

@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from tq3.format import config as tq_config
-from tq3.format import manifest
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
 from tq3.pipelines.description import Description, TensorLine
+from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.roles import describe_choice
+from tq3.pipelines.side_files import side_files
 from tq3.plan.allocation import spare_target
 from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
-from tq3.plan.coverage import little_compressed, refuse_nothing
+from tq3.plan.files import CONFIG, Files, Source
 from tq3.plan.joined import decide_together
 from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.policy import Decision, why_exact
-from tq3.plan.readers import missing_config
 from tq3.plan.restoring import all_layouts, find_tq_config
-from tq3.plan.sources import CONFIG, Checkpoint, Files, Source, read_checkpoint
-from tq3.plan.weight_files import INDEX
-from tq3.storage.sidecars import BY_POLICY, Selection, choose_sidecars
+from tq3.plan.sources import Checkpoint, read_checkpoint
+from tq3.storage.selection import BY_POLICY, Selection
+from tq3.storage.sidecars import RENAMED
 
 # Resident memory of the program before it holds a block: interpreter, numpy, codec, terminal.
 _BASE_MEMORY_BYTES = 64 * 2**20
@@ -48,10 +47,9 @@ def describe(files: Source, recipe: Recipe, workers: int) -> Description:
 def describe_plan(
     files: Source, recipe: Recipe, workers: int, selection: Selection = BY_POLICY
 ) -> Description:
-    """What compress would write. Raises BadInput, as compress does."""
+    """What compress would write. Raises BadInput or UsageError, as compress does."""
     checkpoint = read_checkpoint(files)
-    plan = plan_compression(checkpoint, recipe)
-    refuse_nothing(plan, recipe, files.label)
+    plan = first_plan(files, checkpoint, recipe)
     return _describe_plan(files, checkpoint, plan, recipe, workers, selection)
 
 
@@ -63,14 +61,12 @@ def _describe_plan(
     workers: int,
     selection: Selection,
 ) -> Description:
-    written = (INDEX, CONFIG, tq_config.FILE_NAME, manifest.FILE_NAME)
-    sidecars = choose_sidecars(files.tree(), (*checkpoint.files, *written), selection=selection)
+    sidecars = side_files(files, checkpoint, plan, selection, written=(CONFIG,), renamed=RENAMED)
     if recipe.balance:
         plan_balance(checkpoint)  # which refuses what it does not know
     config = describe_compression(
         plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
     )
-    little = little_compressed(plan, recipe)
     lines = tuple(
         _line(
             task.name,
@@ -106,7 +102,7 @@ def _describe_plan(
         spare_target=spare_target(plan, recipe),
         side_files={name: files.size(name) for name in sidecars.copied},
         left_out=sidecars.left_out,
-        notices=(*checkpoint.notices, *missing_config(files), *([little] if little else [])),
+        notices=(*checkpoint.notices, *worth_knowing(files, plan, recipe)),
     )
 
 

@@ -6,19 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tq3.errors import StorageError, UsageError
-from tq3.format import config as tq_config
+from tq3.errors import StorageError
 from tq3.format import manifest
 from tq3.format.config import MeasuredError
 from tq3.pipelines.events import Notice
 from tq3.pipelines.findings import Finding
+from tq3.pipelines.side_files import in_words, side_files
+from tq3.plan.files import Source
 from tq3.plan.identity import Identity, identify
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
-from tq3.plan.sources import Checkpoint, Source
-from tq3.plan.weight_files import INDEX, SINGLE
-from tq3.storage.sidecars import Selection, Sidecars, choose_sidecars
-from tq3.units import size
+from tq3.plan.sources import Checkpoint
+from tq3.storage.selection import Selection
+from tq3.storage.sidecars import Sidecars
 
 
 class Job(ABC):
@@ -87,38 +87,20 @@ class Job(ABC):
         return ()
 
     def sidecars(self) -> Sidecars:
-        """What is copied along, beside the weights and files that are written anew."""
-        ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *self.written_names())
-        found = choose_sidecars(
-            self.files.tree(),
-            (*self.checkpoint.files, *ours),
-            self.renamed,
+        """What is copied along."""
+        return side_files(
+            self.files,
+            self.checkpoint,
+            self.plan,
             self.selection,
-            self.listed(),
+            written=self.written_names(),
+            renamed=self.renamed,
+            listed=self.listed(),
         )
-        weights = {SINGLE, *self.plan.weight_files}
-        if taken := next((name for name, copy in found.copied.items() if copy in weights), None):
-            raise UsageError(
-                "hosts would load it in place of the weights that are written",
-                file=self.files.place(taken),
-                fix=f"leave it out: --without {taken}",
-            )
-        return found
 
     def side_notices(self, sidecars: Sidecars) -> Iterator[Notice]:
-        """Weights that travel as they are, and what stays although this model may need it."""
-        if sidecars.weights:
-            n_bytes = size(sum(map(self.files.size, sidecars.weights)))
-            tops = (name.partition("/") for name in sidecars.weights)
-            shown = ", ".join(dict.fromkeys(top + slash for top, slash, _ in tops))
-            yield Notice(f"copied as they are, {n_bytes} of weights: {shown}")
-        # What was there when the copies were chosen, and is not now, fails when it is copied.
-        rest = (name for name in self.listed() if name not in sidecars.copied)
-        if missing := [name for name in rest if not self.files.has(name)]:
-            yield Notice(f"not copied: {', '.join(missing)} (in the manifest, and not there)")
-        if sidecars.doubtful:
-            shown = ", ".join(f"{name} ({why})" for name, why in sidecars.doubtful.items())
-            yield Notice(f"not copied: {shown}; what a host needs of it, --also takes along")
+        """What the user should know of them."""
+        return map(Notice, in_words(self.files, sidecars, self.listed()))
 
     def check_sources(self) -> None:
         """Raise StorageError when a weight file is not the one whose header was read."""

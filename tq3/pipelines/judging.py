@@ -10,12 +10,11 @@ from dataclasses import replace
 from tq3.codec.expected import error_limit, expected_error, group_error_limit
 from tq3.format.header import FLOATS
 from tq3.format.layout import GroupLayout
-from tq3.format.precision import kept_dtype
 from tq3.pipelines.checks import Comparison, Fault
 from tq3.pipelines.comparing import HAIR, Coded, Compared
 from tq3.pipelines.kept import NOWHERE, Kept
 from tq3.plan.plan import Task
-from tq3.plan.precision import why_meant
+from tq3.plan.precision import dtype_where_kept
 
 
 class Judge:
@@ -115,8 +114,7 @@ class Judge:
         if kept.n_different or kept.n_infinite:
             yield _kept_fault(task, kept)
             return
-        is_meant = why_meant(source, self._source_dtype) is not None
-        if tensor.dtype != kept_dtype(source, is_meant=is_meant):
+        if tensor.dtype != dtype_where_kept(source, self._source_dtype):
             yield _rounded_fault(task, kept, "which the format stores as it is")
         elif kept.first_lost != NOWHERE:
             yield _rounded_fault(task, kept, "which F16 loses too many of")

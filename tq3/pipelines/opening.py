@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tq3.errors import BadInput, NetworkError, UsageError
 from tq3.hub.options import HubOptions
 from tq3.pipelines.events import StrPath
-from tq3.plan.sources import Source
+from tq3.plan.files import Source
 from tq3.storage.local import LocalFiles
 
 if TYPE_CHECKING:

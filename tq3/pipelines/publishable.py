@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from tq3.format import manifest
 from tq3.pipelines import quality
-from tq3.plan.sources import read_checkpoint, read_text
+from tq3.plan.files import read_text
+from tq3.plan.sources import read_checkpoint
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import CARD, choose_sidecars
 
@@ -18,9 +19,9 @@ def choose_files(files: LocalFiles) -> tuple[list[str], dict[str, str]]:
 
     Of a folder without a manifest, as other writers leave it, what compress would take along.
     """
-    weights = read_checkpoint(files).files
-    listed = _listed(files)
-    sidecars = choose_sidecars(files.tree(), weights, listed=listed)
+    checkpoint, listed = read_checkpoint(files), _listed(files)
+    weights = checkpoint.files
+    sidecars = choose_sidecars(files.tree(), weights, listed=listed, copies=checkpoint.copies)
     names = {*weights, *sidecars.copied} - {CARD}
     unknown = names - {*listed, manifest.FILE_NAME, quality.FILE_NAME} if listed else set()
     return sorted(names - unknown), sidecars.left_out | dict.fromkeys(sorted(unknown), _UNKNOWN)

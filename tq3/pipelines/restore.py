@@ -17,9 +17,11 @@ from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
+from tq3.plan.files import CONFIG, Source, read_text
 from tq3.plan.restoring import DTYPES, plan_restoration, read_tq_config
-from tq3.plan.sources import CONFIG, Source, read_checkpoint, read_text
-from tq3.storage.sidecars import BY_POLICY, CARD, SOURCE_CARD, Selection
+from tq3.plan.sources import read_checkpoint
+from tq3.storage.selection import BY_POLICY, Selection
+from tq3.storage.sidecars import CARD, SOURCE_CARD
 
 
 @of_its_types

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tq3.pipelines.work import SEEN_BYTES, see
+from tq3.plan.files import Source
 from tq3.plan.plan import Plan
-from tq3.plan.sources import Source
 from tq3.storage.target import TargetFolder
 
 

@@ -14,8 +14,8 @@ from tq3.pipelines.events import Progress
 from tq3.pipelines.job import Job
 from tq3.pipelines.tally import Tally
 from tq3.pipelines.work import Done, Worker
+from tq3.plan.files import Source
 from tq3.plan.plan import Block, Plan
-from tq3.plan.sources import Source
 from tq3.storage.shard_file import ShardFile
 from tq3.storage.target import TargetFolder
 

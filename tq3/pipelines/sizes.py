@@ -13,7 +13,8 @@ from tq3.codec import reference
 from tq3.codec.backend import as_words
 from tq3.codec.reference import Words
 from tq3.pipelines.shards import in_parallel
-from tq3.plan.sources import Located, Source
+from tq3.plan.files import Source
+from tq3.plan.sources import Located
 
 Numbers = NDArray[np.float64]
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 from tq3.format import config as tq_config
@@ -20,22 +19,21 @@ from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
 from tq3.pipelines.checks import Fault, Faults
+from tq3.plan.files import CONFIG, Source, read_object, read_text
 from tq3.plan.quantised import says_nothing
 from tq3.plan.restoring import find_tq_config, packed_layouts
-from tq3.plan.sources import (
-    CONFIG,
-    Checkpoint,
-    Located,
-    Source,
-    read_object,
-    read_tensors,
-    read_text,
+from tq3.plan.sources import Checkpoint, Located, read_tensors
+from tq3.plan.weight_files import (
+    INDEX,
+    SINGLE,
+    SUFFIX,
+    choose_index,
+    entries_of,
+    is_single_taken,
+    plain_path,
 )
-from tq3.plan.weight_files import INDEX, SINGLE, choose_index
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.sidecars import is_loaded_by_hosts
-
-_SAFETENSORS = ".safetensors"
 
 
 @dataclass
@@ -141,14 +139,15 @@ def _find_weight_files(files: Source, names: list[str], found: Structure) -> Non
         found.index = choose_index(names, partial(read_object, files))
     if found.index:
         with found.faults.catching("TQ106", found.index):
-            found.weight_map = _weight_map(read_object(files, found.index), found)
+            entries = entries_of(read_object(files, found.index), found.index)
+            found.weight_map = dict(_located(entries, found))
     indexed = tuple(sorted(set((found.weight_map or {}).values())))
-    if SINGLE in names and SINGLE not in indexed:
+    if is_single_taken(names, indexed):
         found.weight_files = (SINGLE,)
     elif found.weight_map is not None:
         found.weight_files = indexed
     else:
-        found.weight_files = tuple(name for name in names if name.endswith(_SAFETENSORS))
+        found.weight_files = tuple(name for name in names if name.endswith(SUFFIX))
         if len(found.weight_files) > 1 and not found.index:
             missing = "several .safetensors files and no index says which belong together"
             found.faults.add(Fault("TQ106", missing, INDEX))
@@ -159,17 +158,14 @@ def _find_weight_files(files: Source, names: list[str], found: Structure) -> Non
         found.faults.add(Fault("TQ107", "no safetensors weights in this folder", files.label))
 
 
-def _weight_map(content: Mapping[str, Any], found: Structure) -> dict[str, str] | None:
-    entries, index = content.get("weight_map"), found.index
-    if not isinstance(entries, dict) or not entries:
-        found.faults.add(Fault("TQ106", "weight_map is not an object with entries", index))
-        return None
+def _located(entries: Mapping[str, Any], found: Structure) -> Iterator[tuple[str, str]]:
+    """The tensors whose file the index names."""
     for tensor, file in entries.items():
-        if not isinstance(file, str):
-            what = Fault("TQ106", "not the name of a file", index, tensor, found=str(file))
+        if isinstance(file, str):
+            yield tensor, plain_path(file)
+        else:
+            what = Fault("TQ106", "not the name of a file", found.index, tensor, found=str(file))
             found.faults.add(what)
-    named = ((tensor, file) for tensor, file in entries.items() if isinstance(file, str))
-    return {tensor: str(PurePosixPath(file)) for tensor, file in named}  # "./a" is "a"
 
 
 def _check_strays(names: list[str], found: Structure) -> None:

@@ -22,10 +22,11 @@ from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.pairing import pair_up
 from tq3.pipelines.shards import in_parallel
 from tq3.pipelines.structure import Structure, examine
+from tq3.plan.files import Source
 from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Block, Task
 from tq3.plan.precision import main_dtype
-from tq3.plan.sources import Source, read_checkpoint
+from tq3.plan.sources import read_checkpoint
 
 
 @of_its_types

@@ -27,8 +27,8 @@ from tq3.pipelines.findings import (
     overflow,
     unfit_norm,
 )
+from tq3.plan.files import Source
 from tq3.plan.plan import Action, Block, Task
-from tq3.plan.sources import Source
 from tq3.storage.journal import DoneBlock
 from tq3.storage.shard_file import ShardFile
 

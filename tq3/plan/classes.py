@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 
+from tq3.plan.names import whatever_its_numbers
+
 # Tables of one kind may have numbers: `embed_tokens.0`, `token_type_embeddings_2`. Names that some
 # model gives to a matrix, too, are anchored to where they are a table.
 TOKEN_EMBEDDING = (
     r"(^|\.)((\w{1,50}_)?(embed|emb|embedding|embeddings|embed_in)|embed_(char|global|timestep)"
-    r"|(\w{1,50}_)?embed_(\w{1,50}_)?tokens(_\w{1,50})?|input_embeds_layers?"
+    r"|(\w{1,50}_)?embed_([a-z]{1,20}_)?tokens(_extend|_per_layer)?|input_embeds_layers?"
     r"|(column|row|queries)_embedder|HashBucketCodepointEmbedder)([._]\d{1,4})?\.weight$"
     r"|(^|\.)(wte|shared|codebook|visual_embeddings_table)\.weight$"
     r"|(^|\.)wte\.(new_)?embedding$"  # Molmo
@@ -80,6 +82,7 @@ _CLASSES = tuple(
 LABELS = (*(label for label, _ in _CLASSES), OTHER)
 
 
+@whatever_its_numbers
 def class_of(name: str) -> str:
     """The label of the class that tensor `name` belongs to."""
     return next((label for label, pattern in _CLASSES if pattern.search(name)), OTHER)

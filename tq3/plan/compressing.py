@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -13,17 +13,16 @@ from tq3.format.balance import UNBALANCED, Balance
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
-from tq3.format.precision import kept_dtype
 from tq3.format.recipe import Recipe
 from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
 from tq3.plan.allocation import Allocation, Chosen, fit, way_out
-from tq3.plan.joined import decide_together, widen
+from tq3.plan.joined import keep_together, widen
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
-from tq3.plan.policy import Decision, why_exact
-from tq3.plan.precision import main_dtype, why_meant
+from tq3.plan.policy import Decision, decide, why_exact
+from tq3.plan.precision import dtype_where_kept, main_dtype
 from tq3.plan.readers import substrings
 from tq3.plan.roles import role_of
 from tq3.plan.sources import Checkpoint, Located
@@ -39,11 +38,14 @@ def plan_compression(
     _check_globs(checkpoint, recipe)
     recipe = _with_tied_head(recipe, checkpoint)
     main = main_dtype(tensor.info for tensor in checkpoint.tensors)
+    infos = (tensor.info for tensor in checkpoint.tensors)
+    decisions = {info.name: decide(info, recipe, main) for info in infos}
     # Values never change a width: that would change the width of every other tensor.
-    asked = _fates(checkpoint, recipe, main)
+    asked = _fates(checkpoint, keep_together(decisions))
     chosen, wider = widen(_choose_widths(asked, recipe, main))
-    fates = _fates(checkpoint, recipe, main, learned.exact) if learned.exact else asked
-    joined = {name: why for name, why in wider.items() if name not in learned.exact}
+    exact = learned.exact
+    fates = _fates(checkpoint, keep_together(decisions, exact)) if exact else asked
+    joined = {name: why for name, why in wider.items() if name not in exact}
     joined |= {t.info.name: decision.reason for t, decision in fates if decision.is_joined}
     tasks = (
         _task(
@@ -59,11 +61,7 @@ def plan_compression(
     return arrange(tasks, recipe.max_shard_bytes, joined)
 
 
-def _fates(
-    checkpoint: Checkpoint, recipe: Recipe, main: str | None, exact: Collection[str] = ()
-) -> _Fates:
-    infos = (tensor.info for tensor in checkpoint.tensors)
-    decisions = decide_together(infos, recipe, main, exact)
+def _fates(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> _Fates:
     return [(tensor, decisions[tensor.info.name]) for tensor in checkpoint.tensors]
 
 
@@ -204,8 +202,7 @@ def _task(
         reason = why_exact(name, recipe) or reason
     if recipe.keep_dtype == "source":
         return copy_task(tensor, reason)
-    is_meant = why_meant(tensor.info, source_dtype) is not None
-    return cast_task(tensor, kept_dtype(tensor.info, is_meant=is_meant), reason)
+    return cast_task(tensor, dtype_where_kept(tensor.info, source_dtype), reason)
 
 
 def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: str) -> Task:

@@ -1,19 +1,21 @@
 """How much of a model's matrices a plan compresses, and what speaks for so little.
 
 Counted are matrices that might be weights of layers: not tables and heads, which stay by promise,
-and nothing that the user asked to keep.
+and nothing that the user asked to keep. Nobody asked for what is kept for its values' sake, or for
+that of others that hosts join it with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from tq3.errors import BadInput
-from tq3.format.header import FLOATS
+from tq3.format.header import FLOATS, TensorInfo
 from tq3.format.recipe import Recipe
+from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan, Task
-from tq3.plan.policy import decide, why_kept
+from tq3.plan.policy import decide, may_compress, why_kept
 from tq3.units import counted, size
 
 _LEAST = 0.5
@@ -36,29 +38,37 @@ def refuse_nothing(plan: Plan, recipe: Recipe, label: str) -> None:
     )
 
 
-def little_compressed(plan: Plan, recipe: Recipe) -> str | None:
-    """That less than half of the matrices' bytes is compressed, and why; None where it is more."""
+def little_compressed(plan: Plan, recipe: Recipe, learned: Learned = NOTHING_LEARNED) -> str | None:
+    """That less than half of the matrices' bytes is compressed, and why; None where it is more.
+
+    learned: what the values taught, with which the plan was made
+    """
     compressed = sum(task.bytes_in for task in plan.tasks if task.layout)
     if not compressed:
         return f"nothing is compressed: {_reasons(plan.tasks)}"
-    left = [task for task in plan.tasks if not task.layout and _is_left(task, recipe)]
+    left = list(_left(plan, recipe, learned))
     total = compressed + sum(task.bytes_in for task in left)
     if recipe.only or compressed >= _LEAST * total:
         return None
     return f"only {compressed / total:.0%} of the matrices' bytes are compressed: {_reasons(left)}"
 
 
-def _is_left(task: Task, recipe: Recipe) -> bool:
-    """Whether this is a matrix that neither a promise nor the user keeps."""
-    info = task.sources[0].info
-    is_matrix = len(info.shape) in (2, 3) and info.dtype in FLOATS
-    return is_matrix and not why_kept(info.name) and not _would_be_compressed(task, recipe)
-
-
-def _would_be_compressed(task: Task, recipe: Recipe) -> bool:
-    """Without anything that the user asked for by name or role."""
+def _left(plan: Plan, recipe: Recipe, learned: Learned) -> Iterator[Task]:
+    """The matrices that neither a promise nor the user keeps."""
     plain = replace(recipe, keep=(), only=(), widths=None)
-    return decide(task.sources[0].info, plain).compress
+    for task in plan.tasks:
+        info = task.sources[0].info
+        is_matrix = len(info.shape) in (2, 3) and info.dtype in FLOATS
+        if task.layout or not is_matrix or why_kept(info.name):
+            continue
+        is_kept_for_values = info.name in learned.exact and _would_compress(info, recipe)
+        if info.name in plan.joined or is_kept_for_values or not decide(info, plain).compress:
+            yield task
+
+
+def _would_compress(info: TensorInfo, recipe: Recipe) -> bool:
+    """Whether the user lets it be compressed, whatever its values are."""
+    return may_compress(info, recipe) if recipe.widths else decide(info, recipe).compress
 
 
 def _reasons(tasks: Iterable[Task]) -> str:

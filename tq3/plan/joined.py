@@ -26,12 +26,23 @@ def decide_together(
     source_dtype: str | None,
     exact: Collection[str] = (),
 ) -> dict[str, Decision]:
-    """What happens to each tensor by name: what hosts join with a kept one is kept, too.
+    """What happens to each tensor by name: the policy's decisions, kept together.
 
     source_dtype: as `policy.decide` takes it
+    exact: as `keep_together` takes them
+    """
+    return keep_together({info.name: decide(info, recipe, source_dtype) for info in infos}, exact)
+
+
+def keep_together(
+    decisions: Mapping[str, Decision], exact: Collection[str] = ()
+) -> dict[str, Decision]:
+    """The decisions by name, of which those change that hosts join with a kept tensor.
+
+    decisions: those of the policy, which looks at one tensor at a time
     exact: names of those that keep their type for their values' sake; their decisions are left
     """
-    found = {info.name: decide(info, recipe, source_dtype) for info in infos}
+    found = dict(decisions)
     packed = {name for name, each in found.items() if each.compress and name not in exact}
     for members in _sets(found).values():
         kept = [name for name in members if name not in packed]
@@ -46,7 +57,8 @@ def widen(widths: Mapping[str, Width]) -> tuple[dict[str, Width], dict[str, str]
     widths: of all that is compressed, as asked for; None is for all of a set, or for none
     """
     found, reasons = dict(widths), {}
-    for members in _sets(widths).values():
+    differ = len(set(widths.values())) > 1
+    for members in _sets(widths).values() if differ else ():
         widest = max(members, key=lambda name: widths[name] or 0)
         for name in members:
             if widths[name] != widths[widest]:

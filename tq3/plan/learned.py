@@ -24,7 +24,7 @@ class Learned:
         return {**self.exact, **self.float32_norms}
 
     def __or__(self, more: Learned) -> Learned:
-        """Both; a tensor of both kinds is kept exact."""
+        """What was learned in two runs; a tensor of both kinds is kept exact."""
         exact = {**self.exact, **more.exact}
         norms = {**self.float32_norms, **more.float32_norms}
         return Learned(exact, {name: why for name, why in norms.items() if name not in exact})

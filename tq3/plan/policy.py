@@ -7,12 +7,13 @@ one: `overhead.weight` is no head. Patterns come before shapes, the user comes b
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from tq3.format.header import FLOATS, TensorInfo
 from tq3.format.layout import GroupLayout
-from tq3.format.precision import kept_dtype
 from tq3.format.recipe import Recipe
 from tq3.format.widths import BY_NAME
 from tq3.plan.classes import (
@@ -23,7 +24,8 @@ from tq3.plan.classes import (
     POSITION_EMBEDDING,
     TOKEN_EMBEDDING,
 )
-from tq3.plan.precision import why_meant
+from tq3.plan.names import whatever_its_numbers
+from tq3.plan.precision import dtype_where_kept, why_meant
 from tq3.plan.roles import role_of
 
 MIN_DIMENSION = 128
@@ -83,7 +85,6 @@ def decide(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None = None) 
 
     source_dtype: `precision.main_dtype` of the source, where that is known
     """
-    impossible = _why_impossible(tensor)
     kept_by = _first_match(tensor.name, recipe.keep)
     if kept_by:
         return Decision(False, f"asked for: --keep {kept_by!r}")
@@ -91,13 +92,20 @@ def decide(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None = None) 
         chosen_by = _first_match(tensor.name, recipe.only)
         if not chosen_by:
             return Decision(False, "not chosen by --only")
-        why = impossible or _why_no_gain(tensor, recipe)
+        why = _why_impossible(tensor) or _why_no_gain(tensor, recipe, source_dtype)
         return Decision(why is None, why or f"asked for: --only {chosen_by!r}")
     asked_for = _asked_for(tensor.name, recipe)
     kept = None if asked_for else why_kept(tensor.name)
-    why = kept or impossible or _why_unsuitable(tensor)
-    why = why or why_meant(tensor, source_dtype) or _why_no_gain(tensor, recipe)
+    why = kept or next(filter(None, _reasons(tensor, recipe, source_dtype)), None)
     return Decision(why is None, why or asked_for or "a matrix of weights")
+
+
+def _reasons(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None) -> Iterator[str | None]:
+    """Why a tensor stays that no option names, as far as that is so: the first one is said."""
+    yield _why_impossible(tensor)
+    yield _why_unsuitable(tensor)
+    yield why_meant(tensor, source_dtype)
+    yield _why_no_gain(tensor, recipe, source_dtype)
 
 
 def _first_match(name: str, globs: tuple[str, ...]) -> str | None:
@@ -125,6 +133,7 @@ def _asked_for(name: str, recipe: Recipe) -> str | None:
     return f"asked for: a width for {role}" if asked else None
 
 
+@whatever_its_numbers
 def why_kept(name: str) -> str | None:
     """Why a tensor of this name stays uncompressed unless it is asked for; None where it may."""
     return next((why for pattern, why in KEEP if pattern.search(name)), None)
@@ -166,14 +175,21 @@ def _why_no_matrix(name: str) -> str | None:
     return "its name does not end in .weight"
 
 
-def _why_no_gain(tensor: TensorInfo, recipe: Recipe) -> str | None:
+def _why_no_gain(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None) -> str | None:
     """Rows far shorter than a group are padded: they may take more bytes than before."""
     bits = recipe.bits_for(tensor.name)
     if recipe.widths:
         choices = recipe.widths.choices(role_of(tensor.name), only=bool(recipe.only))
         bits = min((some for some in choices if some), default=bits)
     norm_dtype = "F16" if recipe.norms == "float16" else "F32"
-    packed = GroupLayout(tensor.shape, bits, recipe.group_size, norm_dtype).tensors("")
-    dtype = tensor.dtype if recipe.keep_dtype == "source" else kept_dtype(tensor)
-    kept = TensorInfo(tensor.name, dtype, tensor.shape)
-    return NO_GAIN if sum(part.n_bytes for part in packed) >= kept.n_bytes else None
+    is_same = recipe.keep_dtype == "source"
+    dtype = tensor.dtype if is_same else dtype_where_kept(tensor, source_dtype)
+    packed = GroupLayout(tensor.shape, bits, recipe.group_size, norm_dtype)
+    return NO_GAIN if _takes_as_much(packed, dtype) else None
+
+
+@lru_cache(1024)  # a model has few shapes
+def _takes_as_much(packed: GroupLayout, dtype: str) -> bool:
+    """As an uncompressed tensor of this dtype, or more."""
+    kept = TensorInfo("", dtype, packed.shape)
+    return sum(part.n_bytes for part in packed.tensors("")) >= kept.n_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tq3.format.header import TensorInfo
+from tq3.format.precision import kept_dtype
 from tq3.plan.classes import VISION, class_of
 from tq3.plan.roles import OTHER, part_role_of
 
@@ -27,6 +28,11 @@ def main_dtype(tensors: Iterable[TensorInfo]) -> str | None:
         totals[info.dtype] = totals.get(info.dtype, 0) + info.n_bytes
     largest = max(totals, key=lambda dtype: totals[dtype], default=None)
     return _DTYPE_NAMES.get(largest, largest) if largest else None
+
+
+def dtype_where_kept(info: TensorInfo, source_dtype: str | None) -> str:
+    """The type in which a tensor is stored that stays, in a source of this `main_dtype`."""
+    return kept_dtype(info, is_meant=why_meant(info, source_dtype) is not None)
 
 
 def why_meant(info: TensorInfo, source_dtype: str | None) -> str | None:

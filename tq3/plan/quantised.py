@@ -6,6 +6,7 @@ config.json alone: tools write that key over weights that are not quantised, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ from typing import Any, NamedTuple
 from tq3.errors import BadInput
 from tq3.format.header import FLOATS
 from tq3.format.layout import NORMS, PACKED
-from tq3.plan.sources import CONFIG, Checkpoint, Located
+from tq3.plan.classes import EXPERT_STACK
+from tq3.plan.files import CONFIG
+from tq3.plan.sources import Checkpoint, Located
 
 _ORIGINAL = "compress the original, unquantised checkpoint"
 _NATIVE = "compress its BF16 checkpoint: the original, or this one decoded by its makers' tool"
@@ -24,8 +27,13 @@ _QUANTIZATION = {"bits", "group_size", "mode", "quant_method", "quant_algo", "qf
 _FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _LOW = (*_FP8, "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
 _WIDE = (*FLOATS, "F64", "C64")
-# Of buffers with several dimensions: positions, indices and masks. Codes never have these.
-_BUFFERS = ("I64", "U64", "BOOL")
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+# Positions, indices and masks beside ordinary weights; an integer of another name may be codes.
+_BUFFER = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|num_batches_tracked|tid2eid|(\w{1,50}_)?mask"
+    r"|(\w{1,50}_)?position_index|(attn|attention)\.(masked_)?bias)$"
+)
+_STACK = re.compile(EXPERT_STACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +81,21 @@ FORMATS = (
     Format("INT8 (weight_scale)", ".weight", (".weight_scale",), ("I8",)),
     Format("MXFP4 or BitNet (weight_scale)", ".weight", (".weight_scale",), ("U8",), _NATIVE),
     Format("FP8 or compressed-tensors (weight_scale)", ".weight_scale"),
-    Format("GPTQ or AWQ (qweight)", ".qweight"),
+    Format("GPTQ or AWQ (qweight)", ".qweight", (), _INTEGERS),
     Format("bitsandbytes, 4 bits (weight.absmax)", ".weight.absmax"),
-    Format("bitsandbytes, 8 bits (SCB)", ".SCB"),
+    Format("bitsandbytes, 8 bits (SCB)", ".SCB", (".weight",)),
     Format("MLX (scales)", ".weight", (".scales",), ("U32",)),
-    Format("HQQ (W_q)", ".W_q"),
+    Format("HQQ (W_q)", ".W_q", (), _INTEGERS),
+    Format("HQQ, its codes viewed as floats (W_q)", ".W_q", (".scale", ".zero")),
     Format("quanto (weight._data)", ".weight._data"),
     Format("torchao (_weight_qdata)", "._weight_qdata"),
     Format("EETQ (weight_scales)", ".weight", (".weight_scales",), ("I8",)),
-    Format("EXL3 (trellis)", ".trellis"),
+    Format("EXL3 (trellis)", ".trellis", (), ("I16", "U16")),
     Format("EXL2 (q_weight)", ".q_weight", (".q_scale",)),
     Format("AQLM (codes and codebooks)", ".codes", (".codebooks",)),
-    Format("QuIP# (Qidxs)", ".Qidxs"),
+    Format("QuIP# (Qidxs)", ".Qidxs", (), _INTEGERS),
     Format("VPTQ (indices and centroids)", ".indices", (".centroids.weight",)),
+    Format("SpQR (dense_weights and row_offsets)", ".dense_weights", (".row_offsets",)),
 )
 _SUFFIXES = tuple({form.suffix for form in FORMATS if form.suffix != ".weight"})
 
@@ -165,14 +175,14 @@ def _is_matrix_of_codes(tensor: Located) -> bool:
     name, dtype, shape = tensor.info.name, tensor.info.dtype, tensor.info.shape
     if dtype in _WIDE or len(shape) < 2:
         return False
-    is_weight = name.endswith(".weight") or (len(shape) > 2 and "experts" in name.split("."))
+    is_weight = name.endswith(".weight") or (len(shape) > 2 and bool(_STACK.search(name)))
     return dtype in _LOW or is_weight
 
 
 def _all_wide(checkpoint: Checkpoint) -> bool:
-    """Whether every matrix is of an ordinary type, so that nothing can be codes."""
+    """Whether every tensor is of an ordinary type or a known buffer: nothing can be codes."""
     infos = (tensor.info for tensor in checkpoint.tensors)
-    return all(info.dtype in (*_WIDE, *_BUFFERS) or len(info.shape) < 2 for info in infos)
+    return all(info.dtype in _WIDE or _BUFFER.search(info.name) for info in infos)
 
 
 def _declarations(config: Mapping[str, Any], within: str = "") -> Iterator[str]:

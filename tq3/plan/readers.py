@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from tq3.format.config import TqConfig
 from tq3.format.widths import QKV, Width
+from tq3.plan.files import CONFIG, Files
+from tq3.plan.names import without_expert
 from tq3.plan.roles import fused_set_of, role_of
-from tq3.plan.sources import CONFIG, Files
-
-_EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
 
 
 def obstacles(
@@ -61,8 +59,8 @@ def substrings(wanted: Iterable[str], others: Iterable[str]) -> tuple[str, ...] 
     wanted = list(wanted)
     others = list(others)
     # Names of experts differ in a number that no text contains.
-    left = dict.fromkeys(map(_without_expert, wanted))
-    rest = "\n".join(dict.fromkeys(map(_without_expert, others)))
+    left = dict.fromkeys(without_expert(name, "0") for name in wanted)
+    rest = "\n".join(dict.fromkeys(without_expert(name, "0") for name in others))
     texts = {text for name in left for text in _texts(name) if text not in rest}
     covered = {text: {name for name in left if text in name} for text in texts}
     found: list[str] = []
@@ -81,10 +79,6 @@ def substrings(wanted: Iterable[str], others: Iterable[str]) -> tuple[str, ...] 
 def _any_in(texts: Iterable[str], names: Iterable[str]) -> bool:
     together = "\n".join(names)
     return any(text in together for text in texts)
-
-
-def _without_expert(name: str) -> str:
-    return _EXPERT_NUMBER.sub(r"\1.0.", name)
 
 
 def _texts(name: str) -> Iterator[str]:

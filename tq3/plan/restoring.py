@@ -11,12 +11,12 @@ from tq3.errors import BadInput
 from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_tq_config
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
-from tq3.format.precision import kept_dtype
 from tq3.format.recipe import WIDTHS
-from tq3.plan.classes import EXPERT_ROWS
+from tq3.plan.classes import EXPERT_ROWS, EXPERT_STACK, SHARED_EXPERTS
+from tq3.plan.files import CONFIG, Files, read_text
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
-from tq3.plan.precision import why_meant
-from tq3.plan.sources import CONFIG, Checkpoint, Files, Located, read_text, refuse_unfinished
+from tq3.plan.precision import dtype_where_kept
+from tq3.plan.sources import Checkpoint, Located, refuse_unfinished
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -49,7 +49,7 @@ def find_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig | 
 
 
 def read_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig:
-    """The same; raises BadInput where there is none, too."""
+    """tq_config.json of a folder, or what stands for it. Raises BadInput where there is none."""
     found = find_tq_config(files, model_config)
     if not found:
         refuse_unfinished(files)
@@ -63,7 +63,7 @@ def read_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig:
 
 
 def all_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
-    """Those of `packed_layouts`, which must be what tq_config.json says of them all."""
+    """Name -> layout of every compressed tensor, as tq_config.json records them all."""
     layouts = packed_layouts(checkpoint, config)
     if config.writer:
         _check_record(config, layouts)
@@ -113,9 +113,7 @@ def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
 
 def _kept_task(tensor: Located, config: TqConfig, dtype: str) -> Task:
     """What is in F32 because its low bits count stays so, whatever the others become."""
-    info = tensor.info
-    is_meant = why_meant(info, config.source_dtype) is not None
-    if kept_dtype(info, is_meant=is_meant) == "F32":
+    if dtype_where_kept(tensor.info, config.source_dtype) == "F32":
         dtype = "F32"
     return replace(cast_task(tensor, dtype, "not compressed"), must_be_finite=False)
 
@@ -160,7 +158,8 @@ def _guess_shape(
 ) -> tuple[int, ...]:
     """Existing writers flatten fused experts and don't say how many there are: config.json does."""
     is_matrix = name.endswith(".weight") or re.search(EXPERT_ROWS, name)
-    if is_matrix or "experts" not in name.split("."):
+    is_shared = re.search(SHARED_EXPERTS, name)
+    if is_matrix or is_shared or not re.search(EXPERT_STACK, name):
         return rows, cols
     text_config = model_config.get("text_config")
     text_config = text_config if isinstance(text_config, dict) else {}

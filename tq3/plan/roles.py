@@ -7,7 +7,6 @@ role. Patterns match whole components at the end of a name.
 from __future__ import annotations
 
 import re
-from functools import cache
 from typing import NamedTuple
 
 from tq3.format.widths import QKV
@@ -26,6 +25,7 @@ from tq3.plan.classes import (
     VISION,
     class_of,
 )
+from tq3.plan.names import whatever_its_numbers, without_expert
 
 OTHER = "other"
 # Hosts join these of one layer into one matrix, or run all experts of a layer in one kernel.
@@ -59,7 +59,7 @@ _ATTENTION_PARTS = _compiled(
     ),
     (
         "o",
-        r"o_proj|o|out_proj|wo|dense|c_proj|proj|out_lin|to_out(?:\.0)?|output\.dense"
+        r"o_proj|o|out_proj|wo|dense|c_proj|proj|out_lin|to_out(?:\.\d)?|output\.dense"
         r"|experts\.output_linear",
     ),
 )
@@ -95,17 +95,17 @@ _TABLES = tuple(
     )
 )
 _EXPERTS = (("shared", re.compile(SHARED_EXPERTS)), ("expert", re.compile(ROUTED_EXPERTS)))
-_EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
 _LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")
 
 
 class _Part(NamedTuple):
-    """role: at its place; container: the path before the components that say so."""
+    """role: at its place; start: where in the name the components begin that say so."""
 
     role: str
-    container: str
+    start: int | None = None
 
 
+@whatever_its_numbers
 def role_of(name: str) -> str:
     """The role of a tensor, one of `format.widths.ROLES`; that of a vector is `other`."""
     label = class_of(name)
@@ -113,12 +113,12 @@ def role_of(name: str) -> str:
         return label.lower()
     if label == EMBEDDINGS:
         return next(role for role, pattern in _TABLES if pattern.search(name))
-    return _part_of(name, label).role
+    return _part_of(name).role
 
 
 def part_role_of(name: str) -> str:
-    """The same, but of a tensor in a vision tower or an MTP layer what it does inside of it."""
-    return _part_of(name, class_of(name)).role
+    """What a tensor does in its layer, also where that lies in a vision tower or an MTP layer."""
+    return _part_of(name).role
 
 
 def fused_set_of(name: str, *, split_qkv: bool) -> str:
@@ -126,20 +126,24 @@ def fused_set_of(name: str, *, split_qkv: bool) -> str:
 
     split_qkv: whether q, k and v of a layer may differ
     """
-    part = _part_of(name, class_of(name))
+    part = _part_of(name)
     if part.role in QKV and not split_qkv:
-        return f"{part.container}:qkv"
-    return f"{part.container}:{part.role}" if part.role in _JOINED else name
+        return _set_key(name, part, "qkv")
+    return _set_key(name, part, part.role) if part.role in _JOINED else name
 
 
-@cache
 def expert_set_of(name: str) -> str | None:
     """The half of a layer's experts that a tensor is of, `path:role`; None for any other tensor.
 
     No host takes such a half in which tensors are packed differently.
     """
-    part = _part_of(name, class_of(name))
-    return f"{part.container}:{part.role}" if part.role in _EXPERT_SETS else None
+    part = _part_of(name)
+    return _set_key(name, part, part.role) if part.role in _EXPERT_SETS else None
+
+
+def _set_key(name: str, part: _Part, role: str) -> str:
+    container = without_expert(f"{name[: part.start]}.").removesuffix(".")
+    return f"{container}:{role}"
 
 
 def name_in_layer(name: str) -> str:
@@ -154,13 +158,14 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _part_of(name: str, label: str) -> _Part:
+@whatever_its_numbers
+def _part_of(name: str) -> _Part:
+    label = class_of(name)
     for role, pattern in _ANYWHERE if label in (VISION, MTP) else _PARTS.get(label, ()):
         if found := pattern.search(name):
-            container = _EXPERT_NUMBER.sub(r"\1.", name[: found.start()] + ".").removesuffix(".")
             of_experts = _of_experts(name) if role in ("gate_up", "down") else None
-            return _Part(f"{of_experts}_{role}" if of_experts else role, container)
-    return _Part(OTHER, name)
+            return _Part(f"{of_experts}_{role}" if of_experts else role, found.start())
+    return _Part(OTHER)
 
 
 def _of_experts(name: str) -> str | None:

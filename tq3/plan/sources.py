@@ -2,91 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format.header import TensorInfo, read_header
-from tq3.format.json_reading import parse_object
-from tq3.plan.weight_files import SINGLE, choose_index, read_weight_map, single_file
+from tq3.plan.files import CONFIG, Files, read_object
+from tq3.plan.weight_files import (
+    SINGLE,
+    SUFFIX,
+    choose_index,
+    is_single_taken,
+    read_weight_map,
+    single_file,
+)
 from tq3.units import counted
 
-CONFIG = "config.json"
 CONTINUE = "the tq3 command that began it goes on from there; or delete the folder"
-_MAX_JSON_FILE = 128 * 2**20
-
-
-class Files(Protocol):
-    """A folder of files, wherever it lies."""
-
-    label: str
-
-    def names(self) -> list[str]:
-        """The files at the top of the folder, sorted."""
-
-    def tree(self) -> list[str]:
-        """Every file, as sorted relative paths with forward slashes."""
-
-    def has(self, name: str) -> bool:
-        """Whether `name` is a file in the folder or below it: never one outside."""
-
-    def has_unfinished_run(self) -> bool:
-        """Whether tq3 began to write here and did not come to the end."""
-
-    def size(self, name: str) -> int: ...
-
-    def stamp(self, name: str) -> str:
-        """A text that changes when the file does."""
-
-    def expect(self, names: Iterable[str]) -> None:
-        """The headers of these files will be asked for next, one after the other."""
-
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        """Just these bytes; raises StorageError or NetworkError when the file has fewer."""
-
-
-class Origin(NamedTuple):
-    """Whose weights these are: a model's name, and its revision where it has one."""
-
-    model: str
-    revision: str | None
-
-
-class Source(Files, Protocol):
-    """Files that are read to the last byte, by any number of threads.
-
-    folder: where they lie on this machine; None: elsewhere
-    is_pinned: whether the content can't change while its stamp stays
-    connections: threads that it takes to keep it busy
-    n_received: bytes that came over a network; None: there is none
-    """
-
-    @property
-    def folder(self) -> Path | None: ...
-    @property
-    def origin(self) -> Origin: ...
-    @property
-    def is_pinned(self) -> bool: ...
-    @property
-    def connections(self) -> int: ...
-    @property
-    def n_received(self) -> int | None: ...
-
-    def place(self, name: str) -> str:
-        """The file as messages name it."""
-
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`; raises StorageError or NetworkError."""
-
-    def parts(self, name: str) -> Iterator[bytes]:
-        """The whole file, piece by piece."""
-
-    def give_up(self) -> None:
-        """Have reads under way end soon, by any error: nobody waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +38,8 @@ class Checkpoint:
     """All tensors in the order of the disk, and config.json (empty where there is none).
 
     stamps: of each weight file, before its header was read
-    index: the file that names them, where one does
+    index: the file that names the weight files, where one does
+    copies: weight files that hold the same tensors once more, and were not taken
     notices: what the user should know of the choice of these files
     """
 
@@ -111,6 +47,7 @@ class Checkpoint:
     stamps: Mapping[str, str]
     config: Mapping[str, Any]
     index: str | None = None
+    copies: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
 
     @property
@@ -134,13 +71,15 @@ def read_checkpoint(files: Files) -> Checkpoint:
     weight_files = tuple(sorted(set(weight_map.values()))) or (single_file(files, names),)
     tensors, stamps = _read_files(files, weight_files)
     _check_index(weight_map, tensors)
+    copies: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
-    if SINGLE in names and SINGLE not in weight_files:
+    if is_single_taken(names, weight_files):
         alone, stamps_alone = _read_files(files, (SINGLE,))
         notices = (_choose_single(files, alone, tensors),)
-        tensors, stamps = alone, stamps_alone
+        tensors, stamps, copies = alone, stamps_alone, weight_files
     config = read_object(files, CONFIG) if files.has(CONFIG) else {}
-    return Checkpoint(tensors, stamps, config, index, notices)
+    index = index if weight_map and not copies else None
+    return Checkpoint(tensors, stamps, config, index, copies, notices)
 
 
 def _read_files(files: Files, names: tuple[str, ...]) -> tuple[tuple[Located, ...], dict[str, str]]:
@@ -159,7 +98,8 @@ def _choose_single(files: Files, alone: tuple[Located, ...], sharded: tuple[Loca
     """
     one, other = ({each.info.name: each.info for each in some} for some in (alone, sharded))
     differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    shards = f"the shards {sharded[0].file} to {sharded[-1].file}"
+    first, last = sharded[0].file, sharded[-1].file
+    shards = f"the shard {first}" if first == last else f"the shards {first} to {last}"
     if differing:
         raise BadInput(
             f"{SINGLE} lies beside shards with other tensors",
@@ -168,7 +108,7 @@ def _choose_single(files: Files, alone: tuple[Located, ...], sharded: tuple[Loca
             found=f"{counted(len(one), 'tensor')} in {SINGLE}, {len(other)} in {shards}",
             expected="one model",
             fix="move what is not meant out of the folder: "
-            f"Transformers would take {SINGLE}, vLLM the shards",
+            f"Transformers would take {SINGLE}, vLLM {shards}",
         )
     return (
         f"{SINGLE} is taken, as in Transformers, and not {shards}, which vLLM would take: "
@@ -184,30 +124,8 @@ def refuse_unfinished(files: Files) -> None:
 
 def _could_be_whole(names: list[str]) -> bool:
     """A run that shall replace a checkpoint may be interrupted while that one is still there."""
-    weights = any(name.endswith(".safetensors") for name in names)
+    weights = any(name.endswith(SUFFIX) for name in names)
     return tq_config.FILE_NAME in names or (weights and CONFIG in names)
-
-
-def read_object(files: Files, name: str) -> dict[str, Any]:
-    """A JSON object from the folder. Raises BadInput."""
-    # People edit config.json by hand; of a key that is there twice every host takes the last.
-    return parse_object(read_text(files, name), name, unique=name != CONFIG)
-
-
-def read_text(files: Files, name: str) -> str:
-    """A text file of a size that a JSON file may have. Raises BadInput."""
-    size = files.size(name)
-    if size > _MAX_JSON_FILE:
-        raise BadInput(
-            "too large for a JSON file",
-            file=name,
-            found=f"{size} bytes",
-            expected=f"at most {_MAX_JSON_FILE}",
-        )
-    try:
-        return files.read(name, 0, size).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"not UTF-8: {error}", file=name) from None
 
 
 def read_tensors(files: Files, file: str) -> list[Located]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tq3.errors import BadInput
-
-if TYPE_CHECKING:
-    from tq3.plan.sources import Files
+from tq3.plan.files import Files
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -21,9 +19,9 @@ _ADAPTERS = {
     *("adapters.safetensors", "adapters.npz"),
 }
 _PIPELINE = "model_index.json"
-_SUFFIX = ".safetensors"
+SUFFIX = ".safetensors"
 # Of a variant in between: model.safetensors.index.fp16.json.
-_ANY_INDEX = re.compile(r"\.index(\.[\w-]{1,50})?\.json$")
+_ANY_INDEX = re.compile(r"\.index(\.[\w-]{1,50})?\.json\Z", re.IGNORECASE)
 
 # The JSON object in a file.
 ReadObject = Callable[[str], Mapping[str, Any]]
@@ -43,8 +41,8 @@ def choose_index(names: Sequence[str], read: ReadObject) -> str | None:
     """
     if INDEX in names or SINGLE in names:
         return INDEX if INDEX in names else None
-    others = [name for name in names if (indexed(name) or "").endswith(_SUFFIX)]
-    there = {name for name in names if name.endswith(_SUFFIX)}
+    others = [name for name in names if (indexed(name) or "").endswith(SUFFIX)]
+    there = {name for name in names if name.endswith(SUFFIX)}
     named = {index: _named_files(read(index)) for index in others}
     exact = [index for index in others if named[index] == there]
     if len(exact) == 1:
@@ -56,7 +54,7 @@ def choose_index(names: Sequence[str], read: ReadObject) -> str | None:
             "no telling which files belong together",
             file=others[0],
             found=f"{', '.join(others[:3])} beside {', '.join(sorted(there)[:3])}",
-            expected=f"one index that names every {_SUFFIX} file there",
+            expected=f"one index that names every {SUFFIX} file there",
             fix=f"copy the index that is meant to {INDEX}",
         )
     return None
@@ -65,7 +63,29 @@ def choose_index(names: Sequence[str], read: ReadObject) -> str | None:
 def _named_files(index: Mapping[str, Any]) -> set[str]:
     weight_map = index.get("weight_map")
     files = weight_map.values() if isinstance(weight_map, dict) else ()
-    return {str(PurePosixPath(file)) for file in files if isinstance(file, str)}
+    return {plain_path(file) for file in files if isinstance(file, str)}
+
+
+def entries_of(index: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Tensor -> what the index of this name says to be its file. Raises BadInput."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput("weight_map is not an object with entries", file=name)
+    return weight_map
+
+
+def plain_path(file: str) -> str:
+    """The path of a file as folders list it: "./a" is "a"."""
+    return str(PurePosixPath(file))
+
+
+def is_single_taken(names: Sequence[str], indexed_files: Collection[str]) -> bool:
+    """Whether the single file of the usual name is the checkpoint, as for hosts.
+
+    names: of the files there
+    indexed_files: those that an index names
+    """
+    return SINGLE in names and SINGLE not in indexed_files
 
 
 def read_weight_map(files: Files, index: str, read: ReadObject) -> dict[str, str]:
@@ -73,17 +93,15 @@ def read_weight_map(files: Files, index: str, read: ReadObject) -> dict[str, str
 
     Nothing, where a single file of the usual name is there, and no file that the index names.
     """
-    weight_map = read(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BadInput("weight_map is not an object with entries", file=index)
+    weight_map = entries_of(read(index), index)
     has_single = files.has(SINGLE)
-    plain: dict[str, str] = {}  # "./a" and "a" are one file; each spelling is looked for once
+    plain: dict[str, str] = {}  # each spelling is looked for once
     missing: dict[str, str] = {}
     for tensor, file in weight_map.items():
         if isinstance(file, str) and (file in plain or file in missing):
             continue
         if isinstance(file, str) and files.has(file):
-            plain[file] = str(PurePosixPath(file))
+            plain[file] = plain_path(file)
         elif isinstance(file, str) and has_single:
             missing[file] = tensor
         else:
@@ -107,7 +125,7 @@ def _missing(index: str, tensor: str, file: object, fix: str) -> BadInput:
 
 def single_file(files: Files, names: Sequence[str]) -> str:
     """The one file with weights in a folder without an index. Raises BadInput."""
-    candidates = [name for name in names if name.endswith(_SUFFIX)]
+    candidates = [name for name in names if name.endswith(SUFFIX)]
     if SINGLE in candidates:
         return SINGLE
     if _PIPELINE in names:
@@ -142,7 +160,7 @@ def adapter(file: str, found: str) -> BadInput:
 
 
 def _pipeline(files: Files) -> BadInput:
-    paths = (PurePosixPath(name).parts for name in files.tree() if name.endswith(_SUFFIX))
+    paths = (PurePosixPath(name).parts for name in files.tree() if name.endswith(SUFFIX))
     folders = sorted({parts[0] for parts in paths if len(parts) == 2})
     return BadInput(
         "a pipeline of several models",

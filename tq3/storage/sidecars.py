@@ -8,23 +8,22 @@ tokenizer or voices: they travel, as all does that is no weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import TypeAlias
+from types import MappingProxyType
 
 from tq3.errors import UsageError
-from tq3.plan.sources import CONFIG
 from tq3.plan.weight_files import indexed
 from tq3.storage.drafts import WORK_FOLDER
-
-Globs: TypeAlias = str | Sequence[str] | None
+from tq3.storage.selection import BY_POLICY, Selection
 
 # A checkpoint's card on the Hub, and in a TQ3 checkpoint the card of the model it was made from:
 # there README.md is the compressed model's own, which people write and edit.
 CARD = "README.md"
 SOURCE_CARD = "README.source.md"
+# Files that get another name in a TQ3 checkpoint.
+RENAMED = MappingProxyType({CARD: SOURCE_CARD})
 _CACHES = ("__pycache__", "node_modules")
 
 _ADAPTER = "an adapter's: hosts would attach it to the model"
@@ -33,33 +32,39 @@ _COPY = "other weights of this model"
 _UNKNOWN = "weights that are not part of this checkpoint, and hosts would load them"
 _WITHOUT = "asked for by --without"
 
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """For whole names, in which a line may end, and of any case: some disks tell none apart."""
+    return re.compile(text, re.DOTALL | re.IGNORECASE)
+
+
 # What holds a whole model, whatever its name, and what may hold anything: then the name tells.
 _WHOLE = r"gguf|ggml|h5|msgpack|ot|tflite|mlmodel|nemo|ckpt"
 _ANY = r"safetensors|bin|pt|pth|onnx|onnx_data(_\d+)?|npz|pkl|pickle"
-_WEIGHTS = re.compile(rf".*\.({_WHOLE}|{_ANY})")
+_WEIGHTS = _pattern(rf".*\.({_WHOLE}|{_ANY})")
 _MODEL = (
     r"((pytorch|tf|flax|rust|openvino|diffusion_pytorch|encoder|decoder|decoder_with_past)_)?"
     r"(model|weights|consolidated)([-_.].+)?"
 )
 # Files at the top: pattern of the whole name -> why it stays behind. The first that fits counts.
 _AT_THE_TOP = (
-    (re.compile(r"adapter_(config\.json|model[-.].+)"), _ADAPTER),
+    (_pattern(r"adapter_(config\.json|model[-.].+)"), _ADAPTER),
     (
-        re.compile(
+        _pattern(
             r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)(_\d+)?"
             r"\.(bin|pt|pth|pkl)|((bf16_)?zero_pp|mp)_rank_.+\.pt"
         ),
         _TRAINING,
     ),
-    (re.compile(rf".+\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
+    (_pattern(rf".+\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
     # vLLM and SGLang take the files of a folder by these suffixes.
-    (re.compile(r".+\.(safetensors|bin)"), _UNKNOWN),
+    (_pattern(r".+\.(safetensors|bin)"), _UNKNOWN),
 )
 # Folders at the top that stay behind whole if there are weights in them: what lies beside belongs
 # to those.
 _FOLDERS = (
     (
-        re.compile(
+        _pattern(
             r"(onnx|openvino|coreml|tflite|litert|gguf|ggml|mlx)([-_.].+)?"
             r"|original|metal|flax|tf|torchscript|tensorrt|trt|neuron|executorch"
             r"|awq|gptq|exl2|exl3|fp8|fp16|bf16|fp32|int4|int8|4bit|8bit"
@@ -68,31 +73,12 @@ _FOLDERS = (
         f"in a folder of {_COPY}",
     ),
     (
-        re.compile(
+        _pattern(
             r"checkpoint-\d+|last-checkpoint|global_step\d+|(pytorch_model_fsdp|optimizer)_\d+"
         ),
         f"in a folder of {_TRAINING}",
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What a user wants otherwise: globs on whole paths, or on those of folders.
-
-    also: travels although it would stay behind; without: stays behind, even what `also` takes
-    """
-
-    also: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, also: Globs, without: Globs) -> Selection:
-        """From one glob, several or none."""
-        return cls(_several(also), _several(without))
-
-
-BY_POLICY = Selection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,28 +105,33 @@ def choose_sidecars(
     renamed: Mapping[str, str] | None = None,
     selection: Selection = BY_POLICY,
     listed: Collection[str] = (),
+    copies: Collection[str] = (),
 ) -> Sidecars:
     """Split the names of `LocalFiles.tree`. Raises UsageError for a glob that matches nothing.
 
     accounted: what the caller writes or replaces itself
     renamed: file -> name of its copy; what has that name already stays behind
     listed: files of a checkpoint's manifest, which are part of it whatever they are
+    copies: files that are known to hold this model once more, whatever their names
     """
     known = set(accounted)
     rest = [name for name in names if name not in known]
     left_out = {name: why for name in rest if (why := _why_never(name))}
     choice = [name for name in rest if name not in left_out]
-    _check_globs("--also", selection.also, choice)
-    _check_globs("--without", selection.without, [name for name in choice if name != CONFIG])
+    selection.check(choice)
     holding = {PurePosixPath(name).parts[0] for name in choice if _is_nested_weights(name)}
     for name in choice:
-        if why := _why_left_out(name, holding, selection, listed):
+        if selection.leaves(name):
+            left_out[name] = _WITHOUT
+        elif name in listed or selection.takes(name):
+            continue
+        elif why := _why_left_out(name, holding, copies):
             left_out[name] = why
-    left_out |= _adapter_without_weights(choice, left_out)
-    copies = {name: copy for name, copy in (renamed or {}).items() if name in rest}
-    left_out |= {copy: f"{name} takes its name" for name, copy in copies.items() if copy in rest}
+    left_out |= _adapter_without_weights(choice, left_out, selection)
+    new_names = {name: new for name, new in (renamed or {}).items() if name in rest}
+    left_out |= {new: f"{name} takes its name" for name, new in new_names.items() if new in rest}
     return Sidecars(
-        {name: copies.get(name, name) for name in rest if name not in left_out},
+        {name: new_names.get(name, name) for name in rest if name not in left_out},
         {name: left_out[name] for name in rest if name in left_out},
     )
 
@@ -166,13 +157,10 @@ def _why_never(name: str) -> str | None:
     return "a draft of another run" if WORK_FOLDER in PurePosixPath(name).parts else None
 
 
-def _why_left_out(
-    name: str, holding: set[str], asked: Selection, listed: Collection[str]
-) -> str | None:
-    if name != CONFIG and any(_fits(name, glob) for glob in asked.without):
-        return _WITHOUT
-    if name in listed or any(_fits(name, glob) for glob in asked.also):
-        return None
+def _why_left_out(name: str, holding: set[str], copies: Collection[str]) -> str | None:
+    """Why a file stays behind that nobody asks for."""
+    if name in copies:
+        return _COPY
     first, *deeper = parts = PurePosixPath(name).parts
     if any(part.startswith(".git") for part in parts):
         return "belongs to git"
@@ -183,11 +171,27 @@ def _why_left_out(
     return _first(_FOLDERS, first) if first in holding else None
 
 
-def _adapter_without_weights(choice: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
-    """Hosts would look for the weights, here or at the adapter's base model."""
+def _adapter_without_weights(
+    choice: Iterable[str], left_out: Mapping[str, str], asked: Selection
+) -> dict[str, str]:
+    """An adapter's config whose weights do not travel: hosts would look for them elsewhere.
+
+    Raises UsageError where it is asked for.
+    """
     adapter = [name for name in choice if _at_the_top(name) == _ADAPTER]
-    has_weights = any(is_weight_file(name) and name not in left_out for name in adapter)
-    return {} if has_weights else dict.fromkeys(adapter, _ADAPTER)
+    travels = [name for name in adapter if name not in left_out]
+    if any(is_weight_file(name) for name in travels):
+        return {}
+    for name in travels:
+        if asked.takes(name):
+            weights = [each for each in adapter if is_weight_file(each)]
+            raise UsageError(
+                "--also takes an adapter's config without the adapter's weights",
+                file=name,
+                found=", ".join(weights[:3]) or "no weights of an adapter",
+                fix=f"take the weights, too, or leave it out: --without {name}",
+            )
+    return dict.fromkeys(travels, _ADAPTER)
 
 
 def _at_the_top(name: str) -> str | None:
@@ -200,27 +204,3 @@ def _first(patterns: Iterable[tuple[re.Pattern[str], str]], name: str) -> str | 
 
 def _is_nested_weights(name: str) -> bool:
     return "/" in name and is_weight_file(name)
-
-
-def _check_globs(option: str, globs: Iterable[str], names: list[str]) -> None:
-    """A glob that matches nothing is a slip of the pen: something would be missing, or too much."""
-    for glob in globs:
-        if not any(_fits(name, glob) for name in names):
-            raise UsageError(
-                f"{option} {glob!r} matches no file beside the weights",
-                found=f"files such as {names[0]!r}" if names else "no such files",
-                fix="give a path below the folder, or a glob of some; config.json always travels",
-            )
-
-
-def _several(globs: Globs) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs or ())
-
-
-def _fits(name: str, glob: str) -> bool:
-    return any(fnmatchcase(path, glob.rstrip("/")) for path in _with_folders(name))
-
-
-def _with_folders(name: str) -> Iterator[str]:
-    yield name
-    yield from map(str, PurePosixPath(name).parents[:-1])

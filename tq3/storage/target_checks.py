@@ -1,4 +1,4 @@
-"""What may be a target: no file, not the source, no files unasked, no run that is another one."""
+"""What speaks against a folder as a target: the source, other files, a run that can't go on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,29 @@
+"""The plan of a compression before any value is known: the one that a dry run shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tq3.format.recipe import Recipe
+from tq3.plan import joined
+from tq3.plan.compressing import plan_compression
+from tq3.plan.coverage import little_compressed, refuse_nothing
+from tq3.plan.files import Files
+from tq3.plan.plan import Plan
+from tq3.plan.readers import missing_config
+from tq3.plan.sources import Checkpoint
+
+
+def first_plan(files: Files, checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+    """What compress begins with. Raises BadInput where there is nothing to compress."""
+    plan = plan_compression(checkpoint, recipe)
+    refuse_nothing(plan, recipe, files.label)
+    return plan
+
+
+def worth_knowing(files: Files, plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """What the user should know of such a plan beside its figures, as sentences."""
+    yield from joined.in_words(plan)
+    if little := little_compressed(plan, recipe):
+        yield little
+    yield from missing_config(files)

@@ -1,0 +1,42 @@
+"""What is said of a tensor by its name holds for all names that differ in numbers only.
+
+A model of experts has a hundred thousand names, and a few dozen with its numbers left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import TypeVar
+
+Result = TypeVar("Result")
+_REMEMBERED = 2048
+# Longer names are no model's, and are not held in memory.
+_LONGEST = 256
+_EXPERT_NUMBER = re.compile(r"((?:^|\.)experts)\.\d+\.")
+
+
+def whatever_its_numbers(function: Callable[[str], Result]) -> Callable[[str], Result]:
+    """The function, which is asked once for all names whose components that are numbers differ.
+
+    Its answer must depend on the number of their digits at most, so that positions hold.
+    """
+    remembered = lru_cache(_REMEMBERED)(function)
+
+    @wraps(function)
+    def answer(name: str) -> Result:
+        return remembered(_zeroed(name)) if len(name) <= _LONGEST else function(name)
+
+    return answer
+
+
+@lru_cache(16)  # one name is asked about in many ways in a row
+def _zeroed(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(["0" * len(part) if part.isdecimal() else part for part in parts])
+
+
+def without_expert(name: str, instead: str = "") -> str:
+    """The name without an expert's number, or with the component `instead` in its place."""
+    return _EXPERT_NUMBER.sub(rf"\1.{instead}." if instead else r"\1.", name)
