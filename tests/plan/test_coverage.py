@@ -121,6 +121,11 @@ def test_nothing_at_all_is_refused_with_the_reasons():
     assert "tq3 inspect" in str(caught.value.fix)
 
 
+def test_nothing_is_refused_where_the_chosen_ones_are_kept_with_those_that_are_not():
+    with pytest.raises(BadInput, match="nothing to compress"):
+        refuse(checkpoint(*EXPERTS), only=("*.experts.0.*",))
+
+
 def test_nothing_but_what_the_user_keeps_is_said_and_not_refused():
     recipe = {"keep": ("*",)}
     refuse(checkpoint(UP), **recipe)

@@ -17,6 +17,7 @@ from tq3.format.recipe import Recipe
 from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
 from tq3.plan.allocation import Allocation, Chosen, fit, way_out
+from tq3.plan.heads import AS_A_HEAD, heads_by_shape, with_tied_head
 from tq3.plan.joined import keep_together, widen
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.ordinary import check_ordinary
@@ -24,7 +25,6 @@ from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, decide, why_exact
 from tq3.plan.precision import dtype_where_kept, main_dtype
 from tq3.plan.readers import substrings
-from tq3.plan.roles import role_of
 from tq3.plan.sources import Checkpoint, Located
 
 _Fates = Sequence[tuple[Located, Decision]]
@@ -36,10 +36,12 @@ def plan_compression(
     """Decide every tensor's fate. Raises BadInput or UsageError."""
     check_ordinary(checkpoint)
     _check_globs(checkpoint, recipe)
-    recipe = _with_tied_head(recipe, checkpoint)
+    recipe = with_tied_head(recipe, checkpoint)
     main = main_dtype(tensor.info for tensor in checkpoint.tensors)
     infos = (tensor.info for tensor in checkpoint.tensors)
     decisions = {info.name: decide(info, recipe, main) for info in infos}
+    if not recipe.only:
+        decisions |= dict.fromkeys(heads_by_shape(checkpoint), Decision(False, AS_A_HEAD))
     # Values never change a width: that would change the width of every other tensor.
     asked = _fates(checkpoint, keep_together(decisions))
     chosen, wider = widen(_choose_widths(asked, recipe, main))
@@ -133,26 +135,6 @@ def _check_globs(checkpoint: Checkpoint, recipe: Recipe) -> None:
                     found=f"names such as {names[0]!r}" if names else "no tensors",
                     fix="see the names with `tq3 inspect SOURCE --tensors`",
                 )
-
-
-def _with_tied_head(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
-    """Where one tensor is head and embedding, what is asked for the head is meant for it.
-
-    Raises UsageError where something else is asked for the embeddings.
-    """
-    widths = recipe.widths
-    if not widths or "lm_head" not in widths.roles:
-        return recipe
-    if any(role_of(tensor.info.name) == "lm_head" for tensor in checkpoint.tensors):
-        return recipe
-    head = widths.roles["lm_head"]
-    if widths.roles.get("embeddings", head) != head:
-        raise UsageError(
-            "one width for lm_head, another one for embeddings",
-            found="a model whose embeddings are its head, too",
-            fix="ask for the same width, or for one of them",
-        )
-    return replace(recipe, widths=replace(widths, roles={**widths.roles, "embeddings": head}))
 
 
 def _choose_widths(fates: _Fates, recipe: Recipe, main: str | None) -> Chosen:

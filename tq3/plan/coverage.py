@@ -23,11 +23,11 @@ _REASONS = 3
 
 
 def refuse_nothing(plan: Plan, recipe: Recipe, label: str) -> None:
-    """Raise BadInput where no tensor is compressed, and the user has not chosen any by name.
+    """Raise BadInput where no tensor is compressed, and the user has not asked to keep any.
 
     label: of the source
     """
-    if recipe.keep or recipe.only or any(task.layout for task in plan.tasks):
+    if (recipe.keep and not recipe.only) or any(task.layout for task in plan.tasks):
         return
     raise BadInput(
         "nothing to compress",

@@ -23,7 +23,7 @@ _NATIVE = "compress its BF16 checkpoint: the original, or this one decoded by it
 _OURS = "compress the checkpoint that it was made from, or what `tq3 restore` makes of it"
 _KEYS = ("quantization_config", "compression_config", "quantization")
 # `quantization` is an ordinary word, too: these keys make it MLX's, Mistral's or ModelOpt's.
-_QUANTIZATION = {"bits", "group_size", "mode", "quant_method", "quant_algo", "qformat_weight"}
+_QUANTIZATION = {"group_size", "quant_method", "quant_algo", "qformat_weight"}
 _FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _LOW = (*_FP8, "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
 _WIDE = (*FLOATS, "F64", "C64")
@@ -136,7 +136,7 @@ def refuse_quantised(checkpoint: Checkpoint, fix: str | None = None) -> None:
 def says_nothing(declared: object) -> bool:
     """Whether the value of a quantization key says that there is no quantisation."""
     none = isinstance(declared, dict) and all(value is None for value in declared.values())
-    return declared is None or none
+    return not declared or none
 
 
 def _by_tensors(checkpoint: Checkpoint) -> _Found | None:
