@@ -146,3 +146,19 @@ def test_an_adapter_of_pickles_is_refused_as_one():
 def test_a_model_beside_its_former_adapter_is_a_model():
     files = {SINGLE: shard("a"), "adapter_model.safetensors": shard("b")}
     assert names_of({**files, "adapter_config.json": b"{}", "config.json": b"{}"}) == ["a"]
+
+
+def test_the_plain_file_is_taken_beside_its_variants():
+    plain, half = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
+    assert names_of({plain: shard("a"), half: shard("a")}) == ["a"]
+    assert read({half: shard("a"), plain: shard("a")}).weight_files == (plain,)
+
+
+def test_a_file_of_a_longer_name_is_no_variant():
+    error = refusal({"model-a.safetensors": shard("a"), "model-a-b.safetensors": shard("b")})
+    assert "several .safetensors files" in str(error)
+
+
+def test_a_folder_whose_model_lies_below_names_where():
+    files = {"modules.json": b"[]", "0_Transformer/model.safetensors": shard("a")}
+    assert "0_Transformer" in str(refusal(files).fix)

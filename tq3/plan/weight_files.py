@@ -133,8 +133,9 @@ def single_file(files: Files, names: Sequence[str]) -> str:
     adapters = _ADAPTERS.intersection(names)
     if adapters and adapters.issuperset(candidates):
         raise adapter(files.label, ", ".join(sorted(adapters)))
-    if len(candidates) == 1:
-        return candidates[0]
+    plain = [name for name in candidates if all(_is_variant(each, name) for each in candidates)]
+    if plain:
+        return plain[0]
     if candidates:
         raise BadInput(
             "several .safetensors files and no index says which belong together",
@@ -143,13 +144,26 @@ def single_file(files: Files, names: Sequence[str]) -> str:
             expected=INDEX,
             fix="put the files of one model into a folder of their own",
         )
+    below = _folders_of_weights(files)
     raise BadInput(
         "no safetensors weights in this folder",
         file=files.label,
         found=", ".join(names[:5]) or "no files",
         expected=f"{SINGLE} or {INDEX}",
-        fix="convert other formats with Transformers' save_pretrained first",
+        fix=f"give the folder of the model: {', '.join(below)}"
+        if below
+        else "convert other formats with Transformers' save_pretrained first",
     )
+
+
+def _is_variant(name: str, plain: str) -> bool:
+    """Whether `name` is the file `plain`, or one of its variants such as x.fp16.safetensors."""
+    return name.startswith(f"{plain.removesuffix(SUFFIX)}.")
+
+
+def _folders_of_weights(files: Files) -> list[str]:
+    paths = (PurePosixPath(name).parts for name in files.tree() if name.endswith(SUFFIX))
+    return sorted({parts[0] for parts in paths if len(parts) == 2})
 
 
 def adapter(file: str, found: str) -> BadInput:
@@ -160,8 +174,7 @@ def adapter(file: str, found: str) -> BadInput:
 
 
 def _pipeline(files: Files) -> BadInput:
-    paths = (PurePosixPath(name).parts for name in files.tree() if name.endswith(SUFFIX))
-    folders = sorted({parts[0] for parts in paths if len(parts) == 2})
+    folders = _folders_of_weights(files)
     return BadInput(
         "a pipeline of several models",
         file=files.label,
