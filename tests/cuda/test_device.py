@@ -21,13 +21,21 @@ torch.cuda.current_stream = lambda index: types.SimpleNamespace(cuda_stream=0x77
 torch.cuda.get_device_properties = lambda index: types.SimpleNamespace(multi_processor_count=3)
 from tq3.runtime.cuda.calls import Call
 from tq3.runtime.cuda.device import Device
-x = torch.zeros(4)
+x = {tensor}
 print(hex(x.data_ptr()), flush=True)
 device = Device(0, "sm_80")
 assert device.processors == 3
 for grid in ((5, 6, 7), (1, 1, 1)):
     device.launch(Call("split", "add_terms<Dtype::kF32>", grid, 256, (x, -2, 1.5, None)))
 """
+
+
+# What modules give: activations, and weights, which are parameters.
+TENSORS = {
+    "a tensor": "torch.zeros(4)",
+    "a parameter": "torch.nn.Parameter(torch.zeros(4, dtype=torch.int32), requires_grad=False)",
+    "norms": "__import__('tq3.runtime.weight').runtime.weight.Norms(torch.zeros(4))",
+}
 
 
 @pytest.fixture
@@ -40,14 +48,15 @@ def driver(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_driver_gets_code_grid_stream_and_arguments(driver):
+@pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS)
+def test_the_driver_gets_code_grid_stream_and_arguments(driver, tensor):
     environment = {
         "LD_LIBRARY_PATH": str(driver),
         "SIZES": "8,4,4,8",
         "XDG_CACHE_HOME": str(driver / "cache"),
     }
     run = subprocess.run(
-        [sys.executable, "-c", RUN],
+        [sys.executable, "-c", RUN.replace("{tensor}", tensor)],
         env=os.environ | environment,
         capture_output=True,
         text=True,

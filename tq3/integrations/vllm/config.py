@@ -154,7 +154,7 @@ class Tq3Config(QuantizationConfig):
             return KeptLinearMethod()
         if names.is_transposed(self.model_type, prefix):
             raise UsageError(
-                "vLLM turns this layer's matrix around while it loads it, which packed codes do not allow",
+                "vLLM turns this layer's matrix around while it loads it, which codes do not allow",
                 tensor=prefix,
                 fix="serve what `tq3 restore` writes, or load the folder in Transformers",
             )

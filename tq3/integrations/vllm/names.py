@@ -44,5 +44,5 @@ def suffixes(model_type: str) -> dict[str, str | None]:
 
 
 def is_transposed(model_type: str, prefix: str) -> bool:
-    """Whether vLLM turns this layer's matrix around while it loads it, which packed codes do not allow."""
+    """Whether vLLM turns this layer's matrix around while it loads it, which codes do not allow."""
     return prefix.rpartition(".")[2] in _TRANSPOSED.get(model_type, ())

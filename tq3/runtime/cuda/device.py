@@ -44,8 +44,7 @@ class Device:
         """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""
         handle = self.load(call.kernel, call.instance)
         self._enter()
-        values = tuple(map(_value, call.arguments))
-        kinds = tuple(_KINDS[type(each)] for each in call.arguments)
+        values, kinds = zip(*map(_argument, call.arguments), strict=True)
         stream = torch.cuda.current_stream(self.index).cuda_stream
         with torch.cuda.device(self.index):
             _answer(
@@ -61,18 +60,13 @@ class Device:
             )
 
 
-_KINDS: dict[type, Any] = {
-    torch.Tensor: ctypes.c_void_p,
-    type(None): ctypes.c_void_p,
-    int: ctypes.c_int,
-    float: ctypes.c_float,
-}
-
-
-def _value(argument: torch.Tensor | int | float | None) -> int | float:
+def _argument(argument: torch.Tensor | int | float | None) -> tuple[int | float, Any]:
+    """What the driver gets, and its type in C."""
     if argument is None:
-        return 0
-    return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
+        return 0, ctypes.c_void_p
+    if isinstance(argument, torch.Tensor):  # a weight is of a class of its own, nn.Parameter
+        return argument.data_ptr(), ctypes.c_void_p
+    return argument, ctypes.c_float if isinstance(argument, float) else ctypes.c_int
 
 
 def _answer(result: tuple[Any, ...]) -> Any:
