@@ -56,9 +56,9 @@ _AT_THE_TOP = (
         ),
         _TRAINING,
     ),
-    (_pattern(rf".+\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
+    (_pattern(rf".*\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
     # vLLM and SGLang take the files of a folder by these suffixes.
-    (_pattern(r".+\.(safetensors|bin)"), _UNKNOWN),
+    (_pattern(r".*\.(safetensors|bin)"), _UNKNOWN),
 )
 # Folders at the top that stay behind whole if there are weights in them: what lies beside belongs
 # to those.
@@ -67,7 +67,7 @@ _FOLDERS = (
         _pattern(
             r"(onnx|openvino|coreml|tflite|litert|gguf|ggml|mlx)([-_.].+)?"
             r"|original|metal|flax|tf|torchscript|tensorrt|trt|neuron|executorch"
-            r"|awq|gptq|exl2|exl3|fp8|fp16|bf16|fp32|int4|int8|4bit|8bit"
+            r"|quantized|awq|gptq|exl2|exl3|fp8|fp16|bf16|fp32|int4|int8|4bit|8bit"
             r"|.+\.(mlpackage|mlmodelc)"
         ),
         f"in a folder of {_COPY}",
