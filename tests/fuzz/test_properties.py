@@ -102,7 +102,7 @@ def test_an_input_stands_for_its_file():
         assert inputs.weights(inputs.as_input(file)) == file
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(
     listed=st.dictionaries(NAMES, st.tuples(st.sampled_from(DTYPES), SHAPES), max_size=8),
     mixture=st.sampled_from([{}, EXPERTS]),

@@ -100,7 +100,7 @@ def test_that_values_left_nothing_to_compress_is_said_once_it_is_known(tmp_path)
 def test_a_run_that_ends_after_any_event_goes_on_to_the_same_bytes(source, tmp_path, workers):
     n_events = len(list(tq3.compress_checkpoint(source, tmp_path / "whole", RECIPE)))
     whole = contents(tmp_path / "whole")
-    for n in range(1, n_events, 12):
+    for n in range(1, n_events, 30):
         out = tmp_path / str(n)
         end_after(tq3.compress_checkpoint(source, out, RECIPE, workers=workers), n)
         assert unfinished(out)
