@@ -17,6 +17,7 @@ from tq3.runtime import arithmetic as fixed
 from tq3.runtime import generic, reference
 from tq3.runtime.cuda import calls, layout, linear, many
 from tq3.runtime.cuda.calls import Call, Launcher
+from tq3.runtime.cuda.crossings import Crossing
 from tq3.runtime.modules import PackedExperts, PackedRows, PackedWeight
 
 Results = list[torch.Tensor]
@@ -30,6 +31,11 @@ class Sized:
 
     on: Launcher
     processors: int
+
+    @property
+    def crossing(self) -> Crossing:
+        """The device's own."""
+        return self.on.crossing
 
     def launch(self, call: Call) -> None:
         """On the device itself."""

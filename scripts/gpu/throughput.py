@@ -65,7 +65,11 @@ def layers(gpu: Machine, plan: Plan) -> Section:
         for bits in WIDTHS:
             rows = _of_shape(gpu, shape, bits, plan, rate, dense)
             table += rows
-            notes.append(f"{shape[0]}x{shape[1]}, {bits} bits: {_crossover(rows)}")
+            table_says = gpu.on.crossing.most_tokens
+            crossover = _crossover(rows)
+            notes.append(
+                f"{shape[0]}x{shape[1]}, {bits} bits: {crossover} (the table says {table_says})"
+            )
     return Section("Layers, group 128, bfloat16", table, notes, [])
 
 
@@ -96,7 +100,7 @@ def _of_shape(
 
         exact = seconds_a_call(gpu, chosen, integers)
         decoded = seconds_a_call(gpu, chosen, whole) if is_many else None
-        ours = exact if tokens <= linear.MOST_TOKENS or decoded is None else decoded
+        ours = exact if tokens <= gpu.on.crossing.most_tokens or decoded is None else decoded
         first: Row = {"layer": f"{rows}x{columns}", "bits": bits, "tokens": tokens}
         beside = {"integers us": exact * 1e6, "decoded us": decoded and decoded * 1e6}
         table.append(first | _speed(ours, n_bytes, rate, dense[tokens]) | beside)
@@ -174,7 +178,7 @@ def _crossover(rows: list[Row]) -> str:
     slower = [row for row in rows if row["decoded us"] is None or not _is_decoded_faster(row)]
     later = [row["tokens"] for row in rows[rows.index(slower[-1]) + 1 if slower else 0 :]]
     found = f"faster from {later[0]} tokens on" if later else "never faster"
-    return f"decode and GEMM are {found} (linear.MOST_TOKENS is {linear.MOST_TOKENS})"
+    return f"decode and GEMM are {found}"
 
 
 def _is_decoded_faster(row: Row) -> bool:

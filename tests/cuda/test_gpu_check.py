@@ -15,7 +15,7 @@ from gpu.kinds import KINDS
 from gpu.section import Section, text
 from instances import KERNELS, instances
 
-from tq3.runtime.cuda import source, support
+from tq3.runtime.cuda import crossings, source, support
 
 PROCESSOR = torch.device("cpu")
 # One instance of each kernel, as each is compiled here.
@@ -40,7 +40,7 @@ def small_case(kind):
 class Recorder:
     """Launches nothing, and remembers what it was asked for."""
 
-    processors = 1
+    processors, crossing = 1, crossings.crossing_of("sm_80")
 
     def __init__(self):
         self.asked = []
@@ -164,7 +164,7 @@ def test_the_table_of_layers_says_from_where_decoding_is_faster():
     section = throughput.layers(Machine(recorder, cost), SMALL_PLAN)
     assert [(row["bits"], row["tokens"]) for row in section.rows][:3] == [(3, 1), (3, 2), (3, 64)]
     assert [row["decoded us"] is None for row in section.rows[:6]] == [True] * 2 + [False] * 4
-    assert all("from 256 tokens on (linear.MOST_TOKENS is 1024)" in n for n in section.notes[1:])
+    assert all("from 256 tokens on (the table says 256)" in n for n in section.notes[1:])
     # Words of 3 bits, norms of groups of 128, and a round of layers that a microsecond is added to.
     n_bytes, n_layers = 64 * 256 * 3 // 8 + 64 * 2 * 4, -(-(1 << 16) // 6656)
     rate = n_bytes / (1e-6 + 1e-6 / n_layers)

@@ -10,6 +10,7 @@ from cuda.bindings import driver
 
 from tq3.runtime.cuda import compiler
 from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.crossings import crossing_of
 
 
 class Device:
@@ -18,6 +19,7 @@ class Device:
     def __init__(self, index: int, architecture: str) -> None:
         self.index, self.architecture = index, architecture
         self.processors = torch.cuda.get_device_properties(index).multi_processor_count
+        self.crossing = crossing_of(architecture)
         self._kernels: dict[tuple[str, str], Any] = {}
 
     def load(self, kernel: str, instance: str) -> Any:
