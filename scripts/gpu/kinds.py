@@ -141,7 +141,8 @@ def _all_near(case: Case, inputs: Inputs) -> Results:
     return [torch.ones(case.tokens, case.rows, dtype=torch.bool)]
 
 
-def _module(kind: type[PackedWeight], case: Case, inputs: Inputs) -> PackedWeight:
+def module(kind: type[PackedWeight], case: Case, inputs: Inputs) -> PackedWeight:
+    """On the processor, with the case's codes and norms."""
     lead = (case.layers,) if case.layers > 1 else ()
     shape = GroupLayout((*lead, case.rows, case.columns), case.bits, case.group)
     weight = kind(shape, dtype=case.dtype)
@@ -151,16 +152,16 @@ def _module(kind: type[PackedWeight], case: Case, inputs: Inputs) -> PackedWeigh
 
 
 def _by_module(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    return [_module(PackedWeight, case, inputs).to(device)(inputs.x.to(device))]
+    return [module(PackedWeight, case, inputs).to(device)(inputs.x.to(device))]
 
 
 def _by_experts(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    weight = _module(PackedExperts, case, inputs).to(device)
+    weight = module(PackedExperts, case, inputs).to(device)
     return [weight(inputs.x.to(device), inputs.experts.to(device))]
 
 
 def _looked_up(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    weight = _module(PackedRows, case, inputs).to(device)
+    weight = module(PackedRows, case, inputs).to(device)
     return [weight(torch.arange(case.rows, device=device))]
 
 
@@ -170,7 +171,7 @@ def _reference_rows(case: Case, inputs: Inputs) -> Results:
 
 
 def _saved(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    return list(_module(PackedWeight, case, inputs).to(device).state_dict().values())
+    return list(module(PackedWeight, case, inputs).to(device).state_dict().values())
 
 
 def _as_loaded(case: Case, inputs: Inputs) -> Results:
