@@ -399,7 +399,7 @@ def test_without_a_gpu_a_sentence_says_so_and_the_code_is_2(monkeypatch, capsys,
     assert run(monkeypatch, "--section", "smoke") == 2
     said = capsys.readouterr().out
     assert said.startswith("gpu_check: torch finds no GPU (torch ")
-    children(monkeypatch, smoke=f"print({said!r}); sys.exit(2)")
+    children(monkeypatch, smoke=f"print({said.strip()!r}); sys.exit(2)")
     assert run(monkeypatch, "--only", "smoke", "--out", tmp_path / "none") == 2
     assert said.strip() in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
