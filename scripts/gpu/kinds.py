@@ -6,40 +6,22 @@ The latter is computed on the processor, by `tq3.runtime.reference` and `tq3.run
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from gpu.cases import Case, Inputs
+from gpu.timing import Through
 
 from tq3.format.layout import GroupLayout
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime import generic, reference
 from tq3.runtime.cuda import calls, layout, linear, many
-from tq3.runtime.cuda.calls import Call, Launcher
-from tq3.runtime.cuda.crossings import Crossing
+from tq3.runtime.cuda.calls import Launcher
 from tq3.runtime.modules import PackedExperts, PackedRows, PackedWeight
 
 Results = list[torch.Tensor]
 # Rows of a real shape that are compared: the reference is slow.
 SAMPLED_ROWS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Sized:
-    """A device that says it has so many multiprocessors: how a layer is launched depends on it."""
-
-    on: Launcher
-    processors: int
-
-    @property
-    def crossing(self) -> Crossing:
-        """The device's own."""
-        return self.on.crossing
-
-    def launch(self, call: Call) -> None:
-        """On the device itself."""
-        self.on.launch(call)
 
 
 def _tiles(case: Case, inputs: Inputs, device: torch.device) -> layout.Tiles:
@@ -65,7 +47,7 @@ def _reference_integers(case: Case, inputs: Inputs) -> Results:
 
 
 def _multiplied(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    sized = Sized(on, case.processors)
+    sized = Through(on, case.processors)
     widths = case.rows, case.group, case.rotation
     tiles = _tiles(case, inputs, device)
     return [linear.linear(sized, inputs.x.to(device), tiles, *widths)]

@@ -48,7 +48,7 @@ def _load(gpu: Machine, sizes: Model, bits: int | None, made: list[Any]) -> Row:
     seconds = time.perf_counter() - start
     stays, peak = gpu.memory()
     return {
-        "s": seconds,
+        "loading s": seconds,
         "GB": bytes_a_token(made[0]) / 1e9,
         "allocated GB": (stays - before) / 1e9,
         "peak GB": (peak - before) / 1e9,

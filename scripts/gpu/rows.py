@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Cells by the names of columns, which say units. "section" and "case" name a row; "fault" says
-# what went wrong, "skipped" why nothing was measured.
+# Cells by the names of columns, which say units. "section" and "case" name a row, "s" are seconds
+# that it took in all; "fault" says what went wrong, "skipped" why nothing was measured.
 Row = dict[str, Any]
 # A case's name, and what measures it.
 Case = tuple[str, Callable[[], Row]]

@@ -59,17 +59,17 @@ def measure(cases: Cases, gpu: Machine, deadline: float, tell: Tell) -> None:
                 tell({"case": name, "skipped": "out of time, as is what follows"})
                 return
             tell({"begins": name})
+            start, lost = time.monotonic(), False
             try:
                 row = task()
                 gpu.wait()
             except Skipped as reason:
                 row = {"skipped": str(reason)}
             except Exception as error:
-                row = {"fault": _text(error)}
-                if _is_lost(error):
-                    tell({"case": name} | row)
-                    return
-            tell({"case": name} | row)
+                row, lost = {"fault": _text(error)}, _is_lost(error)
+            tell({"case": name} | row | {"s": round(time.monotonic() - start, 2)})
+            if lost:
+                return
     except Exception as error:  # of the section itself, between two cases
         tell({"case": f"after {name}", "fault": _text(error)})
 

@@ -54,10 +54,13 @@ def ceilings(gpu: Machine, n_bytes: int) -> Ceilings:
 
 
 class Through:
-    """A device that is told another crossing, and remembers what it launches."""
+    """A device that is told other multiprocessors or another crossing than it has, on which depends
+    how a layer is launched; it remembers what it launches.
+    """
 
-    def __init__(self, on: Launcher, **crossing: int) -> None:
+    def __init__(self, on: Launcher, processors: int | None = None, **crossing: int) -> None:
         self._on, self.crossing = on, on.crossing._replace(**crossing)
+        self.processors = on.processors if processors is None else processors
         self.calls: list[Call] = []
 
     def __getattr__(self, name: str) -> Any:

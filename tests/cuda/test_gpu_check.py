@@ -46,6 +46,8 @@ def rows_of(found, gpu, seconds=60.0):
     """What is told of these cases, but for their beginnings."""
     told = []
     measure(found, gpu, time.monotonic() + seconds, told.append)
+    for row in told:
+        row.pop("s", None)
     return [row for row in told if "begins" not in row]
 
 
