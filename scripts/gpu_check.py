@@ -89,8 +89,7 @@ def run_all(options: argparse.Namespace) -> int:
                 append(options.out, row)
                 print(_line(row), flush=True)
                 found.append(row)
-        except running.NoGpu as reason:
-            print(reason, file=sys.stderr)
+        except running.NoGpu:
             return running.NO_GPU
     if options.crossings:
         print(write_crossing(found))

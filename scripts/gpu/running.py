@@ -21,7 +21,7 @@ NO_GPU = 2
 
 
 class NoGpu(Exception):  # noqa: N818  an answer
-    """What the process said."""
+    """There is none; the process has said so."""
 
 
 def rows_of(command: list[str], seconds: float) -> Iterator[Row]:
@@ -56,7 +56,7 @@ def rows_of(command: list[str], seconds: float) -> Iterator[Row]:
             killer.cancel()
             _kill(process)
     if process.returncode == NO_GPU:
-        raise NoGpu(words[-1] if words else "no GPU")
+        raise NoGpu
     if time.monotonic() - start >= seconds:
         yield {"case": case, "fault": f"killed after {seconds:.0f} s"}
     elif process.returncode:
