@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gpu_check
 import pytest
+import through_driver
 import torch
 from emulated import Device
 from gpu import (
@@ -469,6 +470,30 @@ def test_carried_codes_are_read_whoever_may_write_to_their_folder(tmp_path, monk
     assert stat.S_IMODE((mine / codes.BELOW).stat().st_mode) == 0o700
     with pytest.raises(SystemExit, match="--compile makes them"):
         codes.adopt(tmp_path, tmp_path / "other")
+
+
+# Which section runs, with the package's Device in the place of an emulated one.
+BY_DRIVER = """
+import time
+device = through_driver.device()
+from gpu.machine import Processor
+from gpu.plan import SMALL
+from gpu.sections import INNER, SECTIONS, measure
+gpu = Processor(device)
+for name in ("kernels", "crossings", "experts", "launches"):
+    cases = (SECTIONS | INNER)[name].cases(gpu, SMALL)
+    measure(cases, gpu, time.monotonic() + 100, lambda row: "fault" in row and print(row))
+"""
+
+
+def test_what_sections_launch_is_taken_by_the_driver(tmp_path):
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
+    found = through_driver.run(BY_DRIVER, tmp_path)
+    assert found.printed == []
+    assert found.given == found.asked
+    launched = " ".join(launch for launch, *_ in found.given)
+    for kernel in ("rotate_quantise", "multiply", "rotate", "decode"):
+        assert kernel in launched
 
 
 def test_a_rehearsal_runs_in_processes_of_its_own(tmp_path):
