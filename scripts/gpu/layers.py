@@ -10,7 +10,7 @@ from gpu.plan import Plan
 from gpu.rows import Cases, Row
 from gpu.timing import (
     GROUP,
-    RING_FOR_MANY,
+    PART_FOR_MANY,
     Ceilings,
     Through,
     activations,
@@ -52,7 +52,7 @@ def kernels(gpu: Machine, plan: Plan) -> Cases:
                 task = partial(_of_layer, gpu, most, ring, dense, shape, tokens, NEVER)
                 yield f"{name_of(shape)}, {bits} bits, {tokens} tokens", task
             if shape != plan.head:
-                few = ring[:RING_FOR_MANY], dense[:RING_FOR_MANY]
+                few = [each[: -(-len(each) // PART_FOR_MANY)] for each in (ring, dense)]
                 tokens = plan.many[-1]
                 task = partial(_of_layer, gpu, most, *few, shape, tokens, ALWAYS)
                 yield f"{name_of(shape)}, {bits} bits, {tokens} tokens, decoded", task
@@ -88,7 +88,7 @@ def crossings(gpu: Machine, plan: Plan) -> Cases:
     """Integers beside decoding and GEMM, by tokens and the size of pieces, at 3 bits."""
     gpu.warm()
     for shape in plan.shapes:
-        ring = tiles_of(gpu, (), shape, 3, plan.ring_bytes)[:RING_FOR_MANY]
+        ring = tiles_of(gpu, (), shape, 3, plan.ring_bytes // PART_FOR_MANY)
         for tokens in plan.many:
             task = partial(_both_ways, gpu, ring, shape, tokens, plan.pieces)
             yield f"{name_of(shape)}, {tokens} tokens", task
@@ -100,8 +100,10 @@ def _both_ways(
     x = activations(tokens, shape[1], device=gpu.device)
 
     def microseconds(**crossing: int) -> float:
-        on = Through(gpu.on, **crossing)
-        call = partial(linear.linear, on, x, rows=shape[0], group=GROUP, rotation=GROUP)
+        def call(layer: Tiles) -> object:
+            on = Through(gpu.on, **crossing)
+            return linear.linear(on, x, layer, shape[0], GROUP, GROUP)
+
         return seconds_a_call(gpu, ring, call) * 1e6
 
     decoded = {

@@ -36,7 +36,7 @@ def model(gpu: Machine, plan: Plan) -> Cases:
         for tokens in plan.model.prompts:
             tasks[f"a prompt of {tokens} tokens"] = partial(_prefill, gpu, tokens, made)
         for name, task in tasks.items():
-            yield f"{f'{bits} bits' if bits else 'bf16'}, {name}", torch.inference_mode()(task)
+            yield f"{f'{bits} bits' if bits else 'bf16'}, {name}", torch.no_grad()(task)
 
 
 def _load(gpu: Machine, sizes: Model, bits: int | None, made: list[Any]) -> Row:

@@ -65,18 +65,16 @@ def measure(cases: Cases, gpu: Machine, deadline: float, tell: Tell) -> None:
                 gpu.wait()
             except Skipped as reason:
                 row = {"skipped": str(reason)}
+            except torch.OutOfMemoryError:
+                row = {"skipped": "it does not fit into this GPU's memory"}
             except Exception as error:
-                row, lost = {"fault": _text(error)}, _is_lost(error)
+                # As torch and as tq3 begin an error of CUDA.
+                row, lost = {"fault": _text(error)}, str(error).startswith("CUDA")
             tell({"case": name} | row | {"s": round(time.monotonic() - start, 2)})
             if lost:
                 return
     except Exception as error:  # of the section itself, between two cases
         tell({"case": f"after {name}", "fault": _text(error)})
-
-
-def _is_lost(error: Exception) -> bool:
-    """Whether it came from CUDA; a lack of memory leaves all else intact."""
-    return str(error).startswith("CUDA") and not isinstance(error, torch.OutOfMemoryError)
 
 
 def _text(error: Exception) -> str:

@@ -22,8 +22,8 @@ from tq3.runtime.cuda.layout import Tiles
 GROUP = 128
 DTYPE = torch.bfloat16
 EMPTY_KERNELS = 1000
-# Where each call takes long, fewer are enough: still more than a cache holds.
-RING_FOR_MANY = 4
+# Where each call takes long, such a part of the ring is enough: still more than a cache holds.
+PART_FOR_MANY = 4
 Item = TypeVar("Item")
 
 

@@ -321,6 +321,7 @@ def test_an_error_of_cuda_ends_its_section_and_no_other_does():
 
     rows = rows_of(found(), Timed())
     assert [row["case"] for row in rows] == ["a", "b", "c", "d"]
+    assert "does not fit" in rows[0]["skipped"]
     assert rows[1]["fault"] == "ValueError: long"
     assert rows[2]["skipped"] == "not here"
     assert "illegal memory access" in rows[3]["fault"]
