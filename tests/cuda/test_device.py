@@ -13,6 +13,7 @@ pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-c
 # which has no context yet and must keep the device that is current in it.
 TENSORS = """
 import contextlib, threading, torch
+from tq3.runtime.cuda import device as module
 from tq3.runtime.cuda.calls import Call
 from tq3.runtime.weight import Norms
 device = through_driver.device()
@@ -29,7 +30,7 @@ def entered(enter=device._enter):
     assert inside == [0], "a context that stays current"
     enter()
 
-torch.cuda.device, device._enter = guard, entered
+module.torch.cuda.device, device._enter = guard, entered
 tensor = torch.zeros(4)
 
 def launch(x, grid):
