@@ -9,10 +9,18 @@ import through_driver
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of the stand-in and of codes, which are compiled once."""
+    return tmp_path_factory.mktemp("driver")
+
+
 # What callers give: activations, and weights, which are parameters. In the end from another thread,
 # which has no context yet and must keep the device that is current in it.
 TENSORS = """
 import contextlib, threading, torch
+from tq3.runtime.cuda import device as module
 from tq3.runtime.cuda.calls import Call
 from tq3.runtime.weight import Norms
 device = through_driver.device()
@@ -29,7 +37,7 @@ def entered(enter=device._enter):
     assert inside == [0], "a context that stays current"
     enter()
 
-torch.cuda.device, device._enter = guard, entered
+module.torch.cuda.device, device._enter = guard, entered
 tensor = torch.zeros(4)
 
 def launch(x, grid):
@@ -44,8 +52,8 @@ for x in (tensor, torch.nn.Parameter(tensor.int(), requires_grad=False), Norms(t
 """
 
 
-def test_the_driver_gets_code_grid_stream_and_arguments(tmp_path):
-    found = through_driver.run(TENSORS, tmp_path)
+def test_the_driver_gets_code_grid_stream_and_arguments(folder):
+    found = through_driver.run(TENSORS, folder)
     kernel, *contexts = sorted(found.others, reverse=True)
     assert kernel.startswith("kernel ")
     assert "add_terms" in kernel
@@ -110,8 +118,8 @@ def assert_launched_as_asked(found):
     return names
 
 
-def test_all_modules_go_through_the_driver(tmp_path):
-    assert assert_launched_as_asked(through_driver.run(MODULES, tmp_path)) == KERNELS
+def test_all_modules_go_through_the_driver(folder):
+    assert assert_launched_as_asked(through_driver.run(MODULES, folder)) == KERNELS
 
 
 MODELS = """
@@ -133,6 +141,6 @@ for name, kind in (("llama", PackedEmbedding), ("qwen3_moe", PackedExperts)):
 """
 
 
-def test_models_of_transformers_go_through_the_driver(tmp_path):
-    found = through_driver.run(MODELS.replace("sys.argv[-1]", repr(str(tmp_path))), tmp_path)
+def test_models_of_transformers_go_through_the_driver(folder):
+    found = through_driver.run(MODELS.replace("sys.argv[-1]", repr(str(folder))), folder)
     assert {"rotate_quantise", "multiply"} <= assert_launched_as_asked(found)
