@@ -73,10 +73,12 @@ def _of_layer(
         return linear.linear(Through(on, most_tokens=crossing), x, layer, shape[0], GROUP, GROUP)
 
     whole = seconds_a_call(gpu, ring, partial(call, gpu.on))
+    in_turn = seconds_a_call(gpu, ring, lambda layer: call(Through(gpu.on, in_turn=True), layer))
     alone = seconds_of_kernels(gpu, ring, call, most.gap)
     products = sum(time for name, time in alone.items() if not name.startswith("rotate"))
     bf16 = seconds_a_call(gpu, dense, partial(F.linear, x))
     return speed(whole, bytes_of(ring[0]), most) | {
+        "in turn us": in_turn * 1e6,
         "alone us": {name: time * 1e6 for name, time in alone.items()},
         "alone % of read": 100 * bytes_of(ring[0]) / products / most.read,
         "bf16 us": bf16 * 1e6,

@@ -8,6 +8,7 @@ the same time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -56,10 +57,19 @@ def ceilings(gpu: Machine, n_bytes: int) -> Ceilings:
 class Through:
     """A device that is told other multiprocessors or another crossing than it has, on which depends
     how a layer is launched; it remembers what it launches.
+
+    in_turn: kernels that may start before the one ahead has ended don't
     """
 
-    def __init__(self, on: Launcher, processors: int | None = None, **crossing: int) -> None:
+    def __init__(
+        self,
+        on: Launcher,
+        processors: int | None = None,
+        in_turn: bool = False,
+        **crossing: int,
+    ) -> None:
         self._on, self.crossing = on, on.crossing._replace(**crossing)
+        self._in_turn = in_turn
         self.processors = on.processors if processors is None else processors
         self.calls: list[Call] = []
 
@@ -68,6 +78,8 @@ class Through:
 
     def launch(self, call: Call) -> None:
         """On the device itself."""
+        if self._in_turn and getattr(call, "early", False):
+            call = replace(call, early=False)
         self.calls.append(call)
         self._on.launch(call)
 
@@ -85,10 +97,12 @@ def seconds_a_call(gpu: Machine, ring: Sequence[Item], call: Callable[[Item], ob
 def seconds_of_kernels(
     gpu: Machine, ring: Sequence[Item], call: Callable[[Launcher, Item], object], gap: float
 ) -> dict[str, float]:
-    """Of each kernel that `call` launches on the device it is given, by itself, less the gap."""
+    """Of each kernel that `call` launches on the device it is given, by itself, less the gap: that
+    is one between kernels in turn.
+    """
     of_kernels: dict[str, list[list[Call]]] = {}
     for item in ring:
-        through = Through(gpu.on)
+        through = Through(gpu.on, in_turn=True)
         call(through, item)
         names = [each.instance.partition("<")[0] for each in through.calls]
         for name in dict.fromkeys(names):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import gpu_check
@@ -37,6 +38,7 @@ from gpu.table import markdown
 from instances import KERNELS, instances
 
 from tq3.runtime.cuda import crossings, source
+from tq3.runtime.cuda.calls import Call
 
 SMALL_CASES = {case.kind: case for case in cases.one_of_each_kind()}
 # A real module of 3 bits, but without a device that it would be arranged for.
@@ -164,6 +166,17 @@ def test_each_kernel_of_a_layer_is_timed_by_itself_and_less_the_gap():
 
 
 SMALL_CALL = types.SimpleNamespace(instance="gap<>", kernel="gap")
+
+
+def test_kernels_that_may_start_early_are_timed_in_turn():
+    @dataclass(frozen=True, slots=True)
+    class Early(Call):
+        early: bool = True
+
+    gpu = Timed()
+    call = Early("split", "add_terms<>", (1, 1, 1), 256, ())
+    timing.seconds_of_kernels(gpu, [call], lambda on, call: on.launch(call), 0.0)
+    assert [call.early for call in gpu.on.calls] == [False] * 3
 
 
 def test_the_crossing_is_where_the_sum_over_shapes_changes_sides():
