@@ -13,6 +13,7 @@ from transformers.quantizers import HfQuantizer
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
 from tq3.integrations.transformers import experts
+from tq3.integrations.transformers.convolving import convolve_in_float32
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.placing import (
     Place,
@@ -82,6 +83,7 @@ class Tq3Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         model.requires_grad_(False)
         self._held = hold_all(model)
+        convolve_in_float32(model)
         for module in model.modules():
             if isinstance(module, PackedWeight):
                 module.arrange()
