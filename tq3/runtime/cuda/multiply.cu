@@ -24,14 +24,12 @@ struct Turns {
     static constexpr int warps_a_tile = kWarpsATile / tiles_a_block;
 };
 
-// Blocks that a multiprocessor is to have room for: two, where that many columns' sums leave the
-// compiler registers enough that none of bfloat16 spills (tests/cuda/test_limits.py).
-template <int group>
-constexpr int kMostColumnsOfTwo = group == 128  ? 8
-                                  : group == 64 ? 4
-                                                : 1;
+// Blocks that the compiler is told to find room for on a multiprocessor, 0 for what it thinks best:
+// so none of bfloat16 spills, and two blocks run in groups of 128 (tests/cuda/test_limits.py).
 template <int group, int columns>
-constexpr int kBlocksAtOnce = columns <= kMostColumnsOfTwo<group> ? 2 : 1;
+constexpr int kBlocksAtOnce = columns == 1                                   ? 2
+                              : columns == 2 || (group > 128 && columns < 8) ? 1
+                                                                             : 0;
 
 // First codes and norms on their way, then the partial sums of one column of tokens.
 template <int bits, int group>
