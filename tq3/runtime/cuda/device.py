@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,10 +30,12 @@ class Device:
         self.processors = torch.cuda.get_device_properties(index).multi_processor_count
         self._kernels: dict[tuple[str, str], Any] = {}
         self._early = _EarlyLaunch()
-        self._starts_early = (
-            int(architecture.removeprefix("sm_")) >= _WAITS_ITSELF
-            and _answer(driver.cuDriverGetVersion()) >= _KEEPS_EARLY_STARTS
-        )
+
+    @cached_property
+    def _starts_early(self) -> bool:
+        architecture = int(self.architecture.removeprefix("sm_"))
+        version = _answer(driver.cuDriverGetVersion())
+        return architecture >= _WAITS_ITSELF and version >= _KEEPS_EARLY_STARTS
 
     def load(self, kernel: str, instance: str) -> Any:
         """The handle of an instance, which is compiled when it is new, and brought to the device.
