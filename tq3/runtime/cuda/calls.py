@@ -34,6 +34,9 @@ Activations = tuple[torch.Tensor, torch.Tensor]
 class Call:
     """A kernel, its grid of blocks, and its arguments: tensors, whole numbers (32 bits), floats,
     and None for no tensor.
+
+    early: it may start before the kernel ahead in the stream has ended, for whose end it waits
+    itself. What it reads of the weights before then, nothing directly ahead may have written.
     """
 
     kernel: str
@@ -41,6 +44,7 @@ class Call:
     grid: tuple[int, int, int]
     threads: int
     arguments: tuple[torch.Tensor | int | float | None, ...]
+    early: bool = False
 
 
 class Launcher(Protocol):
@@ -77,6 +81,7 @@ def quantise(
             (-(-padded * tokens // WARPS), 1, 1),
             THREADS,
             (x, columns, tokens, padded, first, second, unit, quantised, worths),
+            early=True,
         )
     )
     return quantised, worths
@@ -110,6 +115,7 @@ def multiply(
             (of_tokens, -(-tiles // max(1, UNIT // group)), 1),
             THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, None),
+            early=True,
         )
     )
     return y
@@ -142,6 +148,7 @@ def multiply_jobs(
             (len(jobs), -(-tiles // max(1, UNIT // group)), 1),
             THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, jobs),
+            early=True,
         )
     )
     return y
@@ -187,6 +194,7 @@ def _multiply_split(
             (parts, tiles, -(-tokens // (TOKENS_A_COLUMN * columns))),
             THREADS,
             (words, norms, quantised, worths, terms, rows, units, tokens),
+            early=True,
         )
     )
     y = words.new_empty(tokens, rows, dtype=dtype)
@@ -198,6 +206,7 @@ def _multiply_split(
             (-(-results // THREADS), 1, 1),
             THREADS,
             (terms, y, groups, results),
+            early=True,
         )
     )
     return y
