@@ -1,6 +1,7 @@
 // A packed layer applied to tokens: which thread does what.
 #include "layer.h"
 
+#include <cstring>
 #include <memory>
 
 namespace tq3 {
@@ -43,22 +44,40 @@ void for_each_range(const Threads& threads, Range all, std::size_t weights_a_row
 
 }  // namespace
 
-void apply_layer(const LinearKernels& kernels, const Width& width, const Layer& layer,
-                 const Threads& threads, std::size_t tokens, std::size_t columns, Dtype dtype,
-                 const void* x, void* out) {
-    const std::size_t bytes = kernels.quantised_bytes(width, layer.groups, tokens);
-    const std::unique_ptr<Line[]> memory(new Line[bytes / sizeof(Line)]());
-    char* const quantised = memory[0].bytes;
+std::size_t quantised_bytes(const LinearKernels& kernels, const Width& width, std::size_t groups,
+                            std::size_t tokens) {
+    return kernels.quantised_bytes(width, groups, tokens);
+}
+
+void quantise_tokens(const LinearKernels& kernels, const Width& width, const Threads& threads,
+                     std::size_t groups, std::size_t tokens, std::size_t columns, Dtype dtype,
+                     const void* x, char* quantised) {
+    std::memset(quantised, 0, kernels.quantised_bytes(width, groups, tokens));
     const auto* words = static_cast<const char*>(x);
-    const std::size_t row = layer.groups * static_cast<std::size_t>(width.group);
     for_each_block(as_many_as_worth(threads, tokens * columns), tokens, [&](std::size_t t) {
-        kernels.quantise(width, layer.groups, columns, dtype,
-                         words + t * columns * words_size(dtype), tokens, t, quantised);
+        kernels.quantise(width, groups, columns, dtype, words + t * columns * words_size(dtype),
+                         tokens, t, quantised);
     });
+}
+
+void multiply_quantised(const LinearKernels& kernels, const Width& width, const Layer& layer,
+                        const Threads& threads, std::size_t tokens, char* quantised, Dtype dtype,
+                        void* out) {
+    const std::size_t row = layer.groups * static_cast<std::size_t>(width.group);
     const Threads several = as_many_as_worth(threads, layer.rows * row * tokens);
     for_each_range(several, {0, layer.rows}, row, [&](Range rows) {
         kernels.multiply(width, layer, rows, tokens, quantised, dtype, out);
     });
+}
+
+void apply_layer(const LinearKernels& kernels, const Width& width, const Layer& layer,
+                 const Threads& threads, std::size_t tokens, std::size_t columns, Dtype dtype,
+                 const void* x, void* out) {
+    const std::size_t bytes = kernels.quantised_bytes(width, layer.groups, tokens);
+    const std::unique_ptr<Line[]> memory(new Line[bytes / sizeof(Line)]);
+    char* const quantised = memory[0].bytes;
+    quantise_tokens(kernels, width, threads, layer.groups, tokens, columns, dtype, x, quantised);
+    multiply_quantised(kernels, width, layer, threads, tokens, quantised, dtype, out);
 }
 
 void rotate_tokens(const LinearKernels& kernels, const Width& width, const Threads& threads,
