@@ -70,6 +70,9 @@ class Device:
     def __init__(self, order: str = "forward", processors: int = 1, **texts: str) -> None:
         self.order, self.processors, self._texts = ORDERS[order], processors, texts
 
+    def load(self, kernel: str, instance: str) -> None:
+        """Nothing: an instance is compiled when it is launched."""
+
     def launch(self, call_: Call) -> None:
         """Run a call; what it wrote is in its tensors."""
         guarded = [_Guarded(each) if _is_tensor(each) else each for each in call_.arguments]

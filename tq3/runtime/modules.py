@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tq3.runtime.cuda import ready
+from tq3.runtime.cuda.layout import Tiles
 from tq3.runtime.weight import PackedWeight, ops, tiled
 
 __all__ = [
@@ -64,6 +66,9 @@ class PackedRows(PackedWeight):
         else:
             found = torch.ops.tq3.embedding(ids, *parts, layout.bits, layout.group, *of_rows)
         return found
+
+    def _make_ready(self, tiles: Tiles) -> None:
+        ready.embedding(tiles, self.layout.group)
 
 
 class PackedEmbedding(nn.Embedding):
@@ -123,3 +128,6 @@ class PackedExperts(PackedWeight):
             norms = self.tq_norms.view(count, rows, -1)
             y = torch.ops.tq3.experts(*codes, norms, experts, self.layout.bits, group)
         return y
+
+    def _make_ready(self, tiles: Tiles) -> None:
+        ready.experts(tiles, self.layout.group, self.dtype)

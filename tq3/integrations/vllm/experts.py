@@ -18,7 +18,7 @@ from tq3.errors import BadInput, UsageError
 from tq3.integrations.stored import Stored, groups_of_a_rank
 from tq3.integrations.vllm.linear import check_loaded
 from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
-from tq3.runtime.cuda import support
+from tq3.runtime.cuda import ready, support
 from tq3.runtime.cuda.layout import repack
 
 # What vLLM calls a stack of matrices of all experts: gate and up on each other, and down.
@@ -78,7 +78,8 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
             check_loaded(norms, layer.layer_name)
             parts: Sequence[torch.Tensor] = packed, norms
             if support.launcher(norms.device) is not None:
-                parts = repack(packed, norms, bits, self.group)
+                parts = tiles = repack(packed, norms, bits, self.group)
+                ready.experts(tiles, self.group, self.moe.in_dtype)
             for name, part in zip(names, parts, strict=True):
                 replace_parameter(layer, name, part)
 
