@@ -80,7 +80,6 @@ class Tq3Quantizer(HfQuantizer):
             model.set_experts_implementation(experts.IMPLEMENTATION)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        model.requires_grad_(False)
         self._held = hold_all(model)
         for module in model.modules():
             if isinstance(module, PackedWeight):
@@ -107,8 +106,8 @@ class Tq3Quantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Packed weights have no gradient."""
-        return False
+        """Of adapters: what is packed stays as it is."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
