@@ -35,6 +35,11 @@ def linear(
     return out
 
 
+def ready(*_: object) -> None:
+    """As `direct.ready` says: what decodes at each use has nothing to gain."""
+    return None
+
+
 def rotate(x: torch.Tensor, n: int, group: int, rotation: int) -> torch.Tensor:
     """D2 H D1 of each group, for weights that stay rotated.  (tokens, n * group) float32"""
     first, _ = fixed.signs(group, x.device)

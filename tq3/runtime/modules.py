@@ -10,6 +10,7 @@ from torch import nn
 
 from tq3.runtime.cuda import ready
 from tq3.runtime.cuda.layout import Tiles
+from tq3.runtime.siblings import Siblings
 from tq3.runtime.values import no_values
 from tq3.runtime.weight import PackedWeight, ops, tiled
 
@@ -20,6 +21,7 @@ __all__ = [
     "PackedRows",
     "PackedWeight",
     "look_up_packed",
+    "note_siblings",
     "ops",
     "tiled",
 ]
@@ -41,7 +43,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in_features) -> (..., out_features), in x's dtype"""
-        y: torch.Tensor = self.weight(x)
+        # Asked of the module, it would take longer than an operation of torch.
+        y: torch.Tensor = self._modules["weight"](x)  # type: ignore[misc]
         return y if self.bias is None else y + self.bias
 
     def reset_parameters(self) -> None:
@@ -56,6 +59,23 @@ class PackedLinear(nn.Linear):
     def W_q(self) -> PackedWeight:  # noqa: N802  the name is PEFT's
         """Who finds this calls `dequantize`: so PEFT learns the values for DoRA."""
         return self.weight
+
+
+def note_siblings(model: nn.Module) -> None:
+    """Tell packed layers which others they lie beside: whether these read the same input, they see
+    when they are called.
+    """
+    for module in model.modules():
+        found: dict[tuple[int, int, int], list[PackedWeight]] = {}
+        for child in module.children():
+            if isinstance(child, PackedLinear):
+                layout = child.weight.layout
+                form = layout.cols, layout.bits, layout.group
+                found.setdefault(form, []).append(child.weight)
+        for weights in found.values():
+            siblings = Siblings() if len(weights) > 1 else None
+            for weight in weights:
+                weight.siblings = siblings
 
 
 class PackedRows(PackedWeight):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from tq3.errors import UsageError
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime.threads import team
 
-_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+# Of dtypes, as kernels know them.
+NUMBERS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 
 def available_kernels() -> tuple[str, ...]:
@@ -65,13 +67,17 @@ class Kernels:
             x.data_ptr(),
             tokens,
             columns,
-            _DTYPES[x.dtype],
+            NUMBERS[x.dtype],
             packed.data_ptr(),
             norms.data_ptr(),
             rows,
             n,
             out.data_ptr(),
         )
+
+    def bound(self, bits: int, group: int, rotation: int) -> Callable[..., None]:
+        """What `linear` calls, for layers of one width: it takes addresses."""
+        return partial(self._kernels.linear, _width(bits, group, rotation))
 
     def quantise(
         self, x: torch.Tensor, n: int, bits: int, group: int, rotation: int
@@ -92,7 +98,7 @@ class Kernels:
             x.data_ptr(),
             tokens,
             columns,
-            _DTYPES[x.dtype],
+            NUMBERS[x.dtype],
             n,
             quantised.data_ptr(),
         )
@@ -118,7 +124,7 @@ class Kernels:
             team(),
             quantised.data_ptr(),
             len(out),
-            _DTYPES[out.dtype],
+            NUMBERS[out.dtype],
             packed.data_ptr(),
             norms.data_ptr(),
             rows,
@@ -137,9 +143,9 @@ class Kernels:
             x.data_ptr(),
             tokens,
             columns,
-            _DTYPES[x.dtype],
+            NUMBERS[x.dtype],
             out.shape[1] // group,
-            _DTYPES[out.dtype],
+            NUMBERS[out.dtype],
             out.data_ptr(),
         )
 
@@ -161,7 +167,7 @@ class Kernels:
             norms.shape[1],
             first_row,
             first_row + len(out),
-            _DTYPES[out.dtype],
+            NUMBERS[out.dtype],
             out.data_ptr(),
         )
 

@@ -140,6 +140,8 @@ class Path(Protocol):
 
     def multiplied_as(self, x: torch.Tensor) -> torch.dtype: ...
 
+    def ready(self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> Any: ...
+
 
 def path_for(x: torch.Tensor) -> Path:
     """What multiplies where x is."""

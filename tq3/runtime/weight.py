@@ -14,9 +14,11 @@ from torch import nn
 
 from tq3.errors import UsageError
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.runtime import gradient, ops, rows, tiled
+from tq3.runtime import direct, gradient, ops, rows, tiled
 from tq3.runtime.cuda import layout as in_tiles
 from tq3.runtime.cuda import ready, support
+from tq3.runtime.direct import Ready, is_unwatched
+from tq3.runtime.siblings import Siblings
 from tq3.runtime.values import WithoutValues
 
 __all__ = ["Codes", "Norms", "PackedWeight", "gradient", "ops", "tiled"]
@@ -61,6 +63,9 @@ class PackedWeight(WithoutValues):
 
     tq_packed: nn.Parameter
     tq_norms: nn.Parameter
+    # Other layers that may read the same input.
+    siblings: Siblings | None = None
+    _ready: Ready | None = None
 
     def __init__(
         self,
@@ -90,6 +95,9 @@ class PackedWeight(WithoutValues):
         """Also called where a host puts a parameter of its own in the place of another."""
         super().register_parameter(name, param)
         self._mark()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_ready"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -152,6 +160,7 @@ class PackedWeight(WithoutValues):
     def _hold(self, packed: torch.Tensor, norms: torch.Tensor) -> None:
         # In the same parameters: another module may share them.
         self.tq_packed.data, self.tq_norms.data = packed, norms
+        self.__dict__["_ready"] = None
 
     def decoded(self) -> torch.Tensor:
         """The weight as the codec restores it, float32, on the same device."""
@@ -170,13 +179,29 @@ class PackedWeight(WithoutValues):
 
         Called as a module, so that a host which moves weights about sees when they are used.
         """
-        layout, parts = self.layout, (self.tq_packed, self.tq_norms)
-        y: torch.Tensor
-        if self.is_tiled:
-            y = torch.ops.tq3.linear_tiled(x, *parts, layout.rows, layout.group)
+        layout, (packed, norms) = self.layout, self._parts()
+        y: torch.Tensor | None
+        if is_unwatched(x):
+            ready = self._ready
+            if ready is None or not ready.is_of(packed, norms):
+                ready = self.__dict__["_ready"] = direct.ready(packed, norms, layout)
+            if ready is not None:
+                y = ready.multiply(x, packed, norms, self.siblings)
+                if y is not None:
+                    return y
+        if packed.dtype == torch.int32:
+            y = torch.ops.tq3.linear_tiled(x, packed, norms, layout.rows, layout.group)
         else:
-            y = torch.ops.tq3.linear(x, *parts, layout.bits, layout.group)
+            y = torch.ops.tq3.linear(x, packed, norms, layout.bits, layout.group)
         return y
+
+    def _parts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        # Asked of the module, each would take longer than an operation of torch.
+        parts: dict[str, Any] = self._parameters
+        try:
+            return parts["tq_packed"], parts["tq_norms"]
+        except KeyError:  # a replica of nn.DataParallel has none of its own
+            return self.tq_packed, self.tq_norms
 
     def extra_repr(self) -> str:
         """The shape and the width, for `print(model)`."""

@@ -30,6 +30,7 @@ from tq3.runtime.modules import (
     PackedRows,
     PackedWeight,
     look_up_packed,
+    note_siblings,
 )
 
 
@@ -81,6 +82,7 @@ class Tq3Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self._held = hold_all(model)
+        note_siblings(model)
         for module in model.modules():
             if isinstance(module, PackedWeight):
                 module.arrange()

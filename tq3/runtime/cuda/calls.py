@@ -6,6 +6,7 @@ the processor.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +52,12 @@ class Launcher(Protocol):
     def load(self, kernel: str, instance: str) -> object: ...
 
     def launch(self, call: Call) -> None: ...
+
+    def sequence(self) -> Hashable:
+        """Another one wherever what was launched before may not have run, or not be replayed."""
+
+
+Quantise = Callable[[Launcher, torch.Tensor, int, int, int, int], Activations]
 
 
 def quantise(

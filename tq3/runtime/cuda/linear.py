@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tq3.runtime.cuda import calls, many
-from tq3.runtime.cuda.calls import Launcher
+from tq3.runtime.cuda.calls import Launcher, Quantise
 from tq3.runtime.cuda.layout import Tiles
 
 # Up to so many tokens tensor cores multiply bytes, which is exact, at half their rate for bytes, as
@@ -15,18 +15,25 @@ MOST_TOKENS = 1024
 
 
 def linear(
-    on: Launcher, x: torch.Tensor, layer: Tiles, rows: int, group: int, rotation: int
+    on: Launcher,
+    x: torch.Tensor,
+    layer: Tiles,
+    rows: int,
+    group: int,
+    rotation: int,
+    quantise: Quantise = calls.quantise,
 ) -> torch.Tensor:
     """What `tq3.runtime.reference.linear` computes.  (tokens, rows), in x's dtype
 
     Bit for bit up to MOST_TOKENS; beyond, weights and activations are rounded to x's dtype and
     multiplied by torch, in float32 as its settings for TF32 are.
     x: (tokens, columns); layer: of `layout.repack`
+    quantise: what to call for `calls.quantise`
     """
     n = -(-x.shape[1] // group)
     if len(x) > MOST_TOKENS:
         return many.multiply_decoded(on, layer, x, rows, n, group, rotation)
-    activations = calls.quantise(on, x, n, layer.words.shape[2], group, rotation)
+    activations = quantise(on, x, n, layer.words.shape[2], group, rotation)
     return calls.multiply(on, layer, activations, rows, group, x.dtype)
 
 
