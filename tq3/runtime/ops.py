@@ -94,13 +94,13 @@ def experts(
     check_experts(x, packed, norms, experts, bits, group, rotation)
     count, rows, n = norms.shape
     layers = packed.view(count, rows * n, group * bits // 8)
-    out = x.new_empty(len(x), rows)
+    out, path = x.new_empty(len(x), rows), path_for(x)
     chosen = experts.unique().tolist()
     if chosen and not 0 <= chosen[0] <= chosen[-1] < count:
         refuse("experts", f"{chosen[0]} to {chosen[-1]}", f"0 to {count - 1}")
     for expert in chosen:
         pairs = (experts == expert).nonzero()[:, 0]
-        out[pairs] = linear(x[pairs], layers[expert], norms[expert], bits, group, rotation)
+        out[pairs] = path.linear(x[pairs], layers[expert], norms[expert], bits, group, rotation)
     return out
 
 

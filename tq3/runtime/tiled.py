@@ -87,7 +87,7 @@ class Layer:
         quantise = siblings.quantise(x, self._places) if siblings else calls.quantise
         layer = layout.Tiles(words, norms)
         out = on_device.linear(self._on, flat, layer, self._rows, group, group, quantise)
-        return reshaped(out, *shape[:-1], self._rows)
+        return out.view(*shape[:-1], self._rows)
 
 
 def ready(words: torch.Tensor, norms: torch.Tensor, rows: int, group: int) -> Layer | None:
