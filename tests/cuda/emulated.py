@@ -16,7 +16,8 @@ from tq3.runtime.cuda import calls, layout, source
 from tq3.runtime.cuda.calls import Call
 
 HERE = Path(__file__).parent
-ORDERS = {"forward": 0, "reverse": 1, "random": 2}
+# "early": random, and asynchronous copies come at once instead of when they are waited for.
+ORDERS = {"forward": 0, "reverse": 1, "random": 2, "early": 3}
 # The compiler must round as CUDA's intrinsics do.
 FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")

@@ -8,7 +8,8 @@ from layers import BITS, GROUPS, ROTATIONS
 
 from tq3.runtime.cuda.calls import MOST_COLUMNS, MOST_SPLIT_TOKENS, columns_for
 
-ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
+# Code for sm_89 is as that for sm_80, and for sm_100 as that for sm_90, within a few instructions.
+ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 KERNELS = ("rotate_quantise", "multiply", "split", "rotate", "decode")
 DTYPES = ("Dtype::kBF16", "Dtype::kF16", "Dtype::kF32")
 

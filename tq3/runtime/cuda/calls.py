@@ -32,6 +32,9 @@ Activations = tuple[torch.Tensor, torch.Tensor]
 class Call(NamedTuple):
     """A kernel, its grid of blocks, and its arguments: tensors, whole numbers (32 bits), floats,
     and None for no tensor.
+
+    early: it may start before the kernel ahead in the stream has ended, for whose end it waits
+    itself. What it reads of the weights before then, nothing directly ahead may have written.
     """
 
     kernel: str
@@ -39,6 +42,7 @@ class Call(NamedTuple):
     grid: tuple[int, int, int]
     threads: int
     arguments: tuple[torch.Tensor | int | float | None, ...]
+    early: bool = False
 
 
 class Launcher(Protocol):
@@ -78,6 +82,7 @@ def quantise(
             (-(-padded * tokens // WARPS), 1, 1),
             THREADS,
             (x, columns, tokens, padded, first, second, unit, quantised, worths),
+            early=True,
         )
     )
     return quantised, worths
@@ -111,6 +116,7 @@ def multiply(
             (of_tokens, -(-tiles // max(1, UNIT // group)), 1),
             THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, None),
+            early=True,
         )
     )
     return y
@@ -143,6 +149,7 @@ def multiply_jobs(
             (len(jobs), -(-tiles // max(1, UNIT // group)), 1),
             THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, jobs),
+            early=True,
         )
     )
     return y
@@ -188,6 +195,7 @@ def _multiply_split(
             (parts, tiles, -(-tokens // (TOKENS_A_COLUMN * columns))),
             THREADS,
             (words, norms, quantised, worths, terms, rows, units, tokens),
+            early=True,
         )
     )
     y = words.new_empty(tokens, rows, dtype=dtype)
@@ -199,6 +207,7 @@ def _multiply_split(
             (-(-results // THREADS), 1, 1),
             THREADS,
             (terms, y, groups, results),
+            early=True,
         )
     )
     return y
