@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 import weakref
 from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
 import torch
-from layers import activations, assert_same, layer
+from layers import activations, assert_same, calls_of, layer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -195,23 +194,6 @@ def test_an_input_that_changes_in_place_is_quantised_anew():
     for linear in layers:
         x[1, 299] += 1
         assert_same(linear(x), by_the_operator(linear, x.clone()))
-
-
-def calls_of(function) -> int:
-    """Of functions, Python's and compiled ones."""
-    count = 0
-
-    def note(_, event, __):
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    function()
-    sys.setprofile(note)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def test_a_layer_takes_few_calls():
