@@ -136,3 +136,27 @@ for name, kind in (("llama", PackedEmbedding), ("qwen3_moe", PackedExperts)):
 def test_models_of_transformers_go_through_the_driver(tmp_path):
     found = through_driver.run(MODELS.replace("sys.argv[-1]", repr(str(tmp_path))), tmp_path)
     assert {"rotate_quantise", "multiply"} <= assert_launched_as_asked(found)
+
+
+EARLY = """
+import torch
+from layers import activations, layer
+from tq3.runtime.cuda import calls, layout, many
+device = through_driver.device(processors=1, architecture={architecture!r})
+for processors in (1, 100):
+    device.processors = processors
+    quantised = calls.quantise(device, activations(2, 2048), 16, 3, 128, 128)
+    tiles = layout.repack(*layer(40, 16), 3, 128)
+    calls.multiply(device, tiles, quantised, 40, 128, torch.float32)
+many.rotate(device, activations(2, 2048), 16, 128, 128)
+"""
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_kernels_that_wait_themselves_may_start_early(tmp_path, architecture):
+    found = through_driver.run(EARLY.format(architecture=architecture), tmp_path)
+    names = assert_launched_as_asked(found)
+    assert names == {"rotate_quantise", "multiply", "multiply_terms", "add_terms", "rotate"}
+    early = {where.split()[1] for where, *_ in found.given if where.endswith(" early")}
+    assert len(early) == (4 if architecture == "sm_90" else 0)
+    assert not any("6rotateI" in name for name in early)

@@ -75,7 +75,7 @@ def run(program: str, folder: Path, **environment: str) -> Run:
     return Run(printed, json.loads(asked), given, others)
 
 
-def device(processors: int = 3, **hooks: Any) -> Any:
+def device(processors: int = 3, architecture: str = "sm_80") -> Any:
     """A Device that notes its calls, which are printed when the process ends; every tensor's."""
     import atexit  # noqa: PLC0415  all of this is the other process's
 
@@ -93,12 +93,13 @@ def device(processors: int = 3, **hooks: Any) -> Any:
         def launch(self, call: Any) -> None:
             name = compiler.compiled(call.kernel, call.instance, self.architecture).function
             grid = " ".join(map(str, call.grid))
-            where = f"block {call.threads} 1 1 shared 0 stream {STREAM:#x}"
+            early = " early" if call.early and architecture != "sm_80" else ""
+            where = f"block {call.threads} 1 1 shared 0 stream {STREAM:#x}{early}"
             arguments = map(_line, call.arguments)
             self.asked.append([f"launch {name} grid {grid} {where}", *arguments])
             super().launch(call)
 
-    found = Noting(0, "sm_80")
+    found = Noting(0, architecture)
     support.launcher = lambda _: found
     atexit.register(lambda: print(json.dumps(found.asked), flush=True))
     return found

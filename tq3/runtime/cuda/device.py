@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Any
 
 import torch
@@ -12,8 +13,12 @@ from tq3.runtime.constants import refuse_in_a_capture
 from tq3.runtime.cuda import compiler
 from tq3.runtime.cuda.calls import Call
 
-# The driver's version from which on it can be told to load a function.
+# The driver's version from which on it can be told to load a function, and from which on a CUDA
+# graph keeps that a kernel may start early.
 _HAS_FUNC_LOAD = 12040
+_KEEPS_EARLY_STARTS = 12030
+# From this architecture on kernels wait themselves for those ahead (instructions.cuh).
+_WAITS_ITSELF = 90
 
 
 class Device:
@@ -23,6 +28,11 @@ class Device:
         self.index, self.architecture = index, architecture
         self.processors = torch.cuda.get_device_properties(index).multi_processor_count
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._early = _EarlyLaunch()
+        self._starts_early = (
+            int(architecture.removeprefix("sm_")) >= _WAITS_ITSELF
+            and _answer(driver.cuDriverGetVersion()) >= _KEEPS_EARLY_STARTS
+        )
 
     def load(self, kernel: str, instance: str) -> Any:
         """The handle of an instance, which is compiled when it is new, and brought to the device.
@@ -60,9 +70,36 @@ class Device:
         block = call.threads, 1, 1
         with torch.cuda.device(self.index):
             self._enter()
-            _answer(
-                driver.cuLaunchKernel(function, *call.grid, *block, 0, stream, (values, kinds), 0)
-            )
+            if call.early and self._starts_early:
+                config = self._early.of(call, stream)
+                _answer(driver.cuLaunchKernelEx(config, function, (values, kinds), 0))
+            else:
+                _answer(
+                    driver.cuLaunchKernel(
+                        function, *call.grid, *block, 0, stream, (values, kinds), 0
+                    )
+                )
+
+
+class _EarlyLaunch(threading.local):
+    """Launches of kernels that may start before the one ahead in the stream has ended: of each
+    thread, since the driver reads it while others run; made once, as that takes microseconds.
+    """
+
+    def __init__(self) -> None:
+        attribute, self._config = driver.CUlaunchAttribute(), driver.CUlaunchConfig()
+        attribute.id = (
+            driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        )
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        self._config.attrs, self._config.numAttrs = [attribute], 1
+        self._config.blockDimY = self._config.blockDimZ = 1
+
+    def of(self, call: Call, stream: int) -> driver.CUlaunchConfig:
+        config = self._config
+        config.gridDimX, config.gridDimY, config.gridDimZ = call.grid
+        config.blockDimX, config.hStream = call.threads, stream
+        return config
 
 
 def _loaded(code: compiler.Code) -> Any:
