@@ -10,6 +10,7 @@ from emulated import Device
 from layers import activations, layer
 
 from tq3.runtime.cuda import calls, layout, linear, support
+from tq3.runtime.cuda import pairs as pairs_of_experts
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
@@ -161,7 +162,7 @@ def test_experts_take_jobs_for_those_that_occur():
     layers = layout.repack(packed, norms, bits, group)
     for pairs in (1, 5, 30):
         experts = torch.randint(0, count - 1, (pairs,))
-        order, jobs = linear.sort_by_expert(experts, count, calls.TOKENS_A_COLUMN)
+        order, jobs = pairs_of_experts.sort_by_expert(experts, count, calls.TOKENS_A_COLUMN)
         real = jobs[jobs[:, 1] < jobs[:, 2]].tolist()
         assert {layer for layer, *_ in real} == set(experts.tolist())
         assert len(jobs) <= pairs // 4 + min(count, pairs)

@@ -9,10 +9,18 @@ import through_driver
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of the stand-in and of codes, which are compiled once."""
+    return tmp_path_factory.mktemp("driver")
+
+
 # What callers give: activations, and weights, which are parameters. In the end from another thread,
 # which has no context yet and must keep the device that is current in it.
 TENSORS = """
 import contextlib, threading, torch
+from tq3.runtime.cuda import device as module
 from tq3.runtime.cuda.calls import Call
 from tq3.runtime.weight import Norms
 device = through_driver.device()
@@ -22,14 +30,16 @@ inside = []
 @contextlib.contextmanager
 def guard(index):
     inside.append(index)
-    yield
-    inside.pop()
+    try:
+        yield
+    finally:
+        inside.pop()
 
 def entered(enter=device._enter):
     assert inside == [0], "a context that stays current"
     enter()
 
-torch.cuda.device, device._enter = guard, entered
+module.torch.cuda.device, device._enter = guard, entered
 tensor = torch.zeros(4)
 
 def launch(x, grid):
@@ -41,23 +51,37 @@ for x in (tensor, torch.nn.Parameter(tensor.int(), requires_grad=False), Norms(t
     thread = threading.Thread(target=launch, args=(x, (1, 1, 1)))
     thread.start()
     thread.join()
+
+# What a driver refuses: no blocks, blocks of another size than the code's, a tensor out of line.
+multiply = "multiply", "multiply<Dtype::kBF16, 3, 128, 1>"
+words = torch.zeros(16, dtype=torch.int32)[1:]
+for of, grid, threads, arguments in (
+    (("split", "add_terms<Dtype::kF32>"), (1, 0, 1), 256, (None, None, 1, 1)),
+    (("split", "add_terms<Dtype::kF32>"), (1, 1, 1), 128, (None, None, 1, 1)),
+    (multiply, (1, 1, 1), 256, (words, None, None, None, None, 1, 1, 1, None)),
+):
+    try:
+        module.Device.launch(device, Call(*of, grid, threads, arguments))
+    except RuntimeError as error:
+        print(error)
 """
+REFUSED = ["INVALID_VALUE", "INVALID_VALUE", "MISALIGNED_ADDRESS"]
 
 
-def test_the_driver_gets_code_grid_stream_and_arguments(tmp_path):
-    found = through_driver.run(TENSORS, tmp_path)
-    kernel, *contexts = sorted(found.others, reverse=True)
-    assert kernel.startswith("kernel ")
-    assert "add_terms" in kernel
-    assert contexts == ["context of 0"] * 4  # of four threads
+def test_the_driver_gets_code_grid_stream_and_arguments(folder):
+    found = through_driver.run(TENSORS, folder)
+    contexts = [line for line in found.others if line == "context of 0"]
+    assert len(contexts) == 4  # of four threads
+    kernel = next(line for line in found.others if "add_terms" in line)
     rest = [f"pointer {bytes(8).hex()}", *(f"int {struct.pack('<i', i).hex()}" for i in (-2, 15))]
     wanted = []
-    for address in map(int, found.printed):
+    assert found.printed[3:] == [f"CUDA: CUDA_ERROR_{error}" for error in REFUSED]
+    for address in map(int, found.printed[:3]):
         first = f"pointer {struct.pack('<Q', address).hex()}"
         for grid in ("5 6 7", "1 1 1"):
             where = f"launch {kernel.removeprefix('kernel ')} grid {grid} block 256 1 1 shared 0"
             wanted.append([f"{where} stream 0x77", first, *rest])
-    assert found.given == wanted == found.asked
+    assert found.asked == wanted == found.given[:6]
 
 
 MODULES = """
@@ -110,8 +134,8 @@ def assert_launched_as_asked(found):
     return names
 
 
-def test_all_modules_go_through_the_driver(tmp_path):
-    assert assert_launched_as_asked(through_driver.run(MODULES, tmp_path)) == KERNELS
+def test_all_modules_go_through_the_driver(folder):
+    assert assert_launched_as_asked(through_driver.run(MODULES, folder)) == KERNELS
 
 
 MODELS = """
@@ -133,8 +157,8 @@ for name, kind in (("llama", PackedEmbedding), ("qwen3_moe", PackedExperts)):
 """
 
 
-def test_models_of_transformers_go_through_the_driver(tmp_path):
-    found = through_driver.run(MODELS.replace("sys.argv[-1]", repr(str(tmp_path))), tmp_path)
+def test_models_of_transformers_go_through_the_driver(folder):
+    found = through_driver.run(MODELS.replace("sys.argv[-1]", repr(str(folder))), folder)
     assert {"rotate_quantise", "multiply"} <= assert_launched_as_asked(found)
 
 

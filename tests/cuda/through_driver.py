@@ -6,6 +6,7 @@ memory. `run` runs one from a test, and gives what it asked for beside what the 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -76,18 +77,23 @@ def run(program: str, folder: Path, **environment: str) -> Run:
 
 
 def device(processors: int = 3, architecture: str = "sm_80") -> Any:
-    """A Device that notes its calls, which are printed when the process ends; every tensor's."""
-    import atexit  # noqa: PLC0415  all of this is the other process's
+    """A Device that every tensor is on. Its calls are printed when the process ends.
 
-    properties = SimpleNamespace(multi_processor_count=processors)
-    torch.cuda.device = lambda _: contextlib.nullcontext()
-    torch.cuda.current_stream = lambda _: SimpleNamespace(cuda_stream=STREAM)
-    torch.cuda.get_device_properties = lambda _: properties
+    What device.py asks torch for is made up there only: hosts have stand-ins of their own.
+    """
+    from tq3.runtime.cuda import compiler, support  # noqa: PLC0415  only the other process needs
+    from tq3.runtime.cuda import device as module  # noqa: PLC0415  NVIDIA's packages
+
+    cuda = SimpleNamespace(
+        device=lambda _: contextlib.nullcontext(),
+        current_stream=lambda _: SimpleNamespace(cuda_stream=STREAM),
+        get_device_properties=lambda _: SimpleNamespace(multi_processor_count=processors),
+        is_current_stream_capturing=lambda: False,
+    )
+    module.torch = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
     torch.cuda.is_current_stream_capturing = lambda: False
-    from tq3.runtime.cuda import compiler, support  # noqa: PLC0415
-    from tq3.runtime.cuda.device import Device  # noqa: PLC0415
 
-    class Noting(Device):
+    class Noting(module.Device):
         asked: list[list[str]] = []
 
         def launch(self, call: Any) -> None:

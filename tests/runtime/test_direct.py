@@ -188,6 +188,16 @@ def test_a_layer_that_was_used_can_be_copied_and_pickled(again):
     assert_same(linear(x), expected)
 
 
+def test_a_replica_has_plain_tensors_for_parameters():
+    """As nn.DataParallel makes them."""
+    linear, x = packed_linear(), activations(2, 300)
+    replica = linear.weight._replicate_for_data_parallel()
+    for name, parameter in linear.weight.named_parameters():
+        setattr(replica, name, parameter.detach())
+    assert not replica._parameters
+    assert_same(replica(x), linear(x))
+
+
 def test_an_input_that_changes_in_place_is_quantised_anew():
     layers = [packed_linear(rows, seed=rows) for rows in (3, 40, 70)]
     x = activations(2, 300)

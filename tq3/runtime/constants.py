@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tq3.errors import UsageError
 
 
-def constant(values: NDArray[np.float32], device: torch.device) -> torch.Tensor:
+def constant(values: NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """The values on a device. Raises UsageError while a CUDA graph is captured.
 
     Made in a thread of its own: what the calling thread allocates may go to a pool of memory that

@@ -120,7 +120,8 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
         inner = self.moe.intermediate_size_per_partition
         shards = 2 if self.moe.is_act_and_mul else 1
         stack = layer.w13_weight_packed, layer.w13_weight_norms
-        gate_up = self._project(x, *stack, experts, self.bits.gate_up, shards * inner)
+        routed = self._routed(stack[0], experts)
+        gate_up = self._project(x, *stack, routed, self.bits.gate_up, shards * inner)
         activated = x.new_empty(len(x), inner)
         config = self.get_fused_moe_quant_config(layer)
         apply_moe_activation(
@@ -130,20 +131,27 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
             activation_config=ApplyMoEActivationConfig.from_configs(self.moe, config),
         )
         stack = layer.w2_weight_packed, layer.w2_weight_norms
-        return self._project(activated, *stack, experts, self.bits.down, x.shape[1])
+        return self._project(activated, *stack, routed, self.bits.down, x.shape[1])
+
+    def _routed(self, packed: torch.Tensor, experts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Each pair's expert, for both stacks: as kernels take it where these are in tiles."""
+        if packed.dtype == torch.int32:
+            order, jobs = torch.ops.tq3.route(experts, len(packed), self.group)
+            return order, jobs
+        return (experts,)
 
     def _project(
         self,
         x: torch.Tensor,
         packed: torch.Tensor,
         norms: torch.Tensor,
-        experts: torch.Tensor,
+        routed: tuple[torch.Tensor, ...],
         bits: int,
         rows: int,
     ) -> torch.Tensor:
         if packed.dtype == torch.int32:  # in tiles
-            return torch.ops.tq3.experts_tiled(x, packed, norms, experts, rows, self.group)
-        return torch.ops.tq3.experts(x, packed, norms, experts, bits, self.group)
+            return torch.ops.tq3.experts_tiled(x, packed, norms, *routed, rows, self.group)
+        return torch.ops.tq3.experts(x, packed, norms, *routed, bits, self.group)
 
 
 def expert_bits(stored: Stored, prefix: str, layer: RoutedExperts) -> ExpertBits | None:

@@ -12,7 +12,7 @@ import torch
 
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime.cuda import linear as on_device
-from tq3.runtime.cuda import support
+from tq3.runtime.cuda import pairs, support
 from tq3.runtime.cuda.calls import DTYPES, Call
 from tq3.runtime.cuda.layout import UNIT, Tiles
 
@@ -31,6 +31,7 @@ def experts(layers: Tiles, group: int, dtype: torch.dtype) -> None:
     """The same for several layers of one shape, as `layout.repack` stacks them."""
     _load(layers, group, dtype)
     fixed.signs(group, layers.words.device)
+    pairs.turns(len(layers.words), layers.words.device)
 
 
 def embedding(layer: Tiles, group: int) -> None:
@@ -63,11 +64,16 @@ def _instances(
     for tokens in TOKENS:
         x = torch.empty(tokens, units * UNIT, dtype=dtype, device="meta")
         if lead:
-            numbers = torch.empty(tokens, dtype=torch.int64, device="meta")
-            on_device.experts(asked, x, layer, numbers, *widths)
+            pairs.multiply(asked, x, layer, _routing(tokens, lead[0], group), *widths)
         else:
             on_device.linear(asked, x, layer, *widths)
     return tuple(asked.instances)
+
+
+def _routing(n_pairs: int, count: int, group: int) -> pairs.Routing:
+    of_order, of_jobs = pairs.sizes(n_pairs, count, group)
+    order = torch.empty(of_order, dtype=torch.int64, device="meta")
+    return pairs.Routing(order, torch.empty(of_jobs, 4, dtype=torch.int32, device="meta"))
 
 
 class _Asked:
