@@ -1,4 +1,4 @@
-"""Gradients of layers in tiles, whose weights the device decodes: those of the layers out of them."""
+"""Gradients of layers in tiles, which the device decodes: those of the layers out of them."""
 
 from __future__ import annotations
 
