@@ -14,6 +14,7 @@ import torch
 
 from tq3.runtime.cuda import calls, layout, source
 from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.crossings import OTHERS, crossing_of
 
 HERE = Path(__file__).parent
 # "early": random, and asynchronous copies come at once instead of when they are waited for.
@@ -70,6 +71,7 @@ class Device:
 
     def __init__(self, order: str = "forward", processors: int = 1, **texts: str) -> None:
         self.order, self.processors, self._texts = ORDERS[order], processors, texts
+        self.crossing = crossing_of(OTHERS)
 
     def load(self, kernel: str, instance: str) -> None:
         """Nothing: an instance is compiled when it is launched."""

@@ -19,13 +19,14 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
 
 from tq3.format.layout import GroupLayout
 from tq3.runtime.cuda import support
+from tq3.runtime.cuda.crossings import OTHERS, crossing_of
 from tq3.runtime.modules import PackedLinear, PackedWeight, note_siblings
 
 
 class FirstValues:
     """kernels: those that were launched."""
 
-    processors = 1
+    processors, crossing = 1, crossing_of(OTHERS)
 
     def __init__(self):
         self.kernels, self.turn = [], 0

@@ -6,8 +6,8 @@ tq3::experts_tiled(Tensor x, Tensor words, Tensor norms, Tensor order, Tensor jo
 tq3::embedding_tiled(Tensor ids, Tensor words, Tensor norms, int group, int columns,
                      ScalarType dtype)
     As the operators of `tq3.runtime.ops` without `_tiled`: to the same bits as the reference, but
-    for linear layers of more than `cuda.linear.MOST_TOKENS` tokens, which torch multiplies in x's
-    dtype.
+    for linear layers of more tokens than the device's `crossing` says (`cuda.crossings`), which
+    torch multiplies in x's dtype.
     words, norms: what `layout.repack` makes of codes and norms; for experts, of all of them
     rows: of the layer, or of each expert; what lies beyond them in the last tile is left out
     order, jobs: what tq3::route gives

@@ -12,6 +12,7 @@ from cuda.bindings import driver
 from tq3.runtime.constants import refuse_in_a_capture
 from tq3.runtime.cuda import compiler
 from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.crossings import crossing_of
 
 # The driver's version from which on it can be told to load a function, and from which on a CUDA
 # graph keeps that a kernel may start early.
@@ -27,6 +28,7 @@ class Device:
     def __init__(self, index: int, architecture: str) -> None:
         self.index, self.architecture = index, architecture
         self.processors = torch.cuda.get_device_properties(index).multi_processor_count
+        self.crossing = crossing_of(architecture)
         self._kernels: dict[tuple[str, str], Any] = {}
         self._early = _EarlyLaunch()
         self._starts_early = (

@@ -8,11 +8,6 @@ from tq3.runtime.cuda import calls, many, pairs
 from tq3.runtime.cuda.calls import Launcher, Quantise
 from tq3.runtime.cuda.layout import Tiles
 
-# Up to so many tokens tensor cores multiply bytes, which is exact, at half their rate for bytes, as
-# every activation is two: about the rate for bfloat16. Beyond, decoding costs little beside the
-# product, and the vendor's GEMM has larger tiles. Computed, never timed (docs/kernels.md).
-MOST_TOKENS = 1024
-
 
 def linear(
     on: Launcher,
@@ -25,13 +20,13 @@ def linear(
 ) -> torch.Tensor:
     """What `tq3.runtime.reference.linear` computes.  (tokens, rows), in x's dtype
 
-    Bit for bit up to MOST_TOKENS; beyond, weights and activations are rounded to x's dtype and
-    multiplied by torch, in float32 as its settings for TF32 are.
+    Bit for bit up to `on.crossing.most_tokens`; beyond, weights and activations are rounded to x's
+    dtype and multiplied by torch, in float32 as its settings for TF32 are.
     x: (tokens, columns); layer: of `layout.repack`
     quantise: what to call for `calls.quantise`
     """
     n = -(-x.shape[1] // group)
-    if len(x) > MOST_TOKENS:
+    if len(x) > on.crossing.most_tokens:
         return many.multiply_decoded(on, layer, x, rows, n, group, rotation)
     activations = quantise(on, x, n, layer.words.shape[2], group, rotation)
     return calls.multiply(on, layer, activations, rows, group, x.dtype)

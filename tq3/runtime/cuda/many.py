@@ -11,9 +11,6 @@ from tq3.runtime import arithmetic as fixed
 from tq3.runtime.cuda.calls import DTYPES, THREADS, WARPS, Call, Launcher
 from tq3.runtime.cuda.layout import TILE, Tiles
 
-# Decoded weights at a time: 32 MiB of bfloat16, which the last cache of large devices holds.
-PIECE_WEIGHTS = 1 << 24
-
 
 def multiply_decoded(
     on: Launcher,
@@ -31,7 +28,7 @@ def multiply_decoded(
     words, norms = layer
     tiles, columns = len(words), n * group
     rotated = rotate(on, x, n, group, rotation)
-    pieces = -(-tiles // max(1, PIECE_WEIGHTS // (TILE * columns)))
+    pieces = -(-tiles // max(1, on.crossing.piece_weights // (TILE * columns)))
     step = -(-tiles // pieces)
     weights = x.new_empty(min(step * TILE, rows), columns)
     y = x.new_empty(len(x), rows)

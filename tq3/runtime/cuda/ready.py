@@ -14,6 +14,7 @@ from tq3.runtime import arithmetic as fixed
 from tq3.runtime.cuda import linear as on_device
 from tq3.runtime.cuda import pairs, support
 from tq3.runtime.cuda.calls import DTYPES, Call
+from tq3.runtime.cuda.crossings import Crossing
 from tq3.runtime.cuda.layout import UNIT, Tiles
 
 # Numbers of tokens, or pairs, among which each instance that any number asks for is asked for.
@@ -45,22 +46,24 @@ def _load(layer: Tiles, group: int, dtype: torch.dtype) -> None:
     on = support.launcher(layer.words.device)
     # Activations of other dtypes are refused when they come.
     if on is not None and dtype in DTYPES:
-        for kernel, instance in _instances(on.processors, layer.words.shape, group, dtype):
+        for kernel, instance in _instances(
+            on.processors, on.crossing, layer.words.shape, group, dtype
+        ):
             on.load(kernel, instance)
 
 
 @cache
 def _instances(
-    processors: int, shape: torch.Size, group: int, dtype: torch.dtype
+    processors: int, crossing: Crossing, shape: torch.Size, group: int, dtype: torch.dtype
 ) -> tuple[tuple[str, str], ...]:
     """What a layer, or several, whose words have this shape would ask a device of so many
-    multiprocessors for.
+    multiprocessors, with this crossing, for.
     """
     *lead, tiles, units, _, lanes, _ = shape
     words = torch.empty(shape, dtype=torch.int32, device="meta")
     norms = torch.empty(*lead, tiles, units * UNIT // group, 8, 4, device="meta")
     layer, widths = Tiles(words, norms), (tiles * lanes, group, group)
-    asked = _Asked(processors)
+    asked = _Asked(processors, crossing)
     for tokens in TOKENS:
         x = torch.empty(tokens, units * UNIT, dtype=dtype, device="meta")
         if lead:
@@ -79,8 +82,8 @@ def _routing(n_pairs: int, count: int, group: int) -> pairs.Routing:
 class _Asked:
     """A device that launches nothing and notes the instances that it is asked for."""
 
-    def __init__(self, processors: int) -> None:
-        self.processors = processors
+    def __init__(self, processors: int, crossing: Crossing) -> None:
+        self.processors, self.crossing = processors, crossing
         self.instances: dict[tuple[str, str], None] = {}
 
     def load(self, kernel: str, instance: str) -> None:
