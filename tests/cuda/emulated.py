@@ -91,6 +91,10 @@ class Device:
     def load(self, kernel: str, instance: str) -> None:
         """Nothing: an instance is compiled when it is launched."""
 
+    def sequence(self) -> int:
+        """There is but one."""
+        return 0
+
     def launch(self, call_: Call) -> None:
         """Run a call; what it wrote is in its tensors."""
         guarded = [_Guarded(each) if _is_tensor(each) else each for each in call_.arguments]

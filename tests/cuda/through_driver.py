@@ -88,6 +88,7 @@ def device(processors: int = 3, architecture: str = "sm_80") -> Any:
         device=lambda _: contextlib.nullcontext(),
         current_stream=lambda _: SimpleNamespace(cuda_stream=STREAM),
         get_device_properties=lambda _: SimpleNamespace(multi_processor_count=processors),
+        is_current_stream_capturing=lambda: False,
     )
     module.torch = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
     torch.cuda.is_current_stream_capturing = lambda: False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers.quantizers import HfQuantizer
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
-from tq3.integrations.transformers import experts
+from tq3.integrations.transformers import counting, dequantizing, experts
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.placing import (
     Place,
@@ -21,6 +22,7 @@ from tq3.integrations.transformers.placing import (
     find_places,
     read_pairs,
 )
+from tq3.integrations.transformers.reading import is_only_read
 from tq3.integrations.transformers.saving import shapes_to_record, state_to_save
 from tq3.integrations.transformers.tying import shared_places, tie
 from tq3.runtime.arguments import DTYPES
@@ -30,6 +32,7 @@ from tq3.runtime.modules import (
     PackedRows,
     PackedWeight,
     look_up_packed,
+    note_siblings,
 )
 
 
@@ -43,6 +46,7 @@ class Tq3Quantizer(HfQuantizer):
         super().__init__(quantization_config, **options)
         self._places: list[Place] = []
         self._held: dict[str, PackedWeight] = {}
+        self._experts_before: str | None = None
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -77,14 +81,31 @@ class Tq3Quantizer(HfQuantizer):
         for place in shared:
             _install(model, place, tokens)
         if any(isinstance(module, PackedExperts) for module in model.modules()):
+            self._experts_before = model.config._experts_implementation
             model.set_experts_implementation(experts.IMPLEMENTATION)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        model.requires_grad_(False)
         self._held = hold_all(model)
+        note_siblings(model)
         for module in model.modules():
             if isinstance(module, PackedWeight):
                 module.arrange()
+            elif isinstance(module, PreTrainedModel):
+                # No hook of the host's asks anybody, as it does for 4 bits of bitsandbytes.
+                module.num_parameters = partial(counting.num_parameters, module)
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        """Called by model.dequantize(), which then forgets that the model was packed."""
+        before = model.dtype
+        dtype = dtype or before
+        dequantizing.dequantize(model, dtype)
+        if self._experts_before is not None:
+            model.set_experts_implementation(self._experts_before)
+        for module in model.modules():
+            vars(module).pop("num_parameters", None)
+        return model if dtype == before else model.to(dtype)
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
@@ -107,8 +128,8 @@ class Tq3Quantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Packed weights have no gradient."""
-        return False
+        """Of adapters: what is packed stays as it is."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
@@ -147,9 +168,18 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
     kind = PackedExperts if is_stack and experts.are_experts(owner, name) else PackedWeight
     weight = kind(place.layout, stacked=is_stack and place.converted, **about)
     # Classes derived from nn.Linear may read their weight themselves.
-    if type(owner) is nn.Linear:
+    if type(owner) is nn.Linear and not is_only_read(*_parent(model, path)):
         packed = PackedLinear(weight, owner.bias)
+        # Or the host would initialise it, as it does any nn.Linear.
+        vars(packed)["_is_hf_initialized"] = True
         model.set_submodule(path, packed.train(owner.training))
     else:
         delattr(owner, name)
         setattr(owner, name, weight)
+    if kind is PackedExperts:
+        experts.refuse_adapters(owner)
+
+
+def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return model.get_submodule(parent), name

@@ -6,8 +6,8 @@ the processor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -30,8 +30,7 @@ DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 Activations = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A kernel, its grid of blocks, and its arguments: tensors, whole numbers (32 bits), floats,
     and None for no tensor.
 
@@ -59,6 +58,12 @@ class Launcher(Protocol):
     def load(self, kernel: str, instance: str) -> object: ...
 
     def launch(self, call: Call) -> None: ...
+
+    def sequence(self) -> Hashable:
+        """Another one wherever what was launched before may not have run, or not be replayed."""
+
+
+Quantise = Callable[[Launcher, torch.Tensor, int, int, int, int], Activations]
 
 
 def quantise(

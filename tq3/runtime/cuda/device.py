@@ -62,6 +62,11 @@ class Device:
             context = _answer(driver.cuDevicePrimaryCtxRetain(driver.CUdevice(self.index)))
             _answer(driver.cuCtxSetCurrent(context))
 
+    def sequence(self) -> tuple[int, bool]:
+        """torch's current stream, and whether a CUDA graph is made of what it is given."""
+        stream: int = torch.cuda.current_stream(self.index).cuda_stream
+        return stream, torch.cuda.is_current_stream_capturing()
+
     def launch(self, call: Call) -> None:
         """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""
         function = self.load(call.kernel, call.instance)
