@@ -64,6 +64,14 @@ def multiply_tiles(
     return out
 
 
+def decode(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """As `generic.decode`: all these rows in rotated space.  (rows, n * group) float32"""
+    rows, n = norms.shape
+    out = norms.new_empty(rows, n * group)
+    get_kernels().decode(packed, norms, bits, group, 0, out)
+    return out
+
+
 def multiplied_as(x: torch.Tensor) -> torch.dtype:
     """bfloat16 where the processor has matrix units for it, float32 everywhere else."""
     return torch.bfloat16 if _FAST_BF16 and x.dtype == torch.bfloat16 else torch.float32

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tq3.runtime.values import no_values
 from tq3.runtime.weight import PackedWeight, ops, tiled
 
 __all__ = [
@@ -22,13 +23,16 @@ __all__ = [
 ]
 
 
-class PackedLinear(nn.Module):
-    """What nn.Linear computes, from a packed weight."""
+class PackedLinear(nn.Linear):
+    """What nn.Linear computes, from a packed weight.
 
-    bias: nn.Parameter | None
+    It is one for whoever looks for such layers, as adapters do: they add to what it computes.
+    """
+
+    weight: PackedWeight  # type: ignore[assignment]
 
     def __init__(self, weight: PackedWeight, bias: nn.Parameter | None = None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.out_features, self.in_features = weight.layout.shape
         self.weight = weight
         self.register_parameter("bias", bias)
@@ -38,17 +42,18 @@ class PackedLinear(nn.Module):
         y: torch.Tensor = self.weight(x)
         return y if self.bias is None else y + self.bias
 
-    def extra_repr(self) -> str:
-        """As nn.Linear says it."""
-        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, bias={self.bias is not None}"
+    def reset_parameters(self) -> None:
+        """Refused: what is packed is not initialised."""
+        raise no_values(self.weight)
 
-    def __str__(self) -> str:
-        """Of this layer alone: who can't take it, such as peft, says so in an error."""
-        return (
-            f"{super().__str__()}, whose weight is packed by tq3 (to adapt or to train it, `tq3 "
-            "restore` the checkpoint, or compress it with --keep for such layers),"
-        )
+    def dequantize(self) -> torch.Tensor:
+        """The decoded weight, of its dtype."""
+        return self.weight.dequantize()
+
+    @property
+    def W_q(self) -> PackedWeight:  # noqa: N802  the name is PEFT's
+        """Who finds this calls `dequantize`: so PEFT learns the values for DoRA."""
+        return self.weight
 
 
 class PackedRows(PackedWeight):
@@ -70,6 +75,15 @@ class PackedEmbedding(nn.Embedding):
     """What nn.Embedding looks up, from packed rows. Made by `look_up_packed`."""
 
     weight: PackedRows  # type: ignore[assignment]
+
+    @property
+    def tq_norms(self) -> PackedEmbedding:
+        """Itself: PEFT takes the owner of a parameter for the one whose name is without `.weight`,
+        to tune prompts for the embeddings.
+        """
+        return self
+
+    tq_packed = tq_norms
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: any shape -> (*ids.shape, embedding_dim)"""

@@ -28,7 +28,7 @@ from tq3.runtime.arguments import (
 from tq3.runtime.cuda import layout, support
 from tq3.runtime.cuda import linear as on_device
 from tq3.runtime.cuda.calls import Launcher
-from tq3.runtime.ops import define
+from tq3.runtime.ops import define, differentiate, no_gradient, reshaped
 
 
 def linear(
@@ -46,7 +46,7 @@ def linear(
     if not len(tokens):
         return x.new_empty(*x.shape[:-1], rows)
     out = on_device.linear(_launcher(x), tokens, layout.Tiles(words, norms), rows, group, rotation)
-    return out.view(*x.shape[:-1], rows)
+    return reshaped(out, *x.shape[:-1], rows)
 
 
 def experts(
@@ -148,3 +148,4 @@ define(
     embedding,
     _fake_embedding,
 )
+differentiate("embedding_tiled", no_gradient)

@@ -12,16 +12,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from tq3.errors import UsageError
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.runtime import ops, rows, tiled
+from tq3.runtime import gradient, ops, rows, tiled
 from tq3.runtime.cuda import layout as in_tiles
 from tq3.runtime.cuda import support
 from tq3.runtime.values import WithoutValues
 
-__all__ = ["Norms", "PackedWeight", "ops", "tiled"]
+__all__ = ["Codes", "Norms", "PackedWeight", "gradient", "ops", "tiled"]
 
 
-class Norms(nn.Parameter):
+class Codes(nn.Parameter):
+    """Constants: whoever wants to train them is told what to do instead."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Codes:
+        """As of any tensor, if it is False."""
+        if requires_grad:
+            raise UsageError(
+                "codes and norms of packed weights are constants that can't be trained",
+                fix="train an adapter beside them, such as LoRA, or `tq3 restore` the checkpoint",
+            )
+        super().requires_grad_(False)
+        return self
+
+
+class Norms(Codes):
     """Norms are float32 whatever the dtype of their model.
 
     So whoever casts what is floating point leaves them alone, and who takes the first parameter
@@ -74,18 +89,20 @@ class PackedWeight(WithoutValues):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Also called where a host puts a parameter of its own in the place of another."""
         super().register_parameter(name, param)
-        self._mark_norms()
+        self._mark()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark_norms()
+        self._mark()
         self.arrange()
 
-    def _mark_norms(self) -> None:
-        # In place: another module may share them.
-        norms = self._parameters.get(NORMS[1:])
-        if norms is not None:
-            norms.__class__ = Norms
+    def _mark(self) -> None:
+        # In place: another module may share them. Hosts let what is floating point be trained.
+        for name, kind in ((PACKED, Codes), (NORMS, Norms)):
+            parameter = self._parameters.get(name[1:])
+            if parameter is not None:
+                parameter.__class__ = kind
+                parameter.requires_grad = False
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +156,10 @@ class PackedWeight(WithoutValues):
         weight = rows.decode(packed, norms, layout.bits, layout.group, layout.cols, torch.float32)
         return weight.reshape(layout.shape).to(self.device)
 
+    def dequantize(self) -> torch.Tensor:
+        """The decoded weight, of its dtype: a new tensor at each call."""
+        return self.decoded().to(self.dtype)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., columns) -> (..., rows)
 
@@ -164,7 +185,7 @@ class PackedWeight(WithoutValues):
         norms = self.tq_norms.detach()
         self.dtype = fn(norms.new_empty(0, dtype=self.dtype)).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._mark_norms()
+        self._mark()
         if self.tq_norms.dtype != torch.float32:
             # By who asks no parameter what it is.
             self._hold(self.tq_packed.data, norms.to(self.tq_norms.device))

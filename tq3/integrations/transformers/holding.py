@@ -11,7 +11,7 @@ from accelerate.utils import align_module_device, has_offloaded_params
 from torch import nn
 from transformers.utils import logging
 
-from tq3.runtime.held import decoded, hold_decoded
+from tq3.runtime.held import hold_decoded
 from tq3.runtime.modules import PackedLinear, PackedWeight
 
 _log = logging.get_logger(__name__)
@@ -48,7 +48,7 @@ class _Decoding(Mapping[str, torch.Tensor]):
         if name != self._name:
             return self._others[name]
         with align_module_device(self._weight, torch.device("cpu")):
-            return decoded(self._weight)
+            return self._weight.dequantize()
 
     def __contains__(self, name: object) -> bool:
         return name == self._name or name in self._others

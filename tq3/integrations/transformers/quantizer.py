@@ -133,8 +133,8 @@ class Tq3Quantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Packed weights have no gradient."""
-        return False
+        """Of adapters: what is packed stays as it is."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
