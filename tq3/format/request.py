@@ -120,6 +120,8 @@ def width_options(recipe: Recipe) -> Iterator[str]:
         yield from ("--target-bpw", f"{widths.target_bpw:g}")
     for role in sorted(BY_NAME, reverse=True):
         choices = widths.choices(role)
+        if known and choices == known.choices(role):
+            continue
         if len(choices) == 1 and choices != (None,):
             yield from (f"--{role.replace('_', '-')}", str(choices[0]))
 
