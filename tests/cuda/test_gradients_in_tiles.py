@@ -1,4 +1,4 @@
-"""Gradients of layers in tiles, whose weights the device decodes: those of the layers out of them."""
+"""Gradients of layers in tiles, which a device decodes: those of the same layers without tiles."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ __all__ = [
     "look_up_packed",
     "ops",
     "tiled",
+    "unpack",
 ]
 
 
@@ -109,6 +110,15 @@ def look_up_packed(embedding: nn.Embedding, weight: PackedRows) -> None:
     # As torch's own parametrisations do it: buffers, hooks and flags of the module stay.
     kind: Any = type(embedding)
     embedding.__class__ = _packed_class(kind)
+
+
+def unpack(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Put an ordinary parameter in the place of a packed weight; its owner is what it once was."""
+    delattr(owner, name)
+    setattr(owner, name, parameter)
+    kind: Any = type(owner)
+    if isinstance(owner, PackedLinear | PackedEmbedding):
+        owner.__class__ = kind.__bases__[0]
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers.quantizers import HfQuantizer
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
 from tq3.format.recognition import TRANSFORMERS_WEIGHTS, names_a_file
-from tq3.integrations.transformers import experts
+from tq3.integrations.transformers import counting, dequantizing, experts
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.mapped import MappedFiles, copy_once
 from tq3.integrations.transformers.placing import (
@@ -24,6 +25,7 @@ from tq3.integrations.transformers.placing import (
     find_places,
     read_pairs,
 )
+from tq3.integrations.transformers.reading import is_only_read
 from tq3.integrations.transformers.saving import shapes_to_record, state_to_save
 from tq3.integrations.transformers.tying import shared_places, tie
 from tq3.runtime.arguments import DTYPES
@@ -46,6 +48,7 @@ class Tq3Quantizer(HfQuantizer):
         super().__init__(quantization_config, **options)
         self._places: list[Place] = []
         self._held: dict[str, PackedWeight] = {}
+        self._experts_before: str | None = None
         self._files = MappedFiles(())
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -100,6 +103,7 @@ class Tq3Quantizer(HfQuantizer):
         for place in shared:
             _install(model, place, tokens)
         if any(isinstance(module, PackedExperts) for module in model.modules()):
+            self._experts_before = model.config._experts_implementation
             model.set_experts_implementation(experts.IMPLEMENTATION)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
@@ -109,8 +113,23 @@ class Tq3Quantizer(HfQuantizer):
                 self._files.let_go(part)
         for module in model.modules():
             if isinstance(module, PackedWeight):
-                module.requires_grad_(False)
                 module.arrange()
+            elif isinstance(module, PreTrainedModel):
+                # No hook of the host's asks anybody, as it does for 4 bits of bitsandbytes.
+                module.num_parameters = partial(counting.num_parameters, module)
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        """Called by model.dequantize(), which then forgets that the model was packed."""
+        before = model.dtype
+        dtype = dtype or before
+        dequantizing.dequantize(model, dtype)
+        if self._experts_before is not None:
+            model.set_experts_implementation(self._experts_before)
+        for module in model.modules():
+            vars(module).pop("num_parameters", None)
+        return model if dtype == before else model.to(dtype)
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
@@ -173,9 +192,18 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
     kind = PackedExperts if is_stack and experts.are_experts(owner, name) else PackedWeight
     weight = kind(place.layout, stacked=is_stack and place.converted, **about)
     # Classes derived from nn.Linear may read their weight themselves.
-    if type(owner) is nn.Linear:
+    if type(owner) is nn.Linear and not is_only_read(*_parent(model, path)):
         packed = PackedLinear(weight, owner.bias)
+        # Or the host would initialise it, as it does any nn.Linear.
+        vars(packed)["_is_hf_initialized"] = True
         model.set_submodule(path, packed.train(owner.training))
     else:
         delattr(owner, name)
         setattr(owner, name, weight)
+    if kind is PackedExperts:
+        experts.refuse_adapters(owner)
+
+
+def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return model.get_submodule(parent), name
