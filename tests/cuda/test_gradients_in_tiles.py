@@ -8,7 +8,6 @@ from layers import activations, error
 from test_modules_in_tiles import filled, tiled
 
 from tq3.format.layout import GroupLayout
-from tq3.runtime.cuda import many
 from tq3.runtime.modules import PackedExperts, PackedLinear, PackedWeight
 
 # Weights and products are rounded to the dtype of the activations.
@@ -23,17 +22,18 @@ def gradient(module, x, *others):
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_a_linear_layer(gpu, dtype, monkeypatch):
+def test_a_linear_layer(gpu, dtype):
     linear = PackedLinear(filled(PackedWeight(GroupLayout((70, 300), 3, 128))))
     x = activations(6, 300, dtype).view(2, 3, -1)
     expected = gradient(linear, x).double()
     assert error(gradient(tiled(linear), x), expected) < BOUNDS[dtype]
-    monkeypatch.setattr(many, "PIECE_WEIGHTS", 1)  # a tile at a time
+    gpu.crossing = gpu.crossing._replace(piece_weights=1)  # a tile at a time
     assert error(gradient(linear, x), expected) < BOUNDS[dtype]
 
 
-def test_experts(gpu):
+@pytest.mark.parametrize("chosen", [[3, 0, 3], [3, 0, 0, 2, 3, 3]], ids=["as they lie", "sorted"])
+def test_experts(gpu, chosen):
     experts = filled(PackedExperts(GroupLayout((4, 40, 200), 3, 128)))
-    x, chosen = activations(6, 200), torch.tensor([3, 0, 0, 2, 3, 3])
+    x, chosen = activations(len(chosen), 200), torch.tensor(chosen)
     expected = gradient(experts, x, chosen).double()
     assert error(gradient(tiled(experts), x, chosen), expected) < BOUNDS[x.dtype]

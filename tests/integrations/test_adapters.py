@@ -92,10 +92,7 @@ METHODS = {
     "DoRA": LoraConfig(**CAUSAL, target_modules=["q_proj"], use_dora=True),
     "AdaLoRA": peft.AdaLoraConfig(**CAUSAL, target_modules=["q_proj"], total_step=9),
     "LoHa": peft.LoHaConfig(**CAUSAL, target_modules=["q_proj"]),
-    "VeRA": peft.VeraConfig(**CAUSAL, target_modules=["q_proj"]),
-    "OFT": peft.OFTConfig(**CAUSAL, target_modules=["q_proj"]),
     "prompts": peft.PromptTuningConfig(**CAUSAL, num_virtual_tokens=4),
-    "prefixes": peft.PrefixTuningConfig(**CAUSAL, num_virtual_tokens=4),
 }
 
 

@@ -6,8 +6,8 @@ tq3::experts_gradient(Tensor g, Tensor packed, Tensor norms, Tensor experts, int
                       SymInt columns, int? rotation)
 tq3::linear_tiled_gradient(Tensor g, Tensor words, Tensor norms, int rows, int group,
                            SymInt columns, int? rotation)
-tq3::experts_tiled_gradient(Tensor g, Tensor words, Tensor norms, Tensor experts, int rows,
-                            int group, SymInt columns, int? rotation)
+tq3::experts_tiled_gradient(Tensor g, Tensor words, Tensor norms, Tensor order, Tensor jobs,
+                            int rows, int group, SymInt columns, int? rotation)
     g (..., rows) times the weight: (..., columns), in g's dtype. Other arguments are those of the
     operator without `_gradient`.
 
@@ -73,7 +73,7 @@ def linear_tiled(
         many.decode(on, Tiles(words[piece], norms[piece]), group, weights)
         return weights
 
-    return multiply(g, decode, g.dtype, group, columns, rotation, many.PIECE_WEIGHTS)
+    return multiply(g, decode, g.dtype, group, columns, rotation, on.crossing.piece_weights)
 
 
 def multiply(
@@ -120,9 +120,22 @@ def experts(
     return _of_each(linear, g, packed.view(len(norms), -1), norms, experts, *others)
 
 
-def experts_tiled(g: torch.Tensor, *arguments: Any) -> torch.Tensor:
+def experts_tiled(
+    g: torch.Tensor,
+    words: torch.Tensor,
+    norms: torch.Tensor,
+    order: torch.Tensor,
+    jobs: torch.Tensor,
+    *others: Any,
+) -> torch.Tensor:
     """What tq3::experts_tiled_gradient does with real tensors."""
-    return _of_each(linear_tiled, g, *arguments)
+    placed = torch.empty(len(g), dtype=torch.int64)
+    for expert, first, end, _ in jobs.tolist():
+        placed[first:end] = expert
+    experts = placed.to(g.device)
+    if len(order):
+        experts = torch.empty_like(experts).index_copy_(0, order, experts)
+    return _of_each(linear_tiled, g, words, norms, experts, *others)
 
 
 def _of_each(
@@ -229,8 +242,8 @@ _define(
 )
 _define(
     "experts_tiled",
-    f"{_TILES}, Tensor experts, int rows, int group",
+    f"{_TILES}, Tensor order, Tensor jobs, int rows, int group",
     arguments.check_tiled_experts,
-    lambda words, norms, experts, rows, _: rows,
+    lambda words, norms, order, jobs, rows, _: rows,
     experts_tiled,
 )
