@@ -60,7 +60,7 @@ class Tq3Quantizer(HfQuantizer):
             delattr(config, TRANSFORMERS_WEIGHTS)
         return config
 
-    update_tp_plan = update_attn_implementation  # which releases before 5.17 do not call
+    update_tp_plan = update_attn_implementation  # 5.16 calls only this one
 
     def get_new_dtype(
         self, converter: WeightRenaming | WeightConverter, param: Any, dtype: torch.dtype | None
