@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.quantizers import HfQuantizer
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
+from tq3.format.recognition import TRANSFORMERS_WEIGHTS, names_a_file
 from tq3.integrations.transformers import counting, dequantizing, experts
 from tq3.integrations.transformers.holding import hold_all
+from tq3.integrations.transformers.mapped import MappedFiles, copy_once
 from tq3.integrations.transformers.placing import (
     Place,
     check_names,
@@ -47,6 +50,25 @@ class Tq3Quantizer(HfQuantizer):
         self._places: list[Place] = []
         self._held: dict[str, PackedWeight] = {}
         self._experts_before: str | None = None
+        self._files = MappedFiles(())
+
+    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Called before Transformers looks for files. It shall take the usual ones, which
+        `transformers_weights` keeps it from where this package was not imported.
+        """
+        weights = getattr(config, TRANSFORMERS_WEIGHTS, None)
+        if weights is not None and not names_a_file(weights):
+            delattr(config, TRANSFORMERS_WEIGHTS)
+        return config
+
+    update_tp_plan = update_attn_implementation  # 5.16 calls only this one
+
+    def get_new_dtype(
+        self, converter: WeightRenaming | WeightConverter, param: Any, dtype: torch.dtype | None
+    ) -> torch.dtype | None:
+        """Called for each tensor before it is read, from 5.21 on; None for a step that casts it."""
+        wanted = super().get_new_dtype(converter, param, dtype)
+        return None if copy_once(converter, param, wanted, self._files) else wanted
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -60,6 +82,7 @@ class Tq3Quantizer(HfQuantizer):
         if model.dtype not in DTYPES:
             allowed = ", ".join(map(str, DTYPES))
             raise UsageError("activations of this dtype", found=model.dtype, expected=allowed)
+        self._files = MappedFiles(checkpoint_files)
         pairs, others = read_pairs(checkpoint_files)
         kept = find_kept(model, others)
         places = find_places(model, pairs, kept, self.quantization_config.group_size)
@@ -87,6 +110,9 @@ class Tq3Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self._held = hold_all(model)
         note_siblings(model)
+        for weight in self._held.values():
+            for part in weight.parameters():
+                self._files.let_go(part)
         for module in model.modules():
             if isinstance(module, PackedWeight):
                 module.arrange()

@@ -27,6 +27,7 @@ from tq3.format.layout import PACKED
 from tq3.format.recipe import GROUP_SIZES
 from tq3.integrations.stored import Matrix, Stored, read_shapes
 from tq3.integrations.vllm import names
+from tq3.integrations.vllm.casts import warn_once
 from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits
 from tq3.integrations.vllm.kept import KeptExpertsMethod, KeptLinearMethod
 from tq3.integrations.vllm.linear import Tq3LinearMethod
@@ -114,6 +115,7 @@ class Tq3Config(QuantizationConfig):
         logger.info(
             "tq3: %d of %d matrices are packed", self.stored.n_packed, len(self.stored.matrices)
         )
+        warn_once()
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """`up_proj.weight.tq_packed` is loaded into the parameter `weight_packed` of `up_proj`.
