@@ -12,7 +12,8 @@ from vllm.model_executor.layers.quantization import (
 )
 
 from tq3.integrations.vllm import linear, vocabulary
-from tq3.integrations.vllm.config import NAMES, Tq3Config, is_ours, logger
+from tq3.integrations.vllm.config import NAMES, Tq3Config, is_ours
+from tq3.integrations.vllm.decoding import logger
 
 
 def register() -> None:
