@@ -48,6 +48,7 @@ class Served:
     decoded: ends of the paths of modules that vLLM takes only decoded
     keep: patterns of matrices that must be kept
     asked_for: text, an embedding or a class
+    load_format: of vLLM, for the packed one
     """
 
     model: str
@@ -56,6 +57,7 @@ class Served:
     decoded: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     asked_for: str = "text"
+    load_format: str = "auto"
 
     def tiny(self, name: str) -> Architecture:
         """How to make its checkpoint."""
@@ -149,11 +151,19 @@ TABLE = {
     "bert": Served("BertModel", "BertConfig", asked_for="an embedding"),
     "roberta": Served("RobertaModel", "RobertaConfig", asked_for="an embedding"),
     "modernbert": Served(
-        "ModernBertModel", "ModernBertConfig", MODERNBERT, asked_for="an embedding"
+        "ModernBertModel",
+        "ModernBertConfig",
+        MODERNBERT,
+        asked_for="an embedding",
+        load_format="tq3",
     ),
     "qwen2_embedding": Served("Qwen2Model", "Qwen2Config", asked_for="an embedding"),
     "bert_classifier": Served(
-        "BertForSequenceClassification", "BertConfig", CLASSES, asked_for="a class"
+        "BertForSequenceClassification",
+        "BertConfig",
+        CLASSES,
+        ("pooler.dense",),
+        asked_for="a class",
     ),
     "llama_classifier": Served(
         "LlamaForSequenceClassification", "LlamaConfig", CLASSES, asked_for="a class"

@@ -1,4 +1,4 @@
-"""Mixtures of experts, fused or not: packed, split over ranks, or refused."""
+"""Mixtures of experts, fused or not: packed, split over ranks, or decoded."""
 
 from __future__ import annotations
 
