@@ -259,8 +259,8 @@ def check_loaded(norms: torch.Tensor, name: str) -> None:
             "not everything of this layer was in the checkpoint, or vLLM did not load it",
             tensor=name,
             found=f"{missing} of {norms.numel()} norms are missing",
-            fix="`tq3 verify` tells whether the checkpoint is whole; a model that vLLM loads by hand "
-            "needs --load-format tq3",
+            fix="`tq3 verify` tells whether the checkpoint is whole; a model that vLLM loads by "
+            "hand needs --load-format tq3",
         )
 
 
