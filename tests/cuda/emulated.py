@@ -14,6 +14,7 @@ import torch
 
 from tq3.runtime.cuda import calls, layout, source
 from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.crossings import OTHERS, crossing_of
 
 HERE = Path(__file__).parent
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
@@ -69,6 +70,10 @@ class Device:
 
     def __init__(self, order: str = "forward", processors: int = 1, **texts: str) -> None:
         self.order, self.processors, self._texts = ORDERS[order], processors, texts
+        self.crossing = crossing_of(OTHERS)
+
+    def load(self, kernel: str, instance: str) -> None:
+        """Nothing: an instance is compiled when it is launched."""
 
     def launch(self, call_: Call) -> None:
         """Run a call; what it wrote is in its tensors."""

@@ -8,6 +8,7 @@ import torch
 
 from tq3.format.recipe import GROUP_SIZES, WIDTHS
 from tq3.runtime.cuda.layout import TILE, UNIT, padded_groups
+from tq3.runtime.cuda.pairs import sizes
 
 # Of activations.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -81,19 +82,34 @@ def check_tiled_experts(
     x: torch.Tensor,
     words: torch.Tensor,
     norms: torch.Tensor,
-    experts: torch.Tensor,
+    order: torch.Tensor,
+    jobs: torch.Tensor,
     rows: int,
     group: int,
     rotation: int,
 ) -> None:
-    """Refuse what are no experts in tiles for that x."""
+    """Refuse what are no experts in tiles for that x, or a routing that was made for others."""
     if words.dim() != 6:
         refuse("words.shape", tuple(words.shape), "(experts, tiles, units, bits, 32, 4)")
     _check_tiles(words, norms, rows, group, rotation)
     if x.dim() != 2:
         refuse("x.shape", tuple(x.shape), "(pairs, columns)")
     _check_activations(x, words, norms, group)
-    _check_experts(x, experts)
+    of_order, of_jobs = sizes(x.shape[0], words.shape[0], group)
+    is_one = order.dtype == torch.int64 and jobs.dtype == torch.int32
+    if not is_one or order.shape != (of_order,) or jobs.shape != (of_jobs, 4):
+        found = f"{tuple(order.shape)} of {order.dtype}, {tuple(jobs.shape)} of {jobs.dtype}"
+        expected = f"{(of_order,)} of torch.int64, {(of_jobs, 4)} of torch.int32"
+        refuse("order and jobs", found, f"{expected}: those of tq3::route for this layer")
+    _check_devices(x, order, jobs)
+
+
+def check_route(experts: torch.Tensor, count: int, group: int) -> None:
+    """Refuse what are no numbers of experts."""
+    _check_width(WIDTHS[0], group, group)
+    if experts.dtype != torch.int64 or experts.dim() != 1 or count < 1:
+        found = f"{tuple(experts.shape)} of {experts.dtype} below {count}"
+        refuse("experts", found, "(pairs,) of torch.int64 below at least 1")
 
 
 def check_tiled_embedding(

@@ -37,10 +37,11 @@ def linear(
 
 def rotate(x: torch.Tensor, n: int, group: int, rotation: int) -> torch.Tensor:
     """D2 H D1 of each group, for weights that stay rotated.  (tokens, n * group) float32"""
-    first, second = fixed.signs(group, x.device)
+    first, _ = fixed.signs(group, x.device)
+    factors = fixed.factors(group, rotation, x.device)
     padded = F.pad(x.float(), (0, n * group - x.shape[-1]))
     groups = padded.reshape(len(x), n, group)
-    rotated: torch.Tensor = fixed.transform(groups * first, rotation) * (second / rotation**0.5)
+    rotated: torch.Tensor = fixed.transform(groups * first, rotation) * factors
     return rotated.reshape(len(x), n * group)
 
 

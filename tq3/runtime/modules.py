@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tq3.runtime.cuda import ready
+from tq3.runtime.cuda.layout import Tiles
+from tq3.runtime.cuda.pairs import Routing
 from tq3.runtime.weight import PackedWeight, ops, tiled
 
 __all__ = [
@@ -65,6 +68,9 @@ class PackedRows(PackedWeight):
             found = torch.ops.tq3.embedding(ids, *parts, layout.bits, layout.group, *of_rows)
         return found
 
+    def _make_ready(self, tiles: Tiles) -> None:
+        ready.embedding(tiles, self.layout.group)
+
 
 class PackedEmbedding(nn.Embedding):
     """What nn.Embedding looks up, from packed rows. Made by `look_up_packed`."""
@@ -112,14 +118,31 @@ def _unpickled(kind: Any) -> PackedEmbedding:
 class PackedExperts(PackedWeight):
     """The same matrix of all experts, (experts, rows, columns)."""
 
-    def forward(self, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Row i of x goes through expert experts[i].  (pairs, columns) -> (pairs, rows)"""
+    def route(self, experts: torch.Tensor) -> Routing:
+        """Numbers of experts as kernels take them, to be found once for all stacks of a layer.
+
+        For codes in tiles. experts: (pairs,) int64
+        """
+        layout = self.layout
+        return Routing(*torch.ops.tq3.route(experts, layout.shape[0], layout.group))
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, experts: torch.Tensor | Routing
+    ) -> torch.Tensor:
+        """Row i of x goes through expert experts[i].  (pairs, columns) -> (pairs, rows)
+
+        experts: their numbers, or what `route` makes of these where `is_tiled`
+        """
         (count, rows, _), group = self.layout.shape, self.layout.group
         codes = x, self.tq_packed
         y: torch.Tensor
         if self.is_tiled:
-            y = torch.ops.tq3.experts_tiled(*codes, self.tq_norms, experts, rows, group)
+            routing = experts if isinstance(experts, Routing) else self.route(experts)
+            y = torch.ops.tq3.experts_tiled(*codes, self.tq_norms, *routing, rows, group)
         else:
             norms = self.tq_norms.view(count, rows, -1)
             y = torch.ops.tq3.experts(*codes, norms, experts, self.layout.bits, group)
         return y
+
+    def _make_ready(self, tiles: Tiles) -> None:
+        ready.experts(tiles, self.layout.group, self.dtype)

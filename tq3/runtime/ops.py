@@ -34,11 +34,10 @@ from tq3.runtime import generic, rows
 from tq3.runtime.arguments import check_embedding, check_experts, check_linear, refuse
 
 _library = torch.library.Library("tq3", "DEF")
+_Operator = Callable[..., torch.Tensor] | Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
-def define(
-    schema: str, real: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]
-) -> None:
+def define(schema: str, real: _Operator, fake: _Operator) -> None:
     """Define an operator: what it does with real tensors, and with the shapes of others."""
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.needs_contiguous_strides,))

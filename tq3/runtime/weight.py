@@ -15,7 +15,7 @@ from torch import nn
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.runtime import ops, rows, tiled
 from tq3.runtime.cuda import layout as in_tiles
-from tq3.runtime.cuda import support
+from tq3.runtime.cuda import ready, support
 from tq3.runtime.values import WithoutValues
 
 __all__ = ["Norms", "PackedWeight", "ops", "tiled"]
@@ -105,16 +105,21 @@ class PackedWeight(WithoutValues):
     def arrange(self) -> None:
         """Bring codes and norms into tiles where their device has kernels that read those, out of
         them where it has none, as after unpickling what lay elsewhere.
+
+        The device then has all that calls with activations of `dtype` ask it for, so that a CUDA
+        graph may hold the first one.
         """
-        has_kernels = support.launcher(self.device) is not None
-        if self.is_tiled == has_kernels:
-            return
-        if self.is_tiled:
+        has_kernels, layout = support.launcher(self.device) is not None, self.layout
+        if self.is_tiled and not has_kernels:
             self._hold(*self.stored())
-            return
-        layout = self.layout
-        norms = self.tq_norms.detach().view(*layout.shape[:-1], layout.groups_per_row)
-        self._hold(*in_tiles.repack(self.tq_packed.detach(), norms, layout.bits, layout.group))
+        if has_kernels and not self.is_tiled:
+            norms = self.tq_norms.detach().view(*layout.shape[:-1], layout.groups_per_row)
+            self._hold(*in_tiles.repack(self.tq_packed.detach(), norms, layout.bits, layout.group))
+        if has_kernels:
+            self._make_ready(in_tiles.Tiles(self.tq_packed.detach(), self.tq_norms.detach()))
+
+    def _make_ready(self, tiles: in_tiles.Tiles) -> None:
+        ready.linear(tiles, self.layout.group, self.dtype)
 
     def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and norms as the checkpoint has them."""

@@ -17,7 +17,7 @@ from vllm.model_executor.utils import replace_parameter, set_weight_attrs
 from tq3.integrations.stored import Stored, groups_of_a_rank
 from tq3.integrations.vllm.linear import check_loaded
 from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
-from tq3.runtime.cuda import support
+from tq3.runtime.cuda import ready, support
 from tq3.runtime.cuda.layout import repack
 
 # What vLLM calls a stack of matrices of all experts: gate and up on each other, and down.
@@ -77,7 +77,8 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
             check_loaded(norms, layer.layer_name)
             parts: Sequence[torch.Tensor] = packed, norms
             if support.launcher(norms.device) is not None:
-                parts = repack(packed, norms, bits, self.group)
+                parts = tiles = repack(packed, norms, bits, self.group)
+                ready.experts(tiles, self.group, self.moe.in_dtype)
             for name, part in zip(names, parts, strict=True):
                 replace_parameter(layer, name, part)
 
@@ -118,7 +119,8 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
         inner = self.moe.intermediate_size_per_partition
         shards = 2 if self.moe.is_act_and_mul else 1
         stack = layer.w13_weight_packed, layer.w13_weight_norms
-        gate_up = self._project(x, *stack, experts, self.bits.gate_up, shards * inner)
+        routed = self._routed(stack[0], experts)
+        gate_up = self._project(x, *stack, routed, self.bits.gate_up, shards * inner)
         activated = x.new_empty(len(x), inner)
         config = self.get_fused_moe_quant_config(layer)
         apply_moe_activation(
@@ -128,20 +130,27 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
             activation_config=ApplyMoEActivationConfig.from_configs(self.moe, config),
         )
         stack = layer.w2_weight_packed, layer.w2_weight_norms
-        return self._project(activated, *stack, experts, self.bits.down, x.shape[1])
+        return self._project(activated, *stack, routed, self.bits.down, x.shape[1])
+
+    def _routed(self, packed: torch.Tensor, experts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Each pair's expert, for both stacks: as kernels take it where these are in tiles."""
+        if packed.dtype == torch.int32:
+            order, jobs = torch.ops.tq3.route(experts, len(packed), self.group)
+            return order, jobs
+        return (experts,)
 
     def _project(
         self,
         x: torch.Tensor,
         packed: torch.Tensor,
         norms: torch.Tensor,
-        experts: torch.Tensor,
+        routed: tuple[torch.Tensor, ...],
         bits: int,
         rows: int,
     ) -> torch.Tensor:
         if packed.dtype == torch.int32:  # in tiles
-            return torch.ops.tq3.experts_tiled(x, packed, norms, experts, rows, self.group)
-        return torch.ops.tq3.experts(x, packed, norms, experts, bits, self.group)
+            return torch.ops.tq3.experts_tiled(x, packed, norms, *routed, rows, self.group)
+        return torch.ops.tq3.experts(x, packed, norms, *routed, bits, self.group)
 
 
 def stacks_below(stored: Stored, prefix: str, layer: RoutedExperts) -> dict[str, list[str]]:

@@ -23,8 +23,8 @@ from tq3.errors import BadInput
 from tq3.integrations.stored import Matrix, groups_of_a_rank, runs, spread
 from tq3.integrations.vllm.kept import KeptLinearMethod
 from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
-from tq3.runtime.cuda import support
-from tq3.runtime.cuda.layout import repack
+from tq3.runtime.cuda import ready, support
+from tq3.runtime.cuda.layout import Tiles, repack
 
 Loader = Callable[..., Any]
 # Parameters of a layer. Most have the first two; `weight` holds rows that are not packed.
@@ -133,6 +133,7 @@ class Tq3LinearMethod(LinearMethodBase):
         add("weight", [columns * (not b) for b in widths], params_dtype, loader)
         layer.weight_norms.data.fill_(torch.nan)  # until they are loaded
         layer.tq3_runs = _runs(rows, n * group)
+        layer.tq3_dtype = params_dtype
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """What was loaded is what is served, on a GPU with kernels brought into their tiles."""
@@ -145,6 +146,8 @@ class Tq3LinearMethod(LinearMethodBase):
             for name in PACKED_PARAMETERS:
                 delattr(layer, name)
             hold_tiles(layer, tiles)
+            for parts in tiles.values():
+                ready.linear(Tiles(*parts), self.group, layer.tq3_dtype)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., columns) -> (..., rows) in x's dtype."""

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from tq3.runtime import arithmetic as fixed
+from tq3.runtime.cuda.crossings import Crossing
 from tq3.runtime.cuda.layout import UNIT, Tiles, padded_groups
 
 # Tokens that a product of tensor cores takes, and the most such products of a block, which decodes
@@ -47,6 +48,9 @@ class Launcher(Protocol):
 
     @property
     def processors(self) -> int: ...
+
+    @property
+    def crossing(self) -> Crossing: ...
 
     def load(self, kernel: str, instance: str) -> object: ...
 

@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from cuda.bindings import driver
 
+from tq3.runtime.constants import refuse_in_a_capture
 from tq3.runtime.cuda import compiler
 from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.crossings import crossing_of
+
+# The driver's version from which on it can be told to load a function.
+_HAS_FUNC_LOAD = 12040
 
 
 class Device:
@@ -18,46 +23,55 @@ class Device:
     def __init__(self, index: int, architecture: str) -> None:
         self.index, self.architecture = index, architecture
         self.processors = torch.cuda.get_device_properties(index).multi_processor_count
+        self.crossing = crossing_of(architecture)
         self._kernels: dict[tuple[str, str], Any] = {}
 
     def load(self, kernel: str, instance: str) -> Any:
-        """The handle of an instance, which is compiled when it is new: never while a CUDA graph is
-        being captured, which therefore needs an earlier call.
+        """The handle of an instance, which is compiled when it is new, and brought to the device.
+
+        Raises UsageError for a new one while a CUDA graph is captured.
         """
         key = kernel, instance
         if key not in self._kernels:
-            code = compiler.compiled(kernel, instance, self.architecture)
             with torch.cuda.device(self.index):
-                library = _answer(driver.cuLibraryLoadData(code.cubin, [], [], 0, [], [], 0))
-                self._kernels[key] = _answer(
-                    driver.cuLibraryGetKernel(library, code.function.encode())
-                )
+                refuse_in_a_capture(instance)
+                code = compiler.compiled(kernel, instance, self.architecture)
+                self._enter()
+                self._kernels[key] = _loaded(code)
         return self._kernels[key]
 
     def _enter(self) -> None:
-        """Make torch's context current in a thread in which nothing has needed one yet."""
+        """Make torch's context current in a thread in which nothing has needed one yet.
+
+        Inside of torch.cuda.device, which gives the thread back the device that it had.
+        """
         if not int(_answer(driver.cuCtxGetCurrent())):
             context = _answer(driver.cuDevicePrimaryCtxRetain(driver.CUdevice(self.index)))
             _answer(driver.cuCtxSetCurrent(context))
 
     def launch(self, call: Call) -> None:
         """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""
-        handle = self.load(call.kernel, call.instance)
-        self._enter()
+        function = self.load(call.kernel, call.instance)
         values, kinds = zip(*map(_argument, call.arguments), strict=True)
         stream = torch.cuda.current_stream(self.index).cuda_stream
+        block = call.threads, 1, 1
         with torch.cuda.device(self.index):
+            self._enter()
             _answer(
-                driver.cuLaunchKernel(
-                    driver.CUfunction(int(handle)),
-                    *call.grid,
-                    *(call.threads, 1, 1),
-                    0,
-                    stream,
-                    (values, kinds),
-                    0,
-                )
+                driver.cuLaunchKernel(function, *call.grid, *block, 0, stream, (values, kinds), 0)
             )
+
+
+def _loaded(code: compiler.Code) -> Any:
+    """The function in the current context, its code on the device: a driver that loads lazily would
+    do so at the first launch, which may be captured.
+    """
+    library = _answer(driver.cuLibraryLoadData(code.cubin, [], [], 0, [], [], 0))
+    kernel = _answer(driver.cuLibraryGetKernel(library, code.function.encode()))
+    function = _answer(driver.cuKernelGetFunction(kernel))
+    if _answer(driver.cuDriverGetVersion()) >= _HAS_FUNC_LOAD:
+        _answer(driver.cuFuncLoad(function))
+    return function
 
 
 def _argument(argument: torch.Tensor | int | float | None) -> tuple[int | float, Any]:
