@@ -14,13 +14,9 @@ from transformers.quantizers import HfQuantizer
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
-<<<<<<< HEAD
-from tq3.integrations.transformers import experts
-from tq3.integrations.transformers.convolving import convolve_in_float32
-=======
 from tq3.format.recognition import TRANSFORMERS_WEIGHTS, names_a_file
 from tq3.integrations.transformers import counting, dequantizing, experts
->>>>>>> main
+from tq3.integrations.transformers.convolving import convolve_in_float32
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.mapped import MappedFiles, copy_once
 from tq3.integrations.transformers.placing import (
@@ -114,14 +110,11 @@ class Tq3Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self._held = hold_all(model)
-<<<<<<< HEAD
         convolve_in_float32(model)
-=======
         note_siblings(model)
         for weight in self._held.values():
             for part in weight.parameters():
                 self._files.let_go(part)
->>>>>>> main
         for module in model.modules():
             if isinstance(module, PackedWeight):
                 module.arrange()
