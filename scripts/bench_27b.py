@@ -205,16 +205,18 @@ def print_table(steps: list[dict[str, Spent]], faults: list[int]) -> None:
     totals = [sum((step[kind] for kind in KINDS), Spent()) for step in steps]
     row("**one token**", totals)
     ours = [step["packed layers"] + step["head"] for step in steps]
-    ratios = [f"{total.processor / one.processor:.2f}" for total, one in zip(totals, ours)]
+    ratios = [
+        f"{total.processor / one.processor:.2f}" for total, one in zip(totals, ours, strict=True)
+    ]
     later = statistics.median(
-        total.processor / one.processor for total, one in zip(totals[2:], ours[2:])
+        total.processor / one.processor for total, one in zip(totals[2:], ours[2:], strict=True)
     )
     print(f"| it by packed layers and head | {ratios[0]} | {ratios[1]} | {later:.2f} |")
     print(f"| pages waited for | {faults[0]} | {faults[1]} | {statistics.median(faults[2:]):.0f} |")
 
 
 def row(name: str, spent: list[Spent]) -> None:
-    later = Spent(*(statistics.median(values) for values in zip(*spent[2:])))
+    later = Spent(*(statistics.median(values) for values in zip(*spent[2:], strict=True)))
     cells = (f"{s.processor * 1e3:.0f} ({s.wall * 1e3:.0f})" for s in (*spent[:2], later))
     print(f"| {name} | {' | '.join(cells)} |")
 

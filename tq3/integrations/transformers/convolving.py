@@ -71,7 +71,7 @@ def _float(value: Any) -> Any:
 
 
 class _Filtering(nn.Module):
-    """A convolution whose parameters, state dict and dtype are its own, and whose weight a Filter."""
+    """A convolution that gives its weight as a Filter. Parameters and state stay plain."""
 
     @property
     def weight(self) -> torch.Tensor | None:
@@ -79,15 +79,16 @@ class _Filtering(nn.Module):
         return None if weight is None else weight.as_subclass(Filter)
 
 
-class _Conv1d(_Filtering, nn.Conv1d):
+# mypy knows no property in the place of an attribute.
+class _Conv1d(_Filtering, nn.Conv1d):  # type: ignore[misc]
     pass
 
 
-class _Conv2d(_Filtering, nn.Conv2d):
+class _Conv2d(_Filtering, nn.Conv2d):  # type: ignore[misc]
     pass
 
 
-class _Conv3d(_Filtering, nn.Conv3d):
+class _Conv3d(_Filtering, nn.Conv3d):  # type: ignore[misc]
     pass
 
 
