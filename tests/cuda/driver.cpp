@@ -153,16 +153,33 @@ bool is_aligned(const std::string& type, const unsigned char* bytes) {
     return !is_wide || at<std::uint64_t>(reinterpret_cast<const char*>(bytes)) % 16 == 0;
 }
 
-int launch(const Kernel* kernel, unsigned x, unsigned y, unsigned z, unsigned block_x,
-           unsigned block_y, unsigned block_z, unsigned shared, void* stream, void** arguments,
-           void** extra) {
+// As cuda.h has them. An attribute's value is a union of 64 bytes.
+struct Attribute {
+    int id, padding, value, others[15];
+};
+struct Launch {
+    unsigned grid[3], block[3], shared;
+    void* stream;
+    const Attribute* attributes;
+    unsigned n_attributes;
+};
+
+int launch_as(const Launch& how, const Kernel* kernel, void** arguments, void** extra) {
+    constexpr int kMayStartEarly = 6;
+    const auto [x, y, z] = how.grid;
     if (!current) return kInvalidContext;
     if (!kernel->is_on_the_device) return kNotFound;
-    const unsigned threads = block_x * block_y * block_z;
+    const unsigned threads = how.block[0] * how.block[1] * how.block[2];
+    for (unsigned i = 0; i < how.n_attributes; ++i)
+        if (how.attributes[i].id != kMayStartEarly) return kInvalidValue;
+    const bool early = how.n_attributes > 0 && how.attributes[0].value;
     if (x * y * z == 0 || y > 65535 || z > 65535 || threads != kernel->most_threads || extra)
         return kInvalidValue;
-    std::fprintf(log(), "launch %s grid %u %u %u block %u %u %u shared %u stream %p\n",
-                 kernel->name.c_str(), x, y, z, block_x, block_y, block_z, shared, stream);
+    static const bool is_logged = std::getenv("DRIVER_LOG");
+    if (!is_logged) return kSuccess;  // texts take longer than a launch
+    std::fprintf(log(), "launch %s grid %u %u %u block %u %u %u shared %u stream %p%s\n",
+                 kernel->name.c_str(), x, y, z, how.block[0], how.block[1], how.block[2],
+                 how.shared, how.stream, early ? " early" : "");
     for (std::size_t i = 0; i < kernel->sizes.size(); ++i) {
         const auto* bytes = static_cast<const unsigned char*>(arguments[i]);
         const std::string& type = kernel->types[i];
@@ -173,6 +190,17 @@ int launch(const Kernel* kernel, unsigned x, unsigned y, unsigned z, unsigned bl
     }
     std::fflush(log());
     return kSuccess;
+}
+
+int launch(const Kernel* kernel, unsigned x, unsigned y, unsigned z, unsigned block_x,
+           unsigned block_y, unsigned block_z, unsigned shared, void* stream, void** arguments,
+           void** extra) {
+    return launch_as({{x, y, z}, {block_x, block_y, block_z}, shared, stream, nullptr, 0}, kernel,
+                     arguments, extra);
+}
+
+int launch_ex(const Launch* how, const Kernel* kernel, void** arguments, void** extra) {
+    return launch_as(*how, kernel, arguments, extra);
 }
 
 }  // namespace
@@ -194,6 +222,7 @@ extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, unsig
         {"cuKernelGetFunction", reinterpret_cast<void*>(get_function)},
         {"cuFuncLoad", reinterpret_cast<void*>(load_function)},
         {"cuLaunchKernel", reinterpret_cast<void*>(launch)},
+        {"cuLaunchKernelEx", reinterpret_cast<void*>(launch_ex)},
     };
     for (const auto& each : all)
         if (std::strcmp(each.name, name) == 0) {

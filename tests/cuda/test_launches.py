@@ -14,6 +14,7 @@ from tq3.format.layout import GroupLayout
 from tq3.integrations.transformers import experts as of_transformers
 from tq3.runtime import tiled as operators
 from tq3.runtime.cuda import support
+from tq3.runtime.cuda.crossings import OTHERS, crossing_of
 from tq3.runtime.modules import PackedExperts
 
 # They allocate, or look at what is there in another way.
@@ -26,7 +27,7 @@ NO_KERNELS = {
 class Kernels(TorchDispatchMode):
     """Counts kernels: operators of torch, also those that ours consist of, and launches of ours."""
 
-    processors = 132
+    processors, crossing = 132, crossing_of(OTHERS)
 
     def __init__(self):
         super().__init__()

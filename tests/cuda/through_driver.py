@@ -76,7 +76,7 @@ def run(program: str, folder: Path, **environment: str) -> Run:
     return Run(printed, json.loads(asked), given, others)
 
 
-def device(processors: int = 3) -> Any:
+def device(processors: int = 3, architecture: str = "sm_80") -> Any:
     """A Device that every tensor is on. Its calls are printed when the process ends.
 
     What device.py asks torch for is made up there only: hosts have stand-ins of their own.
@@ -88,6 +88,7 @@ def device(processors: int = 3) -> Any:
         device=lambda _: contextlib.nullcontext(),
         current_stream=lambda _: SimpleNamespace(cuda_stream=STREAM),
         get_device_properties=lambda _: SimpleNamespace(multi_processor_count=processors),
+        is_current_stream_capturing=lambda: False,
     )
     module.torch = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
     torch.cuda.is_current_stream_capturing = lambda: False
@@ -98,12 +99,13 @@ def device(processors: int = 3) -> Any:
         def launch(self, call: Any) -> None:
             name = compiler.compiled(call.kernel, call.instance, self.architecture).function
             grid = " ".join(map(str, call.grid))
-            where = f"block {call.threads} 1 1 shared 0 stream {STREAM:#x}"
+            early = " early" if call.early and architecture != "sm_80" else ""
+            where = f"block {call.threads} 1 1 shared 0 stream {STREAM:#x}{early}"
             arguments = map(_line, call.arguments)
             self.asked.append([f"launch {name} grid {grid} {where}", *arguments])
             super().launch(call)
 
-    found = Noting(0, "sm_80")
+    found = Noting(0, architecture)
     support.launcher = lambda _: found
     atexit.register(lambda: print(json.dumps(found.asked), flush=True))
     return found

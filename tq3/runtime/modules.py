@@ -11,6 +11,8 @@ from torch import nn
 from tq3.runtime.cuda import ready
 from tq3.runtime.cuda.layout import Tiles
 from tq3.runtime.cuda.pairs import Routing
+from tq3.runtime.siblings import Siblings
+from tq3.runtime.values import no_values
 from tq3.runtime.weight import PackedWeight, ops, tiled
 
 __all__ = [
@@ -20,38 +22,62 @@ __all__ = [
     "PackedRows",
     "PackedWeight",
     "look_up_packed",
+    "note_siblings",
     "ops",
     "tiled",
+    "unpack",
 ]
 
 
-class PackedLinear(nn.Module):
-    """What nn.Linear computes, from a packed weight."""
+class PackedLinear(nn.Linear):
+    """What nn.Linear computes, from a packed weight.
 
-    bias: nn.Parameter | None
+    It is one for whoever looks for such layers, as adapters do: they add to what it computes.
+    """
+
+    weight: PackedWeight  # type: ignore[assignment]
 
     def __init__(self, weight: PackedWeight, bias: nn.Parameter | None = None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.out_features, self.in_features = weight.layout.shape
         self.weight = weight
         self.register_parameter("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in_features) -> (..., out_features), in x's dtype"""
-        y: torch.Tensor = self.weight(x)
+        # Asked of the module, it would take longer than an operation of torch.
+        y: torch.Tensor = self._modules["weight"](x)  # type: ignore[misc]
         return y if self.bias is None else y + self.bias
 
-    def extra_repr(self) -> str:
-        """As nn.Linear says it."""
-        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, bias={self.bias is not None}"
+    def reset_parameters(self) -> None:
+        """Refused: what is packed is not initialised."""
+        raise no_values(self.weight)
 
-    def __str__(self) -> str:
-        """Of this layer alone: who can't take it, such as peft, says so in an error."""
-        return (
-            f"{super().__str__()}, whose weight is packed by tq3 (to adapt or to train it, `tq3 "
-            "restore` the checkpoint, or compress it with --keep for such layers),"
-        )
+    def dequantize(self) -> torch.Tensor:
+        """The decoded weight, of its dtype."""
+        return self.weight.dequantize()
+
+    @property
+    def W_q(self) -> PackedWeight:  # noqa: N802  the name is PEFT's
+        """Who finds this calls `dequantize`: so PEFT learns the values for DoRA."""
+        return self.weight
+
+
+def note_siblings(model: nn.Module) -> None:
+    """Tell packed layers which others they lie beside: whether these read the same input, they see
+    when they are called.
+    """
+    for module in model.modules():
+        found: dict[tuple[int, int, int], list[PackedWeight]] = {}
+        for child in module.children():
+            if isinstance(child, PackedLinear):
+                layout = child.weight.layout
+                form = layout.cols, layout.bits, layout.group
+                found.setdefault(form, []).append(child.weight)
+        for weights in found.values():
+            siblings = Siblings() if len(weights) > 1 else None
+            for weight in weights:
+                weight.siblings = siblings
 
 
 class PackedRows(PackedWeight):
@@ -77,6 +103,15 @@ class PackedEmbedding(nn.Embedding):
 
     weight: PackedRows  # type: ignore[assignment]
 
+    @property
+    def tq_norms(self) -> PackedEmbedding:
+        """Itself: PEFT takes the owner of a parameter for the one whose name is without `.weight`,
+        to tune prompts for the embeddings.
+        """
+        return self
+
+    tq_packed = tq_norms
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: any shape -> (*ids.shape, embedding_dim)"""
         found: torch.Tensor = self.weight(ids)
@@ -101,6 +136,15 @@ def look_up_packed(embedding: nn.Embedding, weight: PackedRows) -> None:
     # As torch's own parametrisations do it: buffers, hooks and flags of the module stay.
     kind: Any = type(embedding)
     embedding.__class__ = _packed_class(kind)
+
+
+def unpack(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Put an ordinary parameter in the place of a packed weight; its owner is what it once was."""
+    delattr(owner, name)
+    setattr(owner, name, parameter)
+    kind: Any = type(owner)
+    if isinstance(owner, PackedLinear | PackedEmbedding):
+        owner.__class__ = kind.__bases__[0]
 
 
 @cache

@@ -24,16 +24,19 @@ import torch
 
 from tq3.runtime import rows as looked_up
 from tq3.runtime.arguments import (
+    DTYPES,
+    check_layer_in_tiles,
     check_route,
     check_tiled,
     check_tiled_embedding,
     check_tiled_experts,
     refuse,
 )
-from tq3.runtime.cuda import layout, pairs, support
+from tq3.runtime.cuda import calls, layout, pairs, support
 from tq3.runtime.cuda import linear as on_device
 from tq3.runtime.cuda.calls import Launcher
-from tq3.runtime.ops import define
+from tq3.runtime.ops import define, differentiate, no_gradient, reshaped
+from tq3.runtime.siblings import Siblings
 
 
 def linear(
@@ -51,7 +54,54 @@ def linear(
     if not len(tokens):
         return x.new_empty(*x.shape[:-1], rows)
     out = on_device.linear(_launcher(x), tokens, layout.Tiles(words, norms), rows, group, rotation)
-    return out.view(*x.shape[:-1], rows)
+    return reshaped(out, *x.shape[:-1], rows)
+
+
+class Layer:
+    """A layer in tiles that was checked, and where it is multiplied."""
+
+    __slots__ = ("_columns", "_device", "_group", "_on", "_places", "_rows")
+
+    def __init__(self, on: Launcher, tiles: layout.Tiles, rows: int, group: int) -> None:
+        words, norms = tiles
+        most = words.shape[1] * layout.UNIT
+        self._columns = range(most - max(group, layout.UNIT) + 1, most + 1)
+        self._on, self._device, self._rows, self._group = on, words.device, rows, group
+        self._places = words.data_ptr(), norms.data_ptr()
+
+    def is_of(self, words: torch.Tensor, norms: torch.Tensor) -> bool:
+        """As `direct.Ready` says."""
+        return self._places == (words.data_ptr(), norms.data_ptr())
+
+    def multiply(
+        self,
+        x: torch.Tensor,
+        words: torch.Tensor,
+        norms: torch.Tensor,
+        siblings: Siblings | None,
+    ) -> torch.Tensor | None:
+        """As `direct.Ready` says."""
+        shape, group = x.shape, self._group
+        columns = shape[-1] if shape else 0
+        if columns not in self._columns or x.dtype not in DTYPES or x.device != self._device:
+            return None
+        tokens = x.numel() // columns
+        if not tokens:
+            return None
+        flat = x.reshape(tokens, columns).contiguous()
+        quantise = siblings.quantise(x, self._places) if siblings else calls.quantise
+        layer = layout.Tiles(words, norms)
+        out = on_device.linear(self._on, flat, layer, self._rows, group, group, quantise)
+        return out.view(*shape[:-1], self._rows)
+
+
+def ready(words: torch.Tensor, norms: torch.Tensor, rows: int, group: int) -> Layer | None:
+    """As `direct.ready` says."""
+    on = support.launcher(words.device)
+    if on is None:
+        return None
+    check_layer_in_tiles(words, norms, rows, group)
+    return Layer(on, layout.Tiles(words, norms), rows, group)
 
 
 def route(experts: torch.Tensor, count: int, group: int) -> pairs.Routing:
@@ -172,3 +222,4 @@ define(
     embedding,
     _fake_embedding,
 )
+differentiate("embedding_tiled", no_gradient)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from tq3.errors import UsageError
 from tq3.runtime.cuda.pairs import Routing
 from tq3.runtime.modules import PackedExperts
 
@@ -26,6 +27,25 @@ def are_experts(owner: nn.Module, name: str) -> bool:
     weights are (experts, rows, columns).
     """
     return name in _WEIGHTS and getattr(owner, "is_transposed", None) is False
+
+
+def refuse_adapters(owner: nn.Module) -> None:
+    """Have an adapter that was trained on dense experts end in a sentence where it is loaded.
+
+    PEFT finds no parameter to put it into, and would leave it out in silence.
+    """
+    owner.register_load_state_dict_pre_hook(_refuse_adapter)
+
+
+def _refuse_adapter(owner: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    parts = (name for name in state if name.startswith(prefix))
+    found = next((name for name in parts if "lora_" in name), None)
+    if found is not None:
+        raise UsageError(
+            f"an adapter can't change the packed experts of {type(owner).__name__}",
+            tensor=found,
+            fix="`tq3 restore` the checkpoint, or compress it with --keep for its experts",
+        )
 
 
 def forward(

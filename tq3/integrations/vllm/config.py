@@ -38,6 +38,7 @@ from tq3.format.layout import PACKED
 from tq3.format.recipe import GROUP_SIZES
 from tq3.integrations.stored import Stored, read_shapes
 from tq3.integrations.vllm import names
+from tq3.integrations.vllm.casts import warn_once
 from tq3.integrations.vllm.decoding import CheckpointMapper, Decoder, logger
 from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits, stacks_below
 from tq3.integrations.vllm.kept import KeptExpertsMethod, KeptLinearMethod
@@ -129,6 +130,7 @@ class Tq3Config(QuantizationConfig):
         logger.info(
             "tq3: %d of %d matrices are packed", self.stored.n_packed, len(self.stored.matrices)
         )
+        warn_once()
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """`up_proj.weight.tq_packed` is loaded into the parameter `weight_packed` of `up_proj`.

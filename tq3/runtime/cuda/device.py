@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,8 +15,12 @@ from tq3.runtime.cuda import compiler
 from tq3.runtime.cuda.calls import Call
 from tq3.runtime.cuda.crossings import crossing_of
 
-# The driver's version from which on it can be told to load a function.
+# The driver's version from which on it can be told to load a function, and from which on a CUDA
+# graph keeps that a kernel may start early.
 _HAS_FUNC_LOAD = 12040
+_KEEPS_EARLY_STARTS = 12030
+# From this architecture on kernels wait themselves for those ahead (instructions.cuh).
+_WAITS_ITSELF = 90
 
 
 class Device:
@@ -25,6 +31,13 @@ class Device:
         self.processors = torch.cuda.get_device_properties(index).multi_processor_count
         self.crossing = crossing_of(architecture)
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._early = _EarlyLaunch()
+
+    @cached_property
+    def _starts_early(self) -> bool:
+        architecture = int(self.architecture.removeprefix("sm_"))
+        version = _answer(driver.cuDriverGetVersion())
+        return architecture >= _WAITS_ITSELF and version >= _KEEPS_EARLY_STARTS
 
     def load(self, kernel: str, instance: str) -> Any:
         """The handle of an instance, which is compiled when it is new, and brought to the device.
@@ -49,6 +62,11 @@ class Device:
             context = _answer(driver.cuDevicePrimaryCtxRetain(driver.CUdevice(self.index)))
             _answer(driver.cuCtxSetCurrent(context))
 
+    def sequence(self) -> tuple[int, bool]:
+        """torch's current stream, and whether a CUDA graph is made of what it is given."""
+        stream: int = torch.cuda.current_stream(self.index).cuda_stream
+        return stream, torch.cuda.is_current_stream_capturing()
+
     def launch(self, call: Call) -> None:
         """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""
         function = self.load(call.kernel, call.instance)
@@ -57,9 +75,36 @@ class Device:
         block = call.threads, 1, 1
         with torch.cuda.device(self.index):
             self._enter()
-            _answer(
-                driver.cuLaunchKernel(function, *call.grid, *block, 0, stream, (values, kinds), 0)
-            )
+            if call.early and self._starts_early:
+                config = self._early.of(call, stream)
+                _answer(driver.cuLaunchKernelEx(config, function, (values, kinds), 0))
+            else:
+                _answer(
+                    driver.cuLaunchKernel(
+                        function, *call.grid, *block, 0, stream, (values, kinds), 0
+                    )
+                )
+
+
+class _EarlyLaunch(threading.local):
+    """Launches of kernels that may start before the one ahead in the stream has ended: of each
+    thread, since the driver reads it while others run; made once, as that takes microseconds.
+    """
+
+    def __init__(self) -> None:
+        attribute, self._config = driver.CUlaunchAttribute(), driver.CUlaunchConfig()
+        attribute.id = (
+            driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        )
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        self._config.attrs, self._config.numAttrs = [attribute], 1
+        self._config.blockDimY = self._config.blockDimZ = 1
+
+    def of(self, call: Call, stream: int) -> driver.CUlaunchConfig:
+        config = self._config
+        config.gridDimX, config.gridDimY, config.gridDimZ = call.grid
+        config.blockDimX, config.hStream = call.threads, stream
+        return config
 
 
 def _loaded(code: compiler.Code) -> Any:

@@ -91,3 +91,6 @@ class _Asked:
 
     def launch(self, call: Call) -> None:
         self.load(call.kernel, call.instance)
+
+    def sequence(self) -> None:
+        """Nothing is launched."""

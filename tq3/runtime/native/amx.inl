@@ -16,10 +16,6 @@ constexpr int kTileRows = 16, kRows = 2 * kTileRows, kMostBlocks = 2;
 // Tokens from which on tiles are faster, though most of a tile may be empty.
 constexpr std::size_t kFewestForTiles = 5;
 
-inline std::size_t least(std::size_t a, std::size_t b) {
-    return a < b ? a : b;
-}
-
 struct alignas(64) TileShapes {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
     std::uint16_t bytes_a_row[16] = {};

@@ -6,6 +6,7 @@
 namespace {
 
 constexpr int kChunk = 128;
+constexpr std::size_t kMostTogether = 4;  // more tokens are a matter of blocks.inl
 
 // vpdpbusd wants bytes without sign: levels are counted from the lowest one.
 constexpr bool kFromLowest = true;
@@ -135,6 +136,59 @@ __attribute__((always_inline)) inline void add_lanes(const I (&v)[8], Octet& sum
 #include "linear.inl"
 
 #include "activations.inl"
+
+// Tokens from which on blocks are faster, though lanes may be empty.
+constexpr std::size_t kFewestForBlocks = 6, kTokenLanes = 16, kFewerLanes = 8;
+constexpr std::size_t kSumRows = 16;
+
+template <int lanes>
+struct Tokens;
+template <>
+struct Tokens<16> {
+    using I = ::I;
+    using F = ::F;
+};
+template <>
+struct Tokens<8> {
+    using I = std::int32_t __attribute__((vector_size(32)));
+    using F = float __attribute__((vector_size(32)));
+};
+
+// Four pairs of each eight neighbours: 0 2, 1 3, 4 6, 5 7, each in a vector of its own.
+inline void order_pairs(const std::int16_t* values, std::int32_t (&pairs)[kChunk / 2]) {
+    std::int16_t words[4][2 * kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+        for (int k = 0; k < 4; ++k) {
+            words[k][2 * lane] = values[8 * lane + k / 2 * 4 + k % 2];
+            words[k][2 * lane + 1] = values[8 * lane + k / 2 * 4 + k % 2 + 2];
+        }
+    __builtin_memcpy(pairs, words, sizeof pairs);
+}
+
+inline void store_pairs(const Weights& weights, std::int32_t* to) {
+    const __m512i even = _mm512_set1_epi16(0xff);
+    _mm512_storeu_si512(to, _mm512_and_si512(weights.first, even));
+    _mm512_storeu_si512(to + 16, _mm512_srli_epi16(weights.first, 8));
+    _mm512_storeu_si512(to + 32, _mm512_and_si512(weights.second, even));
+    _mm512_storeu_si512(to + 48, _mm512_srli_epi16(weights.second, 8));
+}
+
+__attribute__((always_inline)) inline Tokens<16>::I multiply_pairs(Tokens<16>::I total,
+                                                                   Tokens<16>::I levels,
+                                                                   Tokens<16>::I pairs) {
+    return reinterpret_cast<Tokens<16>::I>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(total),
+                                                               reinterpret_cast<__m512i>(levels),
+                                                               reinterpret_cast<__m512i>(pairs)));
+}
+__attribute__((always_inline)) inline Tokens<8>::I multiply_pairs(Tokens<8>::I total,
+                                                                  Tokens<8>::I levels,
+                                                                  Tokens<8>::I pairs) {
+    return reinterpret_cast<Tokens<8>::I>(_mm256_dpwssd_epi32(reinterpret_cast<__m256i>(total),
+                                                              reinterpret_cast<__m256i>(levels),
+                                                              reinterpret_cast<__m256i>(pairs)));
+}
+
+#include "blocks.inl"
 #include "rotated.inl"
 
 #ifdef TQ3_AMX
@@ -144,8 +198,9 @@ __attribute__((always_inline)) inline void add_lanes(const I (&v)[8], Octet& sum
 }  // namespace
 
 extern const tq3::LinearKernels kAvx512VnniLinear;
-const tq3::LinearKernels kAvx512VnniLinear = {"avx512vnni", quantised_bytes, quantise,
-                                              multiply,     rotate,          decode};
+const tq3::LinearKernels kAvx512VnniLinear = {
+    "avx512vnni", quantised_bytes_for_blocks, quantise_for_blocks, multiply_for_blocks, rotate,
+    decode};
 #ifdef TQ3_AMX
 extern const tq3::LinearKernels kAmxLinear;
 const tq3::LinearKernels kAmxLinear = {

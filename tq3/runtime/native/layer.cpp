@@ -1,7 +1,10 @@
 // A packed layer applied to tokens: which thread does what.
 #include "layer.h"
 
+#include <cstring>
 #include <memory>
+
+#include "recent.h"
 
 namespace tq3 {
 namespace {
@@ -14,9 +17,7 @@ constexpr std::size_t kWeightsABlock = std::size_t{1} << 18, kRowsTogether = 32;
 // little, and where other programs want the processors, too, it may be waited for for milliseconds.
 constexpr std::size_t kWorthThreads = std::size_t{1} << 20;
 
-struct alignas(64) Line {
-    char bytes[64];
-};
+thread_local Recent recent;
 
 std::size_t words_size(Dtype dtype) {
     return dtype == Dtype::kF32 ? 4 : 2;
@@ -43,22 +44,53 @@ void for_each_range(const Threads& threads, Range all, std::size_t weights_a_row
 
 }  // namespace
 
-void apply_layer(const LinearKernels& kernels, const Width& width, const Layer& layer,
-                 const Threads& threads, std::size_t tokens, std::size_t columns, Dtype dtype,
-                 const void* x, void* out) {
-    const std::size_t bytes = kernels.quantised_bytes(width, layer.groups, tokens);
-    const std::unique_ptr<Line[]> memory(new Line[bytes / sizeof(Line)]());
-    char* const quantised = memory[0].bytes;
+std::size_t quantised_bytes(const LinearKernels& kernels, const Width& width, std::size_t groups,
+                            std::size_t tokens) {
+    return kernels.quantised_bytes(width, groups, tokens);
+}
+
+void quantise_tokens(const LinearKernels& kernels, const Width& width, const Threads& threads,
+                     std::size_t groups, std::size_t tokens, std::size_t columns, Dtype dtype,
+                     const void* x, char* quantised) {
+    std::memset(quantised, 0, kernels.quantised_bytes(width, groups, tokens));
     const auto* words = static_cast<const char*>(x);
-    const std::size_t row = layer.groups * static_cast<std::size_t>(width.group);
     for_each_block(as_many_as_worth(threads, tokens * columns), tokens, [&](std::size_t t) {
-        kernels.quantise(width, layer.groups, columns, dtype,
-                         words + t * columns * words_size(dtype), tokens, t, quantised);
+        kernels.quantise(width, groups, columns, dtype, words + t * columns * words_size(dtype),
+                         tokens, t, quantised);
     });
+}
+
+void multiply_quantised(const LinearKernels& kernels, const Width& width, const Layer& layer,
+                        const Threads& threads, std::size_t tokens, char* quantised, Dtype dtype,
+                        void* out) {
+    const std::size_t row = layer.groups * static_cast<std::size_t>(width.group);
     const Threads several = as_many_as_worth(threads, layer.rows * row * tokens);
     for_each_range(several, {0, layer.rows}, row, [&](Range rows) {
         kernels.multiply(width, layer, rows, tokens, quantised, dtype, out);
     });
+}
+
+void apply_layer(const LinearKernels& kernels, const Width& width, const Layer& layer,
+                 const Threads& threads, std::size_t tokens, std::size_t columns, Dtype dtype,
+                 const void* x, void* out) {
+    const std::size_t size = kernels.quantised_bytes(width, layer.groups, tokens);
+    const std::size_t bytes = tokens * columns * words_size(dtype);
+    const auto quantise = [&](char* quantised) {
+        quantise_tokens(kernels, width, threads, layer.groups, tokens, columns, dtype, x,
+                        quantised);
+    };
+    const auto multiply = [&](char* quantised) {
+        multiply_quantised(kernels, width, layer, threads, tokens, quantised, dtype, out);
+    };
+    if (bytes <= Recent::kMost) {
+        const Form form = {&kernels,     width.bits, width.group, width.rotation,
+                           layer.groups, tokens,     columns,     dtype};
+        multiply(recent.of(form, x, bytes, size, quantise));
+    } else {
+        const std::unique_ptr<Line[]> memory(new Line[size / sizeof(Line)]);
+        quantise(memory[0].bytes);
+        multiply(memory[0].bytes);
+    }
 }
 
 void rotate_tokens(const LinearKernels& kernels, const Width& width, const Threads& threads,

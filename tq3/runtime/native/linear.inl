@@ -1,10 +1,10 @@
 // The linear kernels, written once for any instruction set. docs/kernels.md is the arithmetic.
 //
-// The including file says how many weights are decoded at once (kChunk), how (Decoder), how they
-// are multiplied by a chunk of a token (Piece, Product), and how the lanes of eight groups are
-// added up (add_lanes). Everything is in an unnamed namespace and calls no inline function of the
-// standard library: the linker keeps one copy of those, and it may be the one with the wrong
-// instructions.
+// The including file says how many weights are decoded at once (kChunk) and how (Decoder), for how
+// many tokens (kMostTogether), how they are multiplied by a chunk of a token (Piece, Product), and
+// how the lanes of eight groups are added up (add_lanes). Everything is in an unnamed namespace and
+// calls no inline function of the standard library: the linker keeps one copy of those, and it may
+// be the one with the wrong instructions.
 
 // Eight neighbouring groups of a row: one term each for the eight partial sums.
 constexpr int kOctet = 8;
@@ -214,13 +214,13 @@ template <int bits, int group>
 void multiply_width(const Width& width, const Layer& layer, Range rows, std::size_t tokens,
                     char* quantised, const Output& out) {
     std::size_t t = 0;
-    for (; t + 8 <= tokens; t += 8)
-        multiply_tokens<bits, group, 8>(width, layer, rows, t, quantised, out);
-    if (tokens & 4) multiply_tokens<bits, group, 4>(width, layer, rows, t, quantised, out);
-    t += tokens & 4;
-    if (tokens & 2) multiply_tokens<bits, group, 2>(width, layer, rows, t, quantised, out);
-    t += tokens & 2;
-    if (tokens & 1) multiply_tokens<bits, group, 1>(width, layer, rows, t, quantised, out);
+    for (; t + kMostTogether <= tokens; t += kMostTogether)
+        multiply_tokens<bits, group, kMostTogether>(width, layer, rows, t, quantised, out);
+    const std::size_t left = tokens - t;
+    if (kMostTogether > 4 && left & 4)
+        multiply_tokens<bits, group, 4>(width, layer, rows, t, quantised, out), t += 4;
+    if (left & 2) multiply_tokens<bits, group, 2>(width, layer, rows, t, quantised, out), t += 2;
+    if (left & 1) multiply_tokens<bits, group, 1>(width, layer, rows, t, quantised, out);
 }
 
 // Calls work.operator()<bits, group>() for those of `width`.

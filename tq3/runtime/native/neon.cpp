@@ -6,6 +6,7 @@
 namespace {
 
 constexpr int kChunk = 32;
+constexpr std::size_t kMostTogether = 8;
 constexpr bool kFromLowest = false;
 
 // Quantised activations as high and low bytes, value = 256 * high + low. Of four neighbours two are

@@ -9,6 +9,7 @@ constexpr int kLanes = 4;
 namespace {
 
 constexpr int kChunk = 32;
+constexpr std::size_t kMostTogether = 8;
 constexpr bool kFromLowest = false;
 
 struct Piece {
