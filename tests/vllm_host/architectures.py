@@ -139,7 +139,7 @@ TABLE = {
     "opt": Served("OPTForCausalLM", "OPTConfig", {"ffn_dim": 344, "word_embed_proj_dim": 192}),
     "bloom": Served("BloomForCausalLM", "BloomConfig", {"n_head": 4, "n_layer": 2}),
     "stablelm": Served("StableLmForCausalLM", "StableLmConfig"),
-    "cohere": Served("CohereForCausalLM", "CohereConfig"),
+    "cohere": Served("CohereForCausalLM", "CohereConfig", {"logit_scale": 1.0}),
     "starcoder2": Served("Starcoder2ForCausalLM", "Starcoder2Config"),
     "exaone4": Served("Exaone4ForCausalLM", "Exaone4Config"),
     "smollm3": Served("SmolLM3ForCausalLM", "SmolLM3Config", {"pad_token_id": 0}),

@@ -38,12 +38,14 @@ def engine(folder: Path, dtype: str, **options: Any) -> Iterator[LLM]:
         "enforce_eager": True,
         "max_model_len": 64,
         "max_num_seqs": 8,
+        "kv_cache_memory_bytes": 2**26,
         "skip_tokenizer_init": True,
         "limit_mm_per_prompt": {"image": 0, "video": 0},
     }
     if options.get("tensor_parallel_size", 1) == 1:
         defaults["distributed_executor_backend"] = "uni"
     _import_model(folder)
+    gc.freeze()  # vLLM collects garbage eight times, each time among a million objects
     try:
         llm = LLM(model=str(folder), dtype=dtype, **defaults | options)
     except Exception:
