@@ -16,3 +16,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The smallest of them, for whatever does not depend on the architecture."""
     return make_case(ARCHITECTURES[0], tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Gated DeltaNet and a vision tower, where only these matter."""
+    architecture = next(a for a in ARCHITECTURES if a.name == "qwen3_5")
+    return make_case(architecture, tmp_path_factory.mktemp("qwen"))

@@ -16,6 +16,7 @@ from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
 from tq3.format.recognition import TRANSFORMERS_WEIGHTS, names_a_file
 from tq3.integrations.transformers import counting, dequantizing, experts
+from tq3.integrations.transformers.convolving import convolve_in_float32
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.mapped import MappedFiles, copy_once
 from tq3.integrations.transformers.placing import (
@@ -109,6 +110,7 @@ class Tq3Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self._held = hold_all(model)
+        convolve_in_float32(model)
         note_siblings(model)
         for weight in self._held.values():
             for part in weight.parameters():
