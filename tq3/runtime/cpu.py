@@ -9,11 +9,15 @@ import torch
 import tq3.runtime._linear as _linear  # noqa: PLR0402  a missing module must be told from a broken one
 from tq3.runtime.native import get_kernels
 
-# Up to so many tokens the integer kernel beats decoding and multiplying (docs/kernels.md): with
-# AMX and without, by the type that would be multiplied.
+# Up to so many tokens the integer kernel beats decoding and multiplying (docs/kernels.md), by the
+# type that would be multiplied. bfloat16 is that type only where torch has AMX.
+_WITHOUT_BLOCKS = {torch.bfloat16: 16, torch.float32: 32}
 MOST_TOKENS = {
-    True: {torch.bfloat16: 128, torch.float32: sys.maxsize},
-    False: {torch.bfloat16: 16, torch.float32: 32},
+    "amx": {torch.bfloat16: 128, torch.float32: sys.maxsize},
+    "avx512vnni": {torch.bfloat16: 16, torch.float32: 512},
+    "avx2": {torch.bfloat16: 16, torch.float32: 512},
+    "neon": _WITHOUT_BLOCKS,
+    "portable": _WITHOUT_BLOCKS,
 }
 # Asked once: the question is an instruction that stops a virtual machine for 10 us.
 _FAST_BF16 = _linear.multiplies_bf16_fast()
@@ -31,7 +35,7 @@ def linear(
 ) -> torch.Tensor:
     """Arguments and result as in `tq3.runtime.reference.linear`; equal to it for few tokens."""
     x, kernels = x.contiguous(), get_kernels()
-    most = MOST_TOKENS[kernels.name == "amx"][multiplied_as(x)]
+    most = MOST_TOKENS[kernels.name][multiplied_as(x)]
     if len(x) > most:
         return multiply_tiles(x, packed, norms, bits, group, rotation)
     out = x.new_empty(len(x), len(norms))
