@@ -8,7 +8,7 @@ HARNESS := $(CURDIR)/build/venv-harness
 WHEEL = $$(echo build/wheel/tq3-*.whl)
 SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check docs sanitize neon fuzz cuda vllm harness clean
+.PHONY: demo test check docs sanitize neon fuzz cuda ptx vllm harness clean
 
 demo: build/venv/demo  ## a real model compressed, verified, restored, served packed and compared
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
@@ -16,8 +16,13 @@ demo: build/venv/demo  ## a real model compressed, verified, restored, served pa
 test: build/venv/test  ## the whole test suite but for the three below that have a command of their own
 	$(BIN)/pytest --numprocesses auto --dist loadscope --ignore tests/cuda
 
-cuda: build/venv/test  ## CUDA kernels, on a processor: emulated, interpreted, compiled and counted
+cuda: build/venv/test  ## CUDA kernels, on a processor: emulated, compiled and counted, interpreted if they changed
 	$(BIN)/pytest --numprocesses auto --dist loadscope tests/cuda
+
+ptx: build/venv/test  ## what `make cuda` skips while kernels do not change: their PTX interpreted, and that recorded
+	rm -f tests/cuda/ptx/passed.txt
+	$(BIN)/pytest --numprocesses auto tests/cuda/test_ptx_kernels.py
+	$(BIN)/python tests/cuda/record.py
 
 check: build/venv/test build/venv/lint  ## linters, types, generated documents
 	$(BIN)/ruff check .

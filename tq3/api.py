@@ -38,7 +38,7 @@ def compress(
     group_size: int = 128,
     keep: str | Sequence[str] | None = None,
     only: str | Sequence[str] | None = None,
-    keep_dtype: str = "float16",
+    keep_dtype: str | None = None,
     sensitive_bits: int | None = None,
     sensitive_patterns: str | Sequence[str] | None = None,
     max_shard_size: float | str = DEFAULT_SHARD_SIZE,

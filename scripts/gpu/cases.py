@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -28,7 +28,10 @@ EXPERTS = 6
 FEW, MANY = 1, 1000
 GROUPS_TO_SHARE = 71
 # Rows and columns, of layers of a 27B model.
-REAL_SHAPES = ((5120, 17408), (17408, 5120), (5120, 12288))
+REAL_SHAPES = ((5120, 17408), (17408, 5120), (5120, 6144), (1024, 5120))
+# What models are served with, mostly.
+SERVING_BITS = (3, 4)
+SERVING = {"group": 128, "dtype": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,18 @@ class Case:
     missing: int
     tokens: int
     processors: int = FEW
+
+    def __str__(self) -> str:
+        shape = f"{self.rows}x{self.columns}, {self.tokens} tokens"
+        widths = f"{self.bits} bits, groups of {self.group}, rotations of {self.rotation}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.kind} {self.number}: {shape}, {widths}, {dtype}"
+
+    @property
+    def is_served(self) -> bool:
+        """Whether models are served so."""
+        found = {"group": self.group, "dtype": self.dtype}
+        return found == SERVING and self.bits in SERVING_BITS and self.rotation in (0, self.group)
 
     @property
     def columns(self) -> int:
@@ -97,6 +112,17 @@ def all_cases() -> list[Case]:
         *_of_real_shapes(),
     ]
     return [_filled(number, **given) for number, given in enumerate(chosen)]
+
+
+def one_of_each_kind() -> list[Case]:
+    """Small ones, as models are served."""
+    first = {case.kind: case for case in reversed(all_cases())}
+    few = {"bits": 3, "rotation": 128, "rows": 70, "tokens": 3} | SERVING
+    large = {"split": GROUPS_TO_SHARE}
+    return [
+        replace(case, **few, n=large.get(kind, 3), missing=0 if kind == "real shape" else 5)
+        for kind, case in reversed(first.items())
+    ]
 
 
 def _filled(number: int, **given: object) -> Case:
@@ -151,7 +177,10 @@ def _of_decoding() -> list[dict]:
 
 def _of_modules() -> list[dict]:
     kinds = ("module", "module of experts", "module of rows", "saved module")
-    return [{"kind": kind, "bits": bits, "rotation": 0} for kind, bits in product(kinds, BITS)]
+    return [
+        {"kind": kind, "bits": bits, "rotation": 0} | (SERVING if bits in SERVING_BITS else {})
+        for kind, bits in product(kinds, BITS)
+    ]
 
 
 def _of_real_shapes() -> list[dict]:

@@ -1,43 +1,80 @@
-"""Cases run on a device, compared with what they must give bit for bit, and counted."""
+"""Cases run on a device, compared with what they must give bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from functools import partial
 
 import torch
-from gpu.cases import Case, draw
-from gpu.kinds import KINDS, Results
-from gpu.section import Section
+from gpu import cases
+from gpu.cases import Case
+from gpu.kinds import KINDS, Results, module
+from gpu.machine import Machine
+from gpu.plan import Plan
+from gpu.rows import Cases, Row
 
-from tq3.runtime.cuda.calls import Launcher
-
-MOST_LISTED = 20
-
-
-class Outcome(NamedTuple):
-    """fault: what differed or went wrong; empty where all bits are equal."""
-
-    case: Case
-    fault: str
+from tq3.runtime.modules import PackedWeight
 
 
-def check(cases: Iterable[Case], on: Launcher, device: torch.device) -> list[Outcome]:
-    """Run each case; one that fails does not end the others."""
-    outcomes = []
-    for case in cases:
-        inputs = draw(case)
-        found, expected = KINDS[case.kind]
-        try:
-            results = [part.cpu() for part in found(case, inputs, on, device)]
-            fault = difference(results, expected(case, inputs))
-        except Exception as error:
-            fault = f"{type(error).__name__}: {error}"
-        outcomes.append(Outcome(case, fault))
-    return outcomes
+def smoke(gpu: Machine, plan: Plan) -> Cases:
+    """The machine; then one small case of each kind, and a graph that is replayed."""
+    yield "machine", gpu.facts
+    yield from few(gpu, plan)
+    yield "a layer's graph, replayed", partial(_replayed, gpu)
 
 
-def difference(found: Results, expected: Results) -> str:
+def few(gpu: Machine, plan: Plan) -> Cases:
+    """One small case of each kind."""
+    yield from _compared(gpu, cases.one_of_each_kind(), None)
+
+
+def serving(gpu: Machine, plan: Plan) -> Cases:
+    """All cases of the instances that models are served with."""
+    yield from _compared(gpu, [case for case in cases.all_cases() if case.is_served], plan.cases)
+
+
+def others(gpu: Machine, plan: Plan) -> Cases:
+    """All other instances."""
+    left = [case for case in cases.all_cases() if not case.is_served]
+    yield from _compared(gpu, left, plan.cases)
+
+
+def _compared(gpu: Machine, chosen: list[Case], most: int | None) -> Cases:
+    for case in chosen[:most]:
+        yield str(case), partial(compare, gpu, case)
+
+
+class Different(Exception):  # noqa: N818  what went wrong is said in numbers
+    """Which bits differ from the reference's."""
+
+
+def compare(gpu: Machine, case: Case) -> Row:
+    """The kind of what is equal; raises Different."""
+    inputs = cases.draw(case)
+    found, expected = KINDS[case.kind]
+    return _equal(case.kind, found(case, inputs, gpu.on, gpu.device), expected(case, inputs))
+
+
+def _replayed(gpu: Machine) -> Row:
+    """A module's graph, for other activations than the captured ones."""
+    case = next(case for case in cases.one_of_each_kind() if case.kind == "module")
+    inputs = cases.draw(case)
+    weight = module(PackedWeight, case, inputs).to(gpu.device)
+    x = inputs.x.to(gpu.device, copy=True)
+    captured = gpu.capture(lambda: weight(x))
+    x.copy_(x.flip(0))
+    captured.replay()
+    expected = KINDS[case.kind][1](case, inputs._replace(x=inputs.x.flip(0)))
+    return _equal("graph", [captured.result], expected)
+
+
+def _equal(kind: str, found: Results, expected: Results) -> Row:
+    difference = different([part.cpu() for part in found], expected)
+    if difference:
+        raise Different(difference)
+    return {"kind": kind, "equal": True}
+
+
+def different(found: Results, expected: Results) -> str:
     """Bit for bit, any NaN like another; empty where nothing differs."""
     for one, other in zip(found, expected, strict=True):
         if (one.dtype, one.shape) != (other.dtype, other.shape):
@@ -55,20 +92,3 @@ def difference(found: Results, expected: Results) -> str:
 def _bits(values: torch.Tensor) -> torch.Tensor:
     words = {2: torch.int16, 4: torch.int32}
     return values.view(words[values.itemsize]) if values.is_floating_point() else values
-
-
-def section(outcomes: list[Outcome]) -> Section:
-    """How many cases of each kind are equal; the first ones that aren't are listed."""
-    faults = [f"{outcome.fault}: {outcome.case}" for outcome in outcomes if outcome.fault]
-    kinds = dict.fromkeys(outcome.case.kind for outcome in outcomes)
-    rows = [
-        {"what": kind, "cases": len(of_kind), "equal": sum(not fault for _, fault in of_kind)}
-        for kind in kinds
-        for of_kind in ([outcome for outcome in outcomes if outcome.case.kind == kind],)
-    ]
-    more = [f"and {len(faults) - MOST_LISTED} more"] if len(faults) > MOST_LISTED else []
-    note = (
-        f"{len(outcomes) - len(faults)} of {len(outcomes)} cases are equal: bit for bit, but for "
-        "decoded products, which torch's GEMM rounds"
-    )
-    return Section("Results against the reference", rows, [note], faults[:MOST_LISTED] + more)

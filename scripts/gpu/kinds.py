@@ -6,34 +6,22 @@ The latter is computed on the processor, by `tq3.runtime.reference` and `tq3.run
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from gpu.cases import Case, Inputs
+from gpu.timing import Through
 
 from tq3.format.layout import GroupLayout
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime import generic, reference
 from tq3.runtime.cuda import calls, layout, linear, many
-from tq3.runtime.cuda.calls import Call, Launcher
+from tq3.runtime.cuda.calls import Launcher
 from tq3.runtime.modules import PackedExperts, PackedRows, PackedWeight
 
 Results = list[torch.Tensor]
 # Rows of a real shape that are compared: the reference is slow.
 SAMPLED_ROWS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Sized:
-    """A device that says it has so many multiprocessors: how a layer is launched depends on it."""
-
-    on: Launcher
-    processors: int
-
-    def launch(self, call: Call) -> None:
-        """On the device itself."""
-        self.on.launch(call)
 
 
 def _tiles(case: Case, inputs: Inputs, device: torch.device) -> layout.Tiles:
@@ -59,7 +47,7 @@ def _reference_integers(case: Case, inputs: Inputs) -> Results:
 
 
 def _multiplied(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    sized = Sized(on, case.processors)
+    sized = Through(on, case.processors)
     widths = case.rows, case.group, case.rotation
     tiles = _tiles(case, inputs, device)
     return [linear.linear(sized, inputs.x.to(device), tiles, *widths)]
@@ -135,7 +123,8 @@ def _all_near(case: Case, inputs: Inputs) -> Results:
     return [torch.ones(case.tokens, case.rows, dtype=torch.bool)]
 
 
-def _module(kind: type[PackedWeight], case: Case, inputs: Inputs) -> PackedWeight:
+def module(kind: type[PackedWeight], case: Case, inputs: Inputs) -> PackedWeight:
+    """On the processor, with the case's codes and norms."""
     lead = (case.layers,) if case.layers > 1 else ()
     shape = GroupLayout((*lead, case.rows, case.columns), case.bits, case.group)
     weight = kind(shape, dtype=case.dtype)
@@ -145,16 +134,16 @@ def _module(kind: type[PackedWeight], case: Case, inputs: Inputs) -> PackedWeigh
 
 
 def _by_module(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    return [_module(PackedWeight, case, inputs).to(device)(inputs.x.to(device))]
+    return [module(PackedWeight, case, inputs).to(device)(inputs.x.to(device))]
 
 
 def _by_experts(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    weight = _module(PackedExperts, case, inputs).to(device)
+    weight = module(PackedExperts, case, inputs).to(device)
     return [weight(inputs.x.to(device), inputs.experts.to(device))]
 
 
 def _looked_up(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    weight = _module(PackedRows, case, inputs).to(device)
+    weight = module(PackedRows, case, inputs).to(device)
     return [weight(torch.arange(case.rows, device=device))]
 
 
@@ -164,7 +153,7 @@ def _reference_rows(case: Case, inputs: Inputs) -> Results:
 
 
 def _saved(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
-    return list(_module(PackedWeight, case, inputs).to(device).state_dict().values())
+    return list(module(PackedWeight, case, inputs).to(device).state_dict().values())
 
 
 def _as_loaded(case: Case, inputs: Inputs) -> Results:

@@ -54,6 +54,10 @@ inline void __syncthreads() {
     emulation::meet(emulation::block->barrier);
 }
 
+inline void __syncwarp() {
+    emulation::exchange("wait of a warp", {});
+}
+
 template <class T>
 inline T __shfl_sync(unsigned mask, T value, int from) {
     emulation::need_all_lanes(mask, "shuffle");
@@ -130,6 +134,27 @@ inline int __dp4a(int a, int b, int sum) {
 }
 
 #define TQ3_INSTRUCTIONS  // instructions.cuh is not needed
+
+inline void copy_async(void* to, const void* from, bool is_wanted) {
+    if (is_wanted) emulation::copy_later(to, from);
+}
+inline void end_batch() {
+    emulation::self->copies.emplace_back();
+}
+template <int may_lack>
+inline void wait_for_batches() {
+    emulation::let_copies_come(may_lack);
+}
+
+// Launches follow one another here; only the order of the two is seen.
+inline void after_previous() {
+    emulation::self->is_after_previous = true;
+}
+inline void let_next_start() {
+    if (!emulation::self->is_after_previous)
+        emulation::fail("lets the next kernel start before it has waited for the previous one");
+}
+
 // mma.m16n8k32.s8: sum (16 x 8) += a (16 x 32) times b (32 x 8), in the fragments of the PTX
 // manual. A lane is (r, t) = (lane / 4, lane % 4), and four bytes lie in a word:
 //   a[i]    row r + 8 (i % 2), columns 4 t + 16 (i / 2) and following

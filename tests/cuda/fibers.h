@@ -2,7 +2,8 @@
 //
 // Threads change only where they wait, at barriers and operations of a warp, in the order asked
 // for: what depends on the order differs. What CUDA leaves undefined (a barrier that some threads
-// never reach, lanes in different operations) is an error here.
+// never reach, lanes in different operations) is an error here. Asynchronous copies come as late as
+// they may, when their thread waits for them, or in the order "early" at once.
 //
 // Not seen: races that none of the orders shows, reads of shared memory that an earlier block
 // wrote.
@@ -14,6 +15,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <random>
 #include <string>
@@ -25,7 +27,7 @@ constexpr unsigned kLanes = 32;
 constexpr unsigned kMostWords = 6;
 constexpr std::size_t kStackBytes = 64 << 10;
 
-enum Order { kForward, kReverse, kRandom };
+enum Order { kForward, kReverse, kRandom, kEarly };
 
 struct Index {
     unsigned x = 0, y = 0, z = 0;
@@ -47,6 +49,12 @@ struct Warp {
     WarpWords words[2];
 };
 
+// Sixteen bytes that a thread has asked for.
+struct Copy {
+    void* to;
+    const void* from;
+};
+
 struct Thread {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(kStackBytes);
@@ -54,6 +62,9 @@ struct Thread {
     bool done = false;
     const Meeting* waits_for = nullptr;
     unsigned passed_before = 0;
+    // Batches of copies that have not come yet, the last one still open.
+    std::deque<std::vector<Copy>> copies;
+    bool is_after_previous = false;
 
     bool can_run() const {
         return !done && (waits_for == nullptr || waits_for->passed != passed_before);
@@ -61,6 +72,7 @@ struct Thread {
 };
 
 struct Block {
+    Order order = kForward;
     Index grid, size, index;
     std::function<void()> body;
     std::vector<Thread> threads;
@@ -106,8 +118,23 @@ inline const WarpWords& exchange(const char* operation, const Words& mine) {
     return words;
 }
 
+inline void copy_later(void* to, const void* from) {
+    if (block->order == kEarly)
+        std::memcpy(to, from, 16);
+    else
+        self->copies.back().push_back({to, from});
+}
+
+// All batches come but the newest `may_lack` and the open one.
+inline void let_copies_come(std::size_t may_lack) {
+    for (; self->copies.size() > may_lack + 1; self->copies.pop_front())
+        for (const Copy& copy : self->copies.front()) std::memcpy(copy.to, copy.from, 16);
+}
+
 inline void run_thread() {
     block->body();
+    for (const auto& batch : self->copies)
+        if (!batch.empty()) fail("ends before its copies have come");
     self->done = true;
     leave();
 }
@@ -123,6 +150,8 @@ inline void start_threads() {
         thread.index = i;
         thread.done = false;
         thread.waits_for = nullptr;
+        thread.copies.assign(1, {});
+        thread.is_after_previous = false;
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = thread.stack.data();
         thread.context.uc_stack.ss_size = thread.stack.size();
@@ -132,13 +161,14 @@ inline void start_threads() {
 }
 
 // In each round every thread that can run does so until it waits.
-inline void run_block(Order order, std::mt19937& random) {
+inline void run_block(std::mt19937& random) {
     start_threads();
+    const Order order = block->order;
     std::vector<Thread*> turns;
     for (Thread& thread : block->threads) turns.push_back(&thread);
     if (order == kReverse) std::reverse(turns.begin(), turns.end());
     for (bool ran = true; ran && block->failure.empty();) {
-        if (order == kRandom) std::shuffle(turns.begin(), turns.end(), random);
+        if (order == kRandom || order == kEarly) std::shuffle(turns.begin(), turns.end(), random);
         ran = false;
         for (Thread* thread : turns) {
             if (!thread->can_run() || !block->failure.empty()) continue;
@@ -158,6 +188,7 @@ inline void run_block(Order order, std::mt19937& random) {
 inline std::string launch(Index grid, unsigned threads, Order order, std::function<void()> body) {
     Block memory;
     block = &memory;
+    memory.order = order;
     memory.grid = grid;
     memory.size.x = threads;
     memory.body = std::move(body);
@@ -166,7 +197,7 @@ inline std::string launch(Index grid, unsigned threads, Order order, std::functi
     std::mt19937 random(blocks * 1000 + threads);
     for (unsigned i = 0; i < blocks && memory.failure.empty(); ++i) {
         memory.index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
-        run_block(order, random);
+        run_block(random);
     }
     return memory.failure;
 }

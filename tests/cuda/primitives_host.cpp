@@ -61,6 +61,42 @@ const char* shuffle_beside_maximum(int threads, int order) {
     });
 }
 
+// Each thread asks for its sixteen bytes twice, in batches of their own, and after the other in its
+// place; leaves what it finds when it has waited for all but `may_lack` batches, and waits for all.
+const char* copied(int threads, int order, const int* from, int* found, int may_lack, int waits) {
+    return one_block(threads, order, [=] {
+        __shared__ int shared[1024];
+        const unsigned at = 4 * threadIdx.x;
+        for (unsigned i = 0; i < 4; ++i) shared[at + i] = -1;
+        copy_async(shared + at, from + at, true);
+        end_batch();
+        copy_async(shared + at, from + 4 * blockDim.x + at, true);
+        copy_async(shared + at, from, false);
+        end_batch();
+        may_lack == 2   ? wait_for_batches<2>()
+        : may_lack == 1 ? wait_for_batches<1>()
+                        : wait_for_batches<0>();
+        for (unsigned i = 0; i < 4; ++i) found[at + i] = shared[at + i];
+        if (waits) wait_for_batches<0>();
+    });
+}
+
+const char* left_beside_a_shuffle(int threads, int order) {
+    return one_block(threads, order, [=] {
+        if (threadIdx.x % 2)
+            __syncwarp();
+        else
+            __shfl_xor_sync(0xffffffffU, 1, 1);
+    });
+}
+
+const char* started(int order, int waits) {
+    return one_block(32, order, [=] {
+        if (waits) after_previous();
+        let_next_start();
+    });
+}
+
 const char* maxima(int threads, int order, unsigned* values) {
     return one_block(threads, order, [=] {
         values[threadIdx.x] = __reduce_max_sync(0xffffffffU, values[threadIdx.x]);

@@ -16,10 +16,10 @@ PIPES = {
     "fma": "IMAD FMUL FADD FFMA IDP FMUL2 FADD2 FFMA2",
     "convert": "I2F F2I F2F MUFU",
     "tensor": "IMMA",
-    "memory": "LDG STG LDS STS LDL STL SHFL LDC LDCU ATOMG LDGSTS",
+    "memory": "LDG STG LDS STS LDL STL SHFL LDC LDCU ATOMG LDGSTS LDGDEPBAR DEPBAR",
     # Those of the uniform datapath, of control, and those that any pipe takes.
     "other": "MOV CS2R S2R UMOV ULDC UIADD3 UIMAD ULEA USHF ULOP3 UISETP S2UR R2UR USEL UPLOP3 "
-    "UPRMT BRA CALL WARPSYNC BSSY BSYNC EXIT BAR NOP",
+    "UPRMT BRA CALL WARPSYNC BSSY BSYNC EXIT BAR NOP ACQBULK PREEXIT",
 }
 _PIPE_OF = {name: pipe for pipe, names in PIPES.items() for name in names.split()}
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?([A-Z][\w.]*)[^;]*);")

@@ -9,7 +9,9 @@ import torch
 from emulated import Device
 from layers import activations, layer
 
-from tq3.runtime.cuda import calls, layout, linear, support
+from tq3.runtime.cuda import calls, crossings, layout, linear, support
+from tq3.runtime.cuda import pairs as pairs_of_experts
+from tq3.runtime.cuda.crossings import Crossing
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
@@ -24,6 +26,7 @@ DEVICES = {
     "NVIDIA RTX PRO 6000": ((12, 0), 188, "sm_120"),
     "NVIDIA GB10": ((12, 1), 48, "sm_121"),
 }
+USUAL = Crossing(1024, 1 << 24, "made up")
 REFUSED = {
     "Tesla V100": ((7, 0), r"compute capability 8\.0 .*Tesla V100 has 7\.0"),
     "Tesla T4": ((7, 5), r"Tesla T4 has 7\.5"),
@@ -34,8 +37,8 @@ REFUSED = {
 class Recorder:
     """A device that launches nothing and remembers what it was asked for."""
 
-    def __init__(self, processors):
-        self.processors, self.asked = processors, []
+    def __init__(self, processors, crossing):
+        self.processors, self.crossing, self.asked = processors, crossing, []
 
     def launch(self, call):
         self.asked.append(call)
@@ -68,6 +71,7 @@ def test_a_device_gets_code_of_its_own_architecture(devices, name):
         warnings.simplefilter("error")
         found = support.launcher(torch.device("cuda"))
     assert (found.architecture, found.processors) == (architecture, processors)
+    assert found.crossing.most_tokens == {"sm_80": 256, "sm_90": 128}.get(architecture, 1024)
     assert support.launcher(torch.device("cuda:0")) is found
 
 
@@ -111,17 +115,18 @@ def test_other_vendors_and_processors_have_no_kernels(devices, monkeypatch):
         assert support.launcher(torch.device(kind)) is None
 
 
-def asked(rows, columns, tokens, processors):
+def asked(rows, columns, tokens, processors, crossing=USUAL):
     """Instances and grids for a layer of 3 bits in groups of 128, without the first kernel's."""
     tiles, units = -(-rows // 32), -(-columns // 128)
     words = torch.empty(tiles, units, 3, 32, 4, dtype=torch.int32, device="meta")
     norms = torch.empty(tiles, units, 8, 4, device="meta")
     x = torch.empty(tokens, columns, dtype=torch.bfloat16, device="meta")
-    device = Recorder(processors)
+    device = Recorder(processors, crossing)
     y = linear.linear(device, x, layout.Tiles(words, norms), rows, 128, 128)
     assert (y.shape, y.dtype) == ((tokens, rows), torch.bfloat16)
     first, *others = device.asked
-    assert first.kernel == ("rotate" if tokens > 1024 else "rotate_quantise")
+    is_decoded = tokens > crossing.most_tokens
+    assert first.kernel == ("rotate" if is_decoded else "rotate_quantise")
     return [(call.instance.partition("<")[0], call.instance, call.grid) for call in others]
 
 
@@ -148,9 +153,24 @@ def test_a_small_layer_keeps_all_multiprocessors_busy(name):
 
 
 def test_many_tokens_take_decoded_pieces():
-    found = asked(17408, 5120, 1025, 132)
-    assert {kernel for kernel, *_ in found} == {"decode"}
-    assert len(found) == -(-17408 * 5120 // 2**24)
+    for most_tokens, piece_weights in ((1024, 1 << 24), (128, 1 << 26)):
+        crossing = Crossing(most_tokens, piece_weights, "made up")
+        found = asked(17408, 5120, most_tokens + 1, 132, crossing)
+        assert {kernel for kernel, *_ in found} == {"decode"}
+        assert len(found) == -(-17408 * 5120 // piece_weights)
+        assert asked(17408, 5120, most_tokens, 132, crossing)[0][0] == "multiply"
+
+
+def test_a_measured_crossing_takes_the_place_of_an_estimate(tmp_path):
+    path = tmp_path / "crossings.json"
+    path.write_bytes(crossings.PATH.read_bytes())
+    measured = Crossing(192, 1 << 25, "NVIDIA H200, 30 Nov 2026")
+    crossings.write("sm_90", measured, path)
+    crossings.write("sm_120", measured, path)
+    before, after = crossings.table(), crossings.table(path)
+    assert after == before | {"sm_90": measured, "sm_120": measured}
+    assert list(after) == sorted(after)
+    assert path.read_text().count("\n") == 2 + 5 * len(after)
 
 
 def test_experts_take_jobs_for_those_that_occur():
@@ -161,7 +181,7 @@ def test_experts_take_jobs_for_those_that_occur():
     layers = layout.repack(packed, norms, bits, group)
     for pairs in (1, 5, 30):
         experts = torch.randint(0, count - 1, (pairs,))
-        order, jobs = linear.sort_by_expert(experts, count, calls.TOKENS_A_COLUMN)
+        order, jobs = pairs_of_experts.sort_by_expert(experts, count, calls.TOKENS_A_COLUMN)
         real = jobs[jobs[:, 1] < jobs[:, 2]].tolist()
         assert {layer for layer, *_ in real} == set(experts.tolist())
         assert len(jobs) <= pairs // 4 + min(count, pairs)

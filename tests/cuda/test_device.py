@@ -1,83 +1,186 @@
-"""A launch as the driver gets it: the driver's library is a stand-in that says what it is given."""
+"""Calls of tensors, modules and whole models as the driver gets them, by a stand-in for it."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import through_driver
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-# torch has no GPU here: what device.py asks it for is made up.
-RUN = """
-import contextlib, types, torch
-torch.cuda.device = lambda index: contextlib.nullcontext()
-torch.cuda.current_stream = lambda index: types.SimpleNamespace(cuda_stream=0x77)
-torch.cuda.get_device_properties = lambda index: types.SimpleNamespace(multi_processor_count=3)
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of the stand-in and of codes, which are compiled once."""
+    return tmp_path_factory.mktemp("driver")
+
+
+# What callers give: activations, and weights, which are parameters. In the end from another thread,
+# which has no context yet and must keep the device that is current in it.
+TENSORS = """
+import contextlib, threading, torch
+from tq3.runtime.cuda import device as module
 from tq3.runtime.cuda.calls import Call
-from tq3.runtime.cuda.device import Device
-x = {tensor}
-print(hex(x.data_ptr()), flush=True)
-device = Device(0, "sm_80")
+from tq3.runtime.weight import Norms
+device = through_driver.device()
 assert device.processors == 3
-for grid in ((5, 6, 7), (1, 1, 1)):
-    device.launch(Call("split", "add_terms<Dtype::kF32>", grid, 256, (x, -2, 1.5, None)))
+inside = []
+
+@contextlib.contextmanager
+def guard(index):
+    inside.append(index)
+    try:
+        yield
+    finally:
+        inside.pop()
+
+def entered(enter=device._enter):
+    assert inside == [0], "a context that stays current"
+    enter()
+
+module.torch.cuda.device, device._enter = guard, entered
+tensor = torch.zeros(4)
+
+def launch(x, grid):
+    device.launch(Call("split", "add_terms<Dtype::kF32>", grid, 256, (x, None, -2, 15)))
+
+for x in (tensor, torch.nn.Parameter(tensor.int(), requires_grad=False), Norms(tensor)):
+    print(x.data_ptr())
+    launch(x, (5, 6, 7))
+    thread = threading.Thread(target=launch, args=(x, (1, 1, 1)))
+    thread.start()
+    thread.join()
+
+# What a driver refuses: no blocks, blocks of another size than the code's, a tensor out of line.
+multiply = "multiply", "multiply<Dtype::kBF16, 3, 128, 1>"
+words = torch.zeros(16, dtype=torch.int32)[1:]
+for of, grid, threads, arguments in (
+    (("split", "add_terms<Dtype::kF32>"), (1, 0, 1), 256, (None, None, 1, 1)),
+    (("split", "add_terms<Dtype::kF32>"), (1, 1, 1), 128, (None, None, 1, 1)),
+    (multiply, (1, 1, 1), 256, (words, None, None, None, None, 1, 1, 1, None)),
+):
+    try:
+        module.Device.launch(device, Call(*of, grid, threads, arguments))
+    except RuntimeError as error:
+        print(error)
+"""
+REFUSED = ["INVALID_VALUE", "INVALID_VALUE", "MISALIGNED_ADDRESS"]
+
+
+def test_the_driver_gets_code_grid_stream_and_arguments(folder):
+    found = through_driver.run(TENSORS, folder)
+    contexts = [line for line in found.others if line == "context of 0"]
+    assert len(contexts) == 4  # of four threads
+    kernel = next(line for line in found.others if "add_terms" in line)
+    rest = [f"pointer {bytes(8).hex()}", *(f"int {struct.pack('<i', i).hex()}" for i in (-2, 15))]
+    wanted = []
+    assert found.printed[3:] == [f"CUDA: CUDA_ERROR_{error}" for error in REFUSED]
+    for address in map(int, found.printed[:3]):
+        first = f"pointer {struct.pack('<Q', address).hex()}"
+        for grid in ("5 6 7", "1 1 1"):
+            where = f"launch {kernel.removeprefix('kernel ')} grid {grid} block 256 1 1 shared 0"
+            wanted.append([f"{where} stream 0x77", first, *rest])
+    assert found.asked == wanted == found.given[:6]
+
+
+MODULES = """
+import contextlib, torch
+from test_modules_in_tiles import filled, tiled
+from layers import activations
+from torch import nn
+from tq3.format.layout import GroupLayout
+from tq3.runtime.modules import (
+    PackedExperts, PackedLinear, PackedRows, PackedWeight, look_up_packed)
+device = through_driver.device(processors=20)
+
+def layer(kind, *shape, **how):
+    return filled(kind(GroupLayout(shape, 3, 128), dtype=torch.bfloat16, **how))
+
+rows = layer(PackedRows, 700, 512)
+head = PackedWeight(rows.layout, dtype=torch.bfloat16)
+head.tq_packed, head.tq_norms = rows.tq_packed, rows.tq_norms
+embedding = nn.Embedding(700, 512, device="meta")
+look_up_packed(embedding, rows)
+model = tiled(nn.ModuleDict({
+    "embedding": embedding,
+    "head": PackedLinear(head),
+    "small": PackedLinear(layer(PackedWeight, 70, 2100), nn.Parameter(torch.ones(70))),
+    "experts": layer(PackedExperts, 5, 40, 200),
+    "stacked": layer(PackedExperts, 5, 40, 200, stacked=True),
+}))
+for mode in (torch.inference_mode, torch.no_grad, contextlib.nullcontext):
+    with mode():
+        for tokens in (1, 6, 1025):
+            assert model["embedding"](torch.arange(tokens) % 500).shape == (tokens, 512)
+            for name in ("head", "small"):
+                linear = model[name]
+                x = activations(tokens, linear.in_features, torch.bfloat16)
+                assert linear(x).shape == (tokens, linear.out_features)
+                assert linear(x.T.contiguous().T).shape == (tokens, linear.out_features)
+            for name in ("experts", "stacked"):
+                x = activations(tokens, 200, torch.bfloat16)
+                assert model[name](x, torch.arange(tokens) % 5).shape == (tokens, 40)
+"""
+KERNELS = {"rotate_quantise", "multiply", "multiply_terms", "add_terms", "rotate", "decode"}
+
+
+def assert_launched_as_asked(found):
+    """Grid, block, stream, and each argument's bytes and type, which are those of the code."""
+    assert found.given == found.asked
+    launched = {line.split()[1] for line, *_ in found.given}
+    names = {name for name in KERNELS for each in launched if f"{len(name)}{name}I" in each}
+    assert len(names) <= len(launched)
+    return names
+
+
+def test_all_modules_go_through_the_driver(folder):
+    assert assert_launched_as_asked(through_driver.run(MODULES, folder)) == KERNELS
+
+
+MODELS = """
+import sys, torch, tq3
+from pathlib import Path
+from packed_models import load, logits
+from tiny_models import ARCHITECTURES, write_checkpoint
+from tq3.runtime.modules import PackedEmbedding, PackedExperts
+device = through_driver.device()
+for name, kind in (("llama", PackedEmbedding), ("qwen3_moe", PackedExperts)):
+    architecture = next(each for each in ARCHITECTURES if each.name == name)
+    folder = Path(sys.argv[-1]) / name
+    write_checkpoint(architecture, folder / "source")
+    tq3.compress(folder / "source", folder / "tq3", only=["*proj*", "*embed_tokens*"])
+    model = load(architecture, folder / "tq3", torch.bfloat16)
+    assert any(isinstance(module, kind) for module in model.modules())
+    for tokens in (1, 12):
+        logits(model, torch.arange(tokens)[None])
 """
 
 
-# What modules give: activations, and weights, which are parameters.
-TENSORS = {
-    "a tensor": "torch.zeros(4)",
-    "a parameter": "torch.nn.Parameter(torch.zeros(4, dtype=torch.int32), requires_grad=False)",
-    "norms": "__import__('tq3.runtime.weight').runtime.weight.Norms(torch.zeros(4))",
-}
+def test_models_of_transformers_go_through_the_driver(folder):
+    found = through_driver.run(MODELS.replace("sys.argv[-1]", repr(str(folder))), folder)
+    assert {"rotate_quantise", "multiply"} <= assert_launched_as_asked(found)
 
 
-@pytest.fixture
-def driver(tmp_path: Path) -> Path:
-    """A folder with the stand-in."""
-    compiler = shutil.which("g++") or pytest.skip("needs g++")
-    source, library = Path(__file__).with_name("driver.cpp"), tmp_path / "libcuda.so.1"
-    options = ("-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1")
-    subprocess.run([compiler, *options, str(source), "-o", str(library)], check=True)
-    return tmp_path
+EARLY = """
+import torch
+from layers import activations, layer
+from tq3.runtime.cuda import calls, layout, many
+device = through_driver.device(processors=1, architecture={architecture!r})
+for processors in (1, 100):
+    device.processors = processors
+    quantised = calls.quantise(device, activations(2, 2048), 16, 3, 128, 128)
+    tiles = layout.repack(*layer(40, 16), 3, 128)
+    calls.multiply(device, tiles, quantised, 40, 128, torch.float32)
+many.rotate(device, activations(2, 2048), 16, 128, 128)
+"""
 
 
-@pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS)
-def test_the_driver_gets_code_grid_stream_and_arguments(driver, tensor):
-    environment = {
-        "LD_LIBRARY_PATH": str(driver),
-        "SIZES": "8,4,4,8",
-        "XDG_CACHE_HOME": str(driver / "cache"),
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", RUN.replace("{tensor}", tensor)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    address, load, kernel, context, *launches = run.stdout.splitlines()
-    assert load == "load ELF"
-    assert kernel.startswith("kernel ")
-    assert "add_terms" in kernel
-    assert context == "context of 0"
-    expected = [
-        part.hex()
-        for part in (
-            struct.pack("<Q", int(address, 16)),
-            struct.pack("<i", -2),
-            struct.pack("<f", 1.5),
-            struct.pack("<Q", 0),
-        )
-    ]
-    for grid, launch in (("5 6 7", launches[:5]), ("1 1 1", launches[5:])):
-        where, *arguments = launch
-        assert f"grid {grid} block 256 1 1 shared 0 stream 0x77" in where
-        assert arguments == expected
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_kernels_that_wait_themselves_may_start_early(tmp_path, architecture):
+    found = through_driver.run(EARLY.format(architecture=architecture), tmp_path)
+    names = assert_launched_as_asked(found)
+    assert names == {"rotate_quantise", "multiply", "multiply_terms", "add_terms", "rotate"}
+    early = {where.split()[1] for where, *_ in found.given if where.endswith(" early")}
+    assert len(early) == (4 if architecture == "sm_90" else 0)
+    assert not any("6rotateI" in name for name in early)

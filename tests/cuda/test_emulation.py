@@ -68,6 +68,33 @@ def test_a_shuffle_that_some_lanes_miss_is_an_error(device, order):
 
 
 @every_order
+def test_copies_come_as_late_as_they_may_or_at_once(device, order):
+    source = words(2, 64 * 4)
+    for may_lack, late in ((2, torch.full((256,), -1, dtype=torch.int32)), (1, source[0])):
+        found = torch.zeros(256, dtype=torch.int32)
+        assert call(device.copied, 64, order, source, found, may_lack, 1) == ""
+        assert torch.equal(found, source[1] if order == ORDERS["early"] else late)
+    assert call(device.copied, 64, order, source, found, 0, 0) == ""
+    assert torch.equal(found, source[1])
+
+
+def test_a_thread_that_ends_before_its_copies_is_an_error(device):
+    source, found = words(2, 64 * 4), torch.zeros(256, dtype=torch.int32)
+    assert "before its copies have come" in call(device.copied, 64, 0, source, found, 1, 0)
+
+
+@every_order
+def test_lanes_meet_at_the_same_operation(device, order):
+    assert "while other lanes" in call(device.left_beside_a_shuffle, 32, order)
+
+
+@every_order
+def test_the_next_kernel_may_start_behind_the_wait_for_the_previous_one(device, order):
+    assert call(device.started, order, 1) == ""
+    assert "before it has waited" in call(device.started, order, 0)
+
+
+@every_order
 def test_the_largest_of_a_warp_reaches_all_its_lanes(device, order):
     values = words(64)
     largest = (values.long() & 0xFFFFFFFF).reshape(2, 32).amax(1)

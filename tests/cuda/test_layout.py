@@ -84,3 +84,24 @@ def test_layers_are_restored_as_they_were(monkeypatch, rows, n, bits, group):
     assert all(map(torch.equal, back, (packed, norms)))
     for i, part in enumerate(parts):
         assert torch.equal(tiles.words[i], layout.repack(*part, bits, group).words)
+
+
+def test_weights_on_a_gpu_are_there_when_they_are_repacked(monkeypatch):
+    waited = []
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+        def synchronize(self):
+            waited.append(self.device)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    gpu = torch.device("cuda", 1)
+    layout.settle(torch.device("cpu"))
+    layout.settle(gpu)
+    assert waited == [gpu]
+    asked = []
+    monkeypatch.setattr(layout, "settle", asked.append)
+    tiles = layout.repack(*layer(33, 2), 3, 128)
+    assert asked == [tiles.words.device]

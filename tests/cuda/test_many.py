@@ -11,6 +11,7 @@ from layers import BITS, DTYPES, GROUPS, ROTATIONS, SPECIAL, activations, assert
 
 from tq3.runtime import generic
 from tq3.runtime.cuda import layout, many, source
+from tq3.runtime.cuda.crossings import OTHERS, crossing_of
 
 DECODE, ROTATE = source.kernel("decode"), source.kernel("rotate")
 
@@ -106,8 +107,9 @@ def test_any_activations_are_rotated_as_the_torch_code_does(
 class Recorder(Device):
     """Keeps what is decoded to: how large it was and where it began."""
 
-    def __init__(self):
+    def __init__(self, piece_weights):
         super().__init__()
+        self.crossing = self.crossing._replace(piece_weights=piece_weights)
         self.decoded = []
 
     def launch(self, call_):
@@ -119,11 +121,10 @@ class Recorder(Device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("bits", "rotation"), [(2, 64), (3, 32)])
-def test_a_product_is_that_of_what_was_rotated_and_decoded(monkeypatch, bits, rotation, dtype):
-    monkeypatch.setattr(many, "PIECE_WEIGHTS", 2 * layout.TILE * 5 * 64 + 1)
+def test_a_product_is_that_of_what_was_rotated_and_decoded(bits, rotation, dtype):
     packed, norms = layer(139, 5, bits, 64)
     x = activations(40, 5 * 64 - 7, dtype)
-    device = Recorder()
+    device = Recorder(2 * layout.TILE * 5 * 64 + 1)
     tiled = layout.repack(packed, norms, bits, 64)
     found = many.multiply_decoded(device, tiled, x, 139, 5, 64, rotation).double()
     left = generic.rotate(x, 5, 64, rotation).to(dtype).double()
@@ -136,9 +137,8 @@ def test_a_product_is_that_of_what_was_rotated_and_decoded(monkeypatch, bits, ro
     assert len(set(places)) == 1
 
 
-def test_pieces_are_as_even_as_tiles_allow(monkeypatch):
-    monkeypatch.setattr(many, "PIECE_WEIGHTS", 4 * layout.TILE * 128)
-    device = Recorder()
+def test_pieces_are_as_even_as_tiles_allow():
+    device = Recorder(4 * layout.TILE * 128)
     tiled = layout.repack(*layer(5 * 32, 1), 3, 128)
     many.multiply_decoded(device, tiled, activations(2, 128), 5 * 32, 1, 128, 128)
     assert [shape[0] for shape, _ in device.decoded] == [96, 64]
@@ -146,6 +146,8 @@ def test_pieces_are_as_even_as_tiles_allow(monkeypatch):
 
 def test_nothing_is_read_from_the_device():
     class Nowhere:
+        crossing = crossing_of(OTHERS)
+
         def launch(self, call_):
             pass
 

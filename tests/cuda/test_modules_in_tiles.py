@@ -59,16 +59,39 @@ def test_activations_may_be_strided(gpu):
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_experts_multiply_as_the_reference_does(gpu, stacked):
+@pytest.mark.parametrize("pairs", [1, 5, 6, 23])
+def test_experts_multiply_as_the_reference_does(gpu, stacked, pairs):
+    """Five pairs are the most that are not sorted."""
     layout = GroupLayout((5, 40, 200), 3, 64)
     weight = filled(PackedExperts(layout, stacked=stacked))
     codes = weight.tq_packed.view(5, 40 * 4, -1).clone()
     norms = weight.tq_norms.view(5, 40, 4).clone()
-    x, experts = activations(23, 200), torch.randint(0, 4, (23,))
+    x, experts = activations(pairs, 200), torch.randint(0, 4, (pairs,))
     expected = [
         reference.linear(x[i : i + 1], codes[e], norms[e], 3, 64) for i, e in enumerate(experts)
     ]
     assert_same(tiled(weight)(x, experts), torch.cat(expected))
+    strided = x.T.contiguous().T
+    assert_same(weight(strided, weight.route(experts)), torch.cat(expected))
+
+
+@pytest.mark.parametrize("pairs", [4, 9])
+def test_numbers_beyond_the_experts_are_taken_modulo(gpu, pairs):
+    weight = tiled(filled(PackedExperts(GroupLayout((5, 40, 200), 3, 64))))
+    x, experts = activations(pairs, 200), torch.arange(pairs) % 5
+    beyond = experts + 5 * torch.tensor([0, -1, 2**40, 1])[torch.arange(pairs) % 4]
+    assert_same(weight(x, beyond), weight(x, experts))
+
+
+def test_a_routing_for_other_experts_is_refused(gpu):
+    weight = tiled(filled(PackedExperts(GroupLayout((5, 40, 200), 3, 64))))
+    routing = torch.ops.tq3.route(torch.zeros(9, dtype=torch.int64), 12, 64)
+    with pytest.raises(ValueError, match=r"order and jobs.*expected \(9,\).*\(7, 4\).*tq3::route"):
+        torch.ops.tq3.experts_tiled(
+            activations(9, 200), weight.tq_packed, weight.tq_norms, *routing, 40, 64
+        )
+    with pytest.raises(ValueError, match=r"experts: found \(3,\) of torch.int32 below 5"):
+        weight.route(torch.zeros(3, dtype=torch.int32))
 
 
 def test_no_pairs_and_no_tokens_are_no_work(gpu):
@@ -157,8 +180,10 @@ def test_operators_return_what_is_traced_for_them(gpu, dtype):
     ids = torch.tensor([[0, 39, 7]])
     torch.library.opcheck(ops.embedding_tiled.default, (ids, words, norms, 128, 200, dtype))
     stacks = words[None].repeat(2, 1, 1, 1, 1, 1), norms[None].repeat(2, 1, 1, 1, 1)
-    experts = torch.tensor([1, 0, 1])
-    torch.library.opcheck(ops.experts_tiled.default, (x, *stacks, experts, 40, 128))
+    for experts, pairs in ((torch.tensor([1, 0, 1]), x), (torch.tensor([1, 0]), x[:2])):
+        torch.library.opcheck(ops.route.default, (experts, 2, 128))
+        routing = ops.route(experts, 2, 128)
+        torch.library.opcheck(ops.experts_tiled.default, (pairs, *stacks, *routing, 40, 128))
 
 
 def test_a_layer_in_tiles_can_be_traced(gpu):

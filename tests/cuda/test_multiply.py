@@ -33,12 +33,20 @@ FAULTS = {
         "__fmul_rn(__fmul_rn(sum, worth), norm.value[i])",
         "__fmul_rn(sum, __fmul_rn(worth, norm.value[i]))",
     ),
-    "codes of the unit after the next": ("at.words += units_on", "at.words += 2 * units_on"),
-    "codes of no unit": (
-        "if (!step_ends || step + stride < steps) packed",
-        "if (step + 2 * stride < steps) packed",
+    "codes of the unit after the next": ("words += stride * S", "words += 2 * stride * S"),
+    "codes of no unit": ("exists = step < steps", "exists = step + stride < steps"),
+    "the norms of other rows": ("k * 8 + lane / 4]", "k * 8 + lane % 4]"),
+    "a missing wait": ("            wait_for_batches<slots - 1>();\n", ""),
+    "a wait for one batch less": ("wait_for_batches<slots - 1>", "wait_for_batches<slots>"),
+    "norms of lanes that have not waited": (
+        "__syncwarp();  // Norms were asked for by other lanes.",
+        "",
     ),
-    "the norms of other rows": ("g * 8 + lane / 4}", "g * 8 + lane % 4}"),
+    "a slot that some lanes have not read": ("__syncwarp();  // All lanes have read the slot.", ""),
+    "the slot of the next unit": (
+        "coming.ask(ring, slot, part, lane);\n",
+        "coming.ask(ring, (slot + 1) % slots, part, lane);\n",
+    ),
     "the worths of another token": ("k * work.tokens + c * kTokens]", "c * kTokens]"),
 }
 FAULTS_OF_MULTIPLY = {
@@ -47,7 +55,7 @@ FAULTS_OF_MULTIPLY = {
         "        __syncthreads();\n        constexpr",
         "        constexpr",
     ),
-    "no barrier before they are written again": ("if (c > 0) __syncthreads();", ""),
+    "no barrier before they are written": ("; ++c) {\n        __syncthreads();", "; ++c) {"),
     "rows beyond the last": ("row >= rows ||", ""),
     "tokens beyond the last": ("|| token >= job.end", ""),
     "the tokens of the first block": ("static_cast<int>(blockIdx.x) * columns * kTokens", "0"),
@@ -180,8 +188,8 @@ def test_a_fault_is_seen(kernel, fault):
     with pytest.raises(AssertionError):
         for order, group in itertools.product(ORDERS, (128, 64)):
             device = Device(order, processors, **{kernel: text.replace(right, wrong)})
-            x = activations(tokens, 20 * group - 3)
-            packed, norms = layer(41, 20, 3, group)
+            x = activations(tokens, 41 * group - 3)
+            packed, norms = layer(41, 41, 3, group)
             assert_equals_the_reference(x, packed, norms, 3, group, group, device)
-            x = activations(37 if kernel == "multiply" else tokens, 20 * group - 3)
+            x = activations(37 if kernel == "multiply" else tokens, 41 * group - 3)
             assert_equals_the_reference(x, packed, norms, 3, group, group, device)

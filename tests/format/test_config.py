@@ -14,7 +14,6 @@ from tq3.format.config import (
     MeasuredError,
     TqConfig,
     parse_tq_config,
-    quantization_config,
     recipe_from_record,
     recipe_record,
 )
@@ -159,17 +158,6 @@ def test_a_key_that_is_there_twice_may_be_allowed_and_then_the_last_one_counts()
 def test_the_name_of_a_folder_that_is_not_utf_8_does_not_end_the_run():
     config = TqConfig(3, 128, original_model="caf\udce9")
     assert parse_tq_config(config.to_json()).original_model == "caf?"
-
-
-def test_hosts_recognise_the_folder_by_these_keys_and_people_are_told_how_to_load_it():
-    found = quantization_config(Recipe(bits=4, group_size=64))
-    assert "import tq3.integrations.transformers" in found.pop("how_to_load")
-    assert found == {
-        "quant_method": "turboquant",
-        "format": "tq3_native",
-        "bits": 4,
-        "group_size": 64,
-    }
 
 
 RECIPES = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tq3.errors import UsageError
 from tq3.format.recipe import Recipe
-from tq3.format.request import make_recipe
+from tq3.format.request import make_recipe, width_options
 from tq3.format.widths import load_widths
 
 
@@ -67,3 +69,29 @@ CONFLICTS = {
 def test_options_that_contradict_each_other_are_refused_with_a_way_out(options, complaint):
     with pytest.raises(UsageError, match=complaint):
         make_recipe(**options)
+
+
+KEPT_AS: list[tuple[dict[str, Any], str]] = [
+    ({}, "float16"),
+    ({"bits": 4, "balance": True}, "float16"),
+    ({"recipe": "native"}, "float16"),
+    ({"recipe": "native", "keep_dtype": "source"}, "source"),
+    ({"recipe": "balanced"}, "source"),
+    ({"target_size": "13GiB"}, "source"),
+    ({"lm_head": 4}, "source"),
+    ({"recipe": "best", "keep_dtype": "float16"}, "float16"),
+]
+
+
+@pytest.mark.parametrize(("options", "kept_as"), KEPT_AS, ids=str)
+def test_what_our_own_recipes_keep_has_the_sources_type_and_the_published_one_stores_f16(
+    options, kept_as
+):
+    assert make_recipe(**options).keep_dtype == kept_as
+
+
+def test_the_best_recipe_packs_head_and_embeddings_and_a_card_need_not_ask_for_it():
+    best, other = make_recipe(recipe="best"), make_recipe(recipe="best", lm_head=3)
+    assert [best.widths.choices(role) for role in ("lm_head", "embeddings")] == [(4,), (4,)]
+    assert list(width_options(best)) == ["--recipe", "best"]
+    assert list(width_options(other)) == ["--recipe", "best", "--lm-head", "3"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from transformers.quantizers import auto
 import tq3
 import tq3.integrations.transformers as integration
 from tq3.errors import BadInput, UsageError
+from tq3.format.recognition import HOW_TO_LOAD
 from tq3.runtime.modules import PackedLinear
 
 
@@ -138,27 +138,36 @@ def test_a_missing_package_is_named_with_what_to_install(llama, package):
 
 
 WITHOUT_US = """
-import sys, torch, transformers
-found = []
-for seed in (1, 2):
-    torch.manual_seed(seed)
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        sys.argv[1], output_loading_info=True
-    )
-    found.append(model.model.layers[0].mlp.up_proj.weight)
-print("missing", len(info["missing_keys"]), "random", not torch.equal(*found))
+import sys, transformers
+folder = sys.argv[1]
+for load in (
+    lambda: transformers.AutoModelForCausalLM.from_pretrained(folder),
+    lambda: transformers.LlamaModel.from_pretrained(folder),
+    lambda: transformers.pipeline("text-generation", model=folder),
+):
+    try:
+        load()
+    except ValueError as error:
+        print(str(error).replace("\\n", " "))
 """
 
 
-def test_the_trap_without_our_import_transformers_warns_and_leaves_layers_random(llama):
-    """No release fails here: config.json tells people what to do, and docs/serving.md shows it."""
+def test_without_our_import_transformers_refuses_with_our_sentence(llama):
+    """It would leave the compressed layers random, and only warn."""
     command = (sys.executable, "-c", WITHOUT_US, llama.compressed)
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout == "missing 14 random True\n"
-    assert "Unknown quantization type, got turboquant" in run.stderr
-    assert re.search(r"mlp.up_proj.weight +\| MISSING", run.stderr)
-    declared = json.loads((llama.compressed / "config.json").read_text())["quantization_config"]
-    assert "tq3.load(folder)" in declared["how_to_load"]
+    said = "this model is packed by tq3. pip install 'tq3[transformers]', then"
+    assert [said in line for line in run.stdout.splitlines()] == [True] * 3
+
+
+def test_after_our_import_any_weight_file_that_config_json_names_is_taken_as_ever():
+    quantizer = integration.Tq3Quantizer(integration.Tq3Config())
+    for update in (quantizer.update_attn_implementation, quantizer.update_tp_plan):
+        config = update(transformers.LlamaConfig(transformers_weights=HOW_TO_LOAD))
+        assert not hasattr(config, "transformers_weights")
+        config = update(transformers.LlamaConfig(transformers_weights="other.safetensors"))
+        assert config.transformers_weights == "other.safetensors"
+        assert not hasattr(update(transformers.LlamaConfig()), "transformers_weights")
 
 
 MODELING = """

@@ -126,14 +126,13 @@ def test_experts_are_found_below_their_layer_only():
     ],
 )
 def test_parts_fill_the_partitions_of_a_fused_layer(parts, sizes, filled):
-    found = spread([Matrix(rows, 3, 1) for rows in parts], sizes, "layer")
+    found = spread([Matrix(rows, 3, 1) for rows in parts], sizes)
     assert [part.rows for part in found] == filled
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 8], [4, 4, 4, 4, 16]])
-def test_parts_that_do_not_fill_the_layer_are_refused(sizes):
-    with pytest.raises(BadInput, match="do not fill"):
-        spread([Matrix(16, 3, 1), Matrix(8, 3, 1)], sizes, "layer")
+def test_parts_that_do_not_fill_the_layer_are_none(sizes):
+    assert spread([Matrix(16, 3, 1), Matrix(8, 3, 1)], sizes) == []
 
 
 @pytest.mark.parametrize(

@@ -175,11 +175,3 @@ def test_a_state_dict_is_refused(llama):
             config=transformers.AutoConfig.from_pretrained(llama.compressed),
             state_dict=read_tensors(llama.compressed),
         )
-
-
-def test_training_is_refused_in_words(llama):
-    model = load(LLAMA, llama.compressed)
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-    model.model.embed_tokens.requires_grad_(True)
-    with pytest.raises(NotImplementedError, match="tq3 restore"):
-        model(PROMPT, labels=PROMPT).loss.backward()

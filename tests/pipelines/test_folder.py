@@ -13,8 +13,8 @@ from factories import contents, hub_snapshot, random_tensor, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, StorageError, UsageError
-from tq3.format.config import quantization_config
 from tq3.format.recipe import Recipe
+from tq3.format.recognition import mark
 from tq3.pipelines.events import Event, Finished, Planned
 
 
@@ -135,14 +135,13 @@ def test_a_hundred_shards_need_no_hundred_descriptors(tmp_path):
     assert (tmp_path / "out" / "tq_config.json").exists()
 
 
-def test_config_json_gains_one_key_and_keeps_every_other_byte(tmp_path):
+def test_config_json_gains_two_keys_and_keeps_every_other_byte(tmp_path):
     text = '{\n    "b":  1.0,\n    "a": "ü"\n}\n'
     source = tiny_checkpoint(tmp_path / "in", config=text)
     tq3.compress(source, tmp_path / "out", bits=4, group_size=64)
     written = (tmp_path / "out" / "config.json").read_text()
-    gained = quantization_config(Recipe(bits=4, group_size=64))
-    assert json.loads(written) == {"b": 1.0, "a": "ü", "quantization_config": gained}
-    assert written.startswith('{\n    "b":  1.0,\n    "a": "ü",\n    "quantization_config"')
+    assert written == mark(text, Recipe(bits=4, group_size=64))
+    assert written.startswith('{\n    "b":  1.0,\n    "a": "ü",\n    "transformers_weights"')
     assert written.endswith("}\n}\n")
 
 

@@ -58,7 +58,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "embeddings": (
         {"recipe": "best", "embeddings": 3},
         {"recipe": "best"},
-        ["--embeddings 3 became no --embeddings"],
+        ["--embeddings 3 became --embeddings 4"],
     ),
     "several": (
         {"bits": 2, "keep": ["a.*", "b.*"]},

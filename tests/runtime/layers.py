@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -86,3 +88,20 @@ def assert_same(found, expected):
 def error(found, exact):
     """Relative, root of mean squares."""
     return float((found.double() - exact).norm() / exact.norm())
+
+
+def calls_of(function) -> int:
+    """How many calls of functions, Python's and compiled ones, a second call of it makes."""
+    count = 0
+
+    def note(_, event, __):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    function()
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count

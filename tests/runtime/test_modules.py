@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tq3.codec import reference
+from tq3.errors import UsageError
 from tq3.format.layout import GroupLayout
 from tq3.runtime.modules import (
     PackedEmbedding,
@@ -191,9 +192,24 @@ def test_printing_tells_shape_and_width():
     assert "(24, 200), bits=3, group=128" in text
 
 
-def test_what_names_a_layer_in_an_error_tells_what_to_do():
-    """As peft does with a layer that it can't adapt."""
+def test_a_packed_linear_is_an_nn_linear_that_can_not_be_initialised():
     layer = PackedLinear(packed_weight((24, 200)))
-    assert "packed by tq3" in f"Target module {layer} is not supported"
-    assert "`tq3 restore`" in f"Target module {layer} is not supported"
-    assert "tq3 restore" not in str(nn.Sequential(layer))
+    assert isinstance(layer, nn.Linear)
+    with pytest.raises(UsageError, match="can't be read or changed"):
+        layer.reset_parameters()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_who_asks_for_it_gets_the_decoded_weight(dtype):
+    weight = packed_weight((24, 200), dtype=dtype)
+    assert torch.equal(weight.dequantize(), restored(weight).to(dtype))
+
+
+def test_codes_and_norms_can_not_be_trained():
+    layer = PackedLinear(packed_weight((24, 200)))
+    norms = nn.Parameter(layer.weight.tq_norms.detach().clone())  # as a host puts it in the place
+    layer.weight.tq_norms = norms
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    with pytest.raises(UsageError, match="constants that can't be trained.*train an adapter"):
+        layer.requires_grad_(True)
+    assert layer.requires_grad_(False) is layer

@@ -118,12 +118,6 @@ def test_it_runs_in_every_mode(mode):
         linear(activations(2, 512).requires_grad_(), packed, norms, 3, 128)
 
 
-def test_a_gradient_is_refused_in_words():
-    x = activations(2, 512).requires_grad_()
-    with pytest.raises(NotImplementedError, match="no gradient.*tq3 restore"):
-        linear(x, *layer(9, 4), 3, 128).sum().backward()
-
-
 WRONG = {
     "five bits": ({"bits": 5}, "bits: found 5, expected 2, 3 or 4"),
     "a group of 48": ({"group": 48}, "group: found 48"),

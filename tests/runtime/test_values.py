@@ -38,6 +38,8 @@ READS = {
     "iteration": list,
     "float": float,
     "numpy": np.asarray,
+    "a cast": lambda w: w.float(),
+    "another": lambda w: w.to(torch.float16),
     "copy": lambda w: torch.empty(24, 200).copy_(w),
 }
 

@@ -13,6 +13,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import tq3
 
@@ -126,3 +129,14 @@ def as_published(pair: Pair) -> Pair:
         (published / "config.json").unlink()
         (published / "config.json").write_text(json.dumps(config))
     return pair._replace(packed=published)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A word for each id of SIZES' vocabulary: some runners want a tokenizer."""
+    ids = {"<pad>": 0, "<unk>": 1} | {f"word{i}": i for i in range(2, SIZES["vocab_size"])}
+    words = Tokenizer(WordLevel(ids, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"
+    )
+    made.save_pretrained(folder)

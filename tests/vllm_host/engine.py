@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
+from vllm.model_executor.models import ModelRegistry
 
 # Random models are undecided: roundings decide between tokens that are closer than this in log
 # probability. float32 wherever vLLM can; its Gated DeltaNet on CPUs knows only bfloat16.
@@ -41,6 +43,7 @@ def engine(folder: Path, dtype: str, **options: Any) -> Iterator[LLM]:
     }
     if options.get("tensor_parallel_size", 1) == 1:
         defaults["distributed_executor_backend"] = "uni"
+    _import_model(folder)
     try:
         llm = LLM(model=str(folder), dtype=dtype, **defaults | options)
     except Exception:
@@ -56,15 +59,23 @@ def engine(folder: Path, dtype: str, **options: Any) -> Iterator[LLM]:
         gc.collect()
 
 
-def greedy(llm: LLM, n_prompts: int = len(PROMPTS)) -> list[list[Token]]:
-    """What follows each of the first PROMPTS."""
+def _import_model(folder: Path) -> None:
+    """Here: vLLM itself starts a process that looks at a class it has not seen before."""
+    for name in json.loads((folder / "config.json").read_text()).get("architectures", ()):
+        known = ModelRegistry.models.get(name)
+        if hasattr(known, "module_name"):
+            ModelRegistry.register_model(name, known.load_model_cls())
+
+
+def greedy(llm: LLM, n_prompts: int = len(PROMPTS), **options: Any) -> list[list[Token]]:
+    """What follows each of the first PROMPTS. options: of `LLM.generate`"""
     sampling = SamplingParams(
         temperature=0, max_tokens=N_TOKENS, logprobs=2, detokenize=False, ignore_eos=True
     )
     prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS[:n_prompts]]
     return [
         [_token(id_, top) for id_, top in zip(out.token_ids, out.logprobs, strict=True)]
-        for result in llm.generate(prompts, sampling, use_tqdm=False)
+        for result in llm.generate(prompts, sampling, use_tqdm=False, **options)
         for out in result.outputs
     ]
 
@@ -88,11 +99,14 @@ def assert_same(
 
     may_differ: texts that need not be, where roundings also decide between experts
     """
-    agreed = [
-        _agreed(text, wanted, MARGIN[dtype]) for text, wanted in zip(found, dense, strict=True)
-    ]
+    agreed = agreement(found, dense, dtype)
     assert agreed.count(None) <= may_differ
     assert sum(filter(None, agreed)) >= {"float32": 100, "bfloat16": 20}[dtype]
+
+
+def agreement(found: list[list[Token]], dense: list[list[Token]], dtype: str) -> list[int | None]:
+    """How many tokens of each text are the dense model's; None for a text that is wrong."""
+    return [_agreed(text, wanted, MARGIN[dtype]) for text, wanted in zip(found, dense, strict=True)]
 
 
 def _agreed(text: list[Token], wanted: list[Token], margin: float) -> int | None:

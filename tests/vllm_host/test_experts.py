@@ -1,8 +1,7 @@
-"""Mixtures of experts, fused or not: packed, split over ranks, or refused."""
+"""Mixtures of experts, fused or not: packed, split over ranks, or decoded."""
 
 from __future__ import annotations
 
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +9,8 @@ import torch
 from checkpoints import make, stored_tensors, tiny, with_half_norms, without
 from engine import answers, assert_same, bytes_of_layers, engine, greedy, parameter
 
-from tq3.errors import BadInput, UsageError
 from tq3.integrations.stored import Matrix, Stored
-from tq3.integrations.vllm.experts import expert_bits
+from tq3.integrations.vllm.experts import expert_bits, stacks_below
 
 pytestmark = pytest.mark.vllm
 
@@ -78,64 +76,76 @@ def test_two_ranks_share_out_the_experts(two_ranks):
         assert_same(greedy(llm), dense, FLOAT32, CLOSE_ROUTES)
 
 
-def experts_layer(has_bias=False):
-    """What is asked of vLLM's layer of experts."""
-    return SimpleNamespace(
+def bits(matrices, prefix="l.experts", has_bias=False):
+    """Of four experts of 192 columns, 160 of them inside."""
+    sizes = SimpleNamespace(has_bias=has_bias, hidden_dim_unpadded=192, intermediate_size=160)
+    layer = SimpleNamespace(
         ckpt_gate_proj_name="gate_proj",
         ckpt_up_proj_name="up_proj",
         ckpt_down_proj_name="down_proj",
-        moe_config=SimpleNamespace(has_bias=has_bias),
+        moe_config=sizes,
     )
+    stored = Stored(matrices, 128)
+    return expert_bits(stored, stacks_below(stored, prefix, layer), layer)
 
 
-def bits(matrices, prefix="l.experts", has_bias=False):
-    return expert_bits(Stored(matrices, 128), prefix, experts_layer(has_bias))
+def stack(rows, width=3):
+    return Matrix(rows, width, 2) if width else Matrix(rows)
 
 
-SINGLE = [f"l.experts.{e}.{p}_proj.weight" for e in range(2) for p in ("gate", "up", "down")]
-SOME, OTHERS = Matrix(256, 3, 2), Matrix(256, 4, 2)
-KEPT = Matrix(256)
+SINGLE = {
+    f"l.experts.{e}.{name}_proj.weight": stack(192 if name == "down" else 160)
+    for e in range(2)
+    for name in ("gate", "up", "down")
+}
+
+
+def changed(names, width):
+    return SINGLE | {name: stack(SINGLE[name].rows, width) for name in names}
 
 
 def test_down_may_have_another_width_and_all_may_be_kept():
-    all_alike = dict.fromkeys(SINGLE, SOME)
-    down = {name: OTHERS for name in SINGLE if "down" in name}
-    assert bits(all_alike) == (3, 3)
-    assert bits(all_alike | down) == (3, 4)
-    assert bits(dict.fromkeys(SINGLE, KEPT)) is bits({}) is None
+    assert bits(SINGLE) == (3, 3)
+    assert bits(changed([name for name in SINGLE if "down" in name], 4)) == (3, 4)
+    assert bits(changed(SINGLE, 0)) is bits({}) is None
 
 
 @pytest.mark.parametrize(
-    ("others", "matrix", "named"),
+    ("others", "width"),
     [
-        (SINGLE[3:], KEPT, ", such as 1.gate_proj.weight"),
-        (SINGLE[2::3], KEPT, ", such as 0.down_proj.weight"),
-        (SINGLE[1::3], OTHERS, "bits [3, 4] and [3]"),
+        (list(SINGLE)[3:], 0),
+        (list(SINGLE)[2::3], 0),
+        (list(SINGLE)[:2], 0),
+        (list(SINGLE)[1::3], 4),
     ],
-    ids=["an expert kept", "down kept", "up wider"],
+    ids=["an expert kept", "down kept", "gate and up of one kept", "up wider"],
 )
-def test_experts_packed_in_several_ways_are_refused(others, matrix, named):
-    with pytest.raises(BadInput, match="must all be packed.*" + re.escape(named)):
-        bits(dict.fromkeys(SINGLE, SOME) | dict.fromkeys(others, matrix))
-
-
-def test_packed_experts_with_biases_are_refused_for_their_biases():
-    """GPT-OSS's, under the names that vLLM has for them."""
-    names = [f"l.experts.{name}" for name in ("w13_weight", "w2_weight")]
-    with pytest.raises(UsageError, match="experts with biases"):
-        bits(dict.fromkeys(names, SOME) | {"l.experts.w13_bias": KEPT}, has_bias=True)
-    assert bits(dict.fromkeys(names, KEPT), has_bias=True) is None
+def test_experts_packed_in_several_ways_are_decoded(others, width):
+    assert bits(changed(others, width)) is None
 
 
 @pytest.mark.parametrize(
-    ("prefix", "name"), [("l.ffn", "l.ffn.experts.mlp.v1"), ("l.experts", "l.gate_proj.weight")]
+    ("matrices", "has_bias"),
+    [
+        ({"w13_weight": stack(4 * 320), "w2_weight": stack(4 * 192)}, True),  # GPT-OSS
+        ({"gate_up_proj": Matrix(4 * 192, 3, 3), "down_proj": stack(4 * 160)}, False),  # Llama 4
+        ({"mlp.v1": stack(4 * 160), "mlp.w1": stack(4 * 160), "mlp.w2": stack(4 * 160)}, False),
+    ],
+    ids=["biases", "transposed", "unknown names"],
 )
-def test_packed_experts_of_unknown_names_are_refused(prefix, name):
-    """DBRX's and Step-3.5's."""
-    router = {"l.ffn.router.layer.weight": SOME}
-    with pytest.raises(BadInput, match=rf"packed under these names.*found {name}, "):
-        bits({name: SOME} | router, prefix)
-    assert bits({name: KEPT} | router, prefix) is None
+def test_experts_that_vllm_takes_in_no_other_way_are_decoded(matrices, has_bias):
+    assert bits({f"l.experts.{name}": m for name, m in matrices.items()}, has_bias=has_bias) is None
+
+
+def test_experts_of_which_gate_and_up_are_kept_answer_as_the_dense_model(work):
+    """Their down matrices are decoded, as vLLM holds all of a layer in one way."""
+    pair = make(tiny("qwen3_moe"), work / "down_only", FLOAT32, keep=["*gate_proj*", "*up_proj*"])
+    dense = answers(pair.dense, FLOAT32)
+    with engine(pair.packed, FLOAT32) as llm:
+        assert_same(greedy(llm), dense, FLOAT32, CLOSE_ROUTES)
+        (layers,) = bytes_of_layers(llm)
+    assert "model.layers.0.mlp.gate" in layers
+    assert not any("experts" in name for name in layers)
 
 
 def test_a_folder_without_one_expert_is_refused(two_ranks):

@@ -1,37 +1,21 @@
-"""Models of vLLM whose layers are not named as their weights are, and what is said of the rest."""
+"""Models of vLLM whose layers are not named as their weights are, or not loaded as they are."""
 
 from __future__ import annotations
-
-import logging
 
 import pytest
 from checkpoints import make, tiny, without
 from engine import answers, assert_same, bytes_of_layers, engine, greedy
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
-from tq3.errors import BadInput, UsageError
+from tq3.errors import UsageError
 from tq3.integrations.stored import Matrix, Stored
-from tq3.integrations.vllm import config as plugin
 from tq3.integrations.vllm.config import Tq3Config
 
 pytestmark = pytest.mark.vllm
 
 FLOAT32 = "float32"
 EXPERTS = "model.layers.0.block_sparse_moe.experts.routed_experts"
-BODY = ["*proj*", "*_linear*", "*router*"]
-PACKED, WIDER, KEPT = Matrix(256, 3, 2), Matrix(256, 4, 2), Matrix(256)
-
-
-@pytest.mark.parametrize("name", ["granitemoeshared", "granitemoehybrid"])
-def test_granites_stacks_of_experts_answer_as_the_dense_model(work, name):
-    """One model brings them to the experts' loader, the other to parameters by their names."""
-    pair = make(tiny(name), work / name, FLOAT32, only=BODY)
-    dense = answers(pair.dense, FLOAT32)
-    with engine(pair.packed, FLOAT32) as llm:
-        assert_same(greedy(llm), dense, FLOAT32)
-        (layers,) = bytes_of_layers(llm)
-    assert layers[EXPERTS][0] == 4 * (2 * 344 * 2 + 192 * 3) * 52
-    assert layers["model.layers.0.block_sparse_moe.gate"][0] == 4 * 2 * 52
+PACKED, KEPT = Matrix(256, 3, 2), Matrix(256)
 
 
 def test_granites_experts_may_be_kept(work):
@@ -42,15 +26,28 @@ def test_granites_experts_may_be_kept(work):
     assert EXPERTS not in layers
 
 
-def test_prefixes_without_a_component_of_the_names_and_with_another_number(work):
-    """Falcon-H1's attention is `layers.0.q_proj` there, and Mamba of layer 0 `model.2.mixer`."""
-    pair = make(tiny("falcon_h1"), work / "falcon_h1", FLOAT32)
+def test_layers_that_may_be_one_of_several_widths_are_decoded(work):
+    """In Falcon-H1 Mamba of layer 0 is `model.2.mixer`, of which it can't be told what it is."""
+    options = {"sensitive_bits": 4, "sensitive_patterns": ["layers.1.mamba"]}
+    pair = make(tiny("falcon_h1"), work / "falcon_h1_widths", FLOAT32, **options)
     dense = answers(pair.dense, FLOAT32)
     with engine(pair.packed, FLOAT32) as llm:
         assert_same(greedy(llm), dense, FLOAT32)
         (layers,) = bytes_of_layers(llm)
     assert "model.layers.1.self_attn.qkv_proj" in layers
-    assert "model.layers.1.mamba.mamba.in_proj" in layers
+    assert not any("mamba" in name for name in layers)
+
+
+def test_rows_that_vllm_repeats_for_each_rank_are_decoded(work):
+    """Those of Mamba 2 with one group."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "mamba_d_head": 64, "mamba_d_ssm": 512}
+    pair = make(tiny("falcon_h1", sizes), work / "falcon_h1_ranks", FLOAT32)
+    dense = answers(pair.dense, FLOAT32)
+    with engine(pair.packed, FLOAT32, tensor_parallel_size=2) as llm:
+        assert_same(greedy(llm), dense, FLOAT32)
+        layers = bytes_of_layers(llm)[0]
+    assert "model.layers.0.mamba.mamba.in_proj" not in layers
+    assert "model.layers.0.mamba.mamba.out_proj" in layers
 
 
 def test_a_kept_layer_into_which_nothing_was_loaded_is_an_error(work):
@@ -69,37 +66,35 @@ def test_a_kept_layer_into_which_nothing_was_loaded_is_an_error(work):
             pass
 
 
-def configured(matrices, model_type="", fused=None):
-    config = Tq3Config(128)
-    config.stored, config.model_type = Stored(matrices, 128), model_type
-    config.packed_modules_mapping = fused or {}
-    return config
+@pytest.mark.parametrize("prefix", ["model.2.mixer.in_proj", "model.2.mixer.out_proj"])
+def test_a_layer_whose_matrix_is_not_found_is_loaded_decoded(prefix):
+    layers = {f"model.layers.{n}.mamba.in_proj.weight": Matrix(256, 3 + n, 2) for n in range(2)}
+    config = configured(layers)
+    assert isinstance(config._linear_method(prefix), UnquantizedLinearMethod)
+    assert not config.taken
 
 
-def test_a_layer_that_may_be_one_of_several_widths_is_refused():
-    layers = {"model.layers.0.mamba.in_proj.weight": PACKED}
-    layers["model.layers.1.mamba.in_proj.weight"] = WIDER
-    with pytest.raises(BadInput, match="names this layer otherwise.*layers.0.mamba"):
-        configured(layers)._linear_method("model.2.mixer.in_proj")
-    with pytest.raises(BadInput, match="has no weights for this layer"):
-        configured(layers)._linear_method("model.2.mixer.out_proj")
-
-
-def test_matrices_that_vllm_transposes_are_refused_for_that_if_they_are_packed():
+def test_matrices_that_vllm_transposes_are_decoded():
     """A square one would be served, and wrong."""
     name = "transformer.h.0.attn.c_proj"
-    with pytest.raises(UsageError, match="turns this layer's matrix around"):
-        configured({f"{name}.weight": PACKED}, "gpt2")._linear_method(name)
-    kept = configured({f"{name}.weight": KEPT}, "gpt2")._linear_method(name)
-    assert isinstance(kept, UnquantizedLinearMethod)
+    config = configured({f"{name}.weight": PACKED}, "gpt2")
+    assert isinstance(config._linear_method(name), UnquantizedLinearMethod)
+    assert not config.taken
 
 
-def test_packed_matrices_that_no_layer_takes_are_named(monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    monkeypatch.setattr(plugin.logger, "warning_once", plugin.logger.warning)
-    config = configured({"a.up.weight": PACKED, "pooler.weight": PACKED, "norm.weight": KEPT})
-    config._linear_method("a.up")
-    mapper = config.get_checkpoint_weight_mapper()
-    assert "1 of 2 packed matrices belong to no layer" in caplog.text
-    assert "pooler.weight" in caplog.text
-    assert mapper.map_name("a.up.weight.tq_packed") == "a.up.weight_packed"
+def test_rows_that_vllm_reorders_before_a_plugin_sees_them_are_refused_if_they_are_packed():
+    """Llama 4's, for its rotary embeddings: they would be served, and wrong."""
+    layer, fused = "model.layers.0.self_attn", {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    names = [f"{layer}.{name}.weight" for name in fused["qkv_proj"]]
+    config = configured(dict.fromkeys(names, PACKED), "llama4_text")
+    config.packed_modules_mapping = fused
+    with pytest.raises(UsageError, match="puts the rows.*keep"):
+        config._linear_method(f"{layer}.qkv_proj")
+    config.stored = Stored(dict.fromkeys(names, KEPT), 128)
+    assert isinstance(config._linear_method(f"{layer}.qkv_proj"), UnquantizedLinearMethod)
+
+
+def configured(matrices, model_type=""):
+    config = Tq3Config(128)
+    config.stored, config.model_type = Stored(matrices, 128), model_type
+    return config

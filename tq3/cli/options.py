@@ -90,10 +90,11 @@ OnlyOpt = Annotated[
     ),
 ]
 KeepDtypeOpt = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="How kept floating-point tensors are stored: float16, but what is small and in F32 "
-        "stays so; or source, all as they are."
+        "stays so; or source, all as they are. [default: float16 as published, source with "
+        "a recipe other than native, a target, or widths for head and embeddings]"
     ),
 ]
 SensitiveBitsOpt = Annotated[
@@ -235,7 +236,7 @@ class RecipeOptions(WidthOptions):
     group_size: GroupOpt = 128
     keep: KeepOpt = None
     only: OnlyOpt = None
-    keep_dtype: KeepDtypeOpt = "float16"
+    keep_dtype: KeepDtypeOpt = None
     sensitive_bits: SensitiveBitsOpt = None
     sensitive_patterns: SensitivePatternOpt = None
     max_shard_size: ShardOpt = DEFAULT_SHARD_SIZE

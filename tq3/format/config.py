@@ -1,4 +1,4 @@
-"""tq_config.json, and the `quantization_config` by which hosts recognise a folder."""
+"""tq_config.json: what a TQ3 checkpoint says of itself."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ FILE_NAME = "tq_config.json"
 FORMAT = "tq3_native"
 FORMAT_VERSION = 1
 QUANTIZER_SEED = 42
-HOW_TO_LOAD = (
-    "pip install 'tq3[transformers]', then tq3.load(folder), or import "
-    "tq3.integrations.transformers before from_pretrained; without it Transformers leaves the "
-    "compressed layers random"
-)
 _NO_RECIPE = "tq3.recipe is not a recipe"
 _REPAIR = "compress again, or fetch tq_config.json again from where it was published"
 # What recipes meant that were recorded before there was a choice.
@@ -183,20 +178,6 @@ def stand_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "shapes": {name: list(shape) for name, shape in shapes.items()},
-    }
-
-
-def quantization_config(recipe: Recipe | TqConfig) -> dict[str, Any]:
-    """The value that config.json gains, for hosts to recognise the checkpoint.
-
-    how_to_load is for people: Transformers only warns of a method that it doesn't know.
-    """
-    return {
-        "quant_method": "turboquant",
-        "format": FORMAT,
-        "bits": recipe.bits,
-        "group_size": recipe.group_size,
-        "how_to_load": HOW_TO_LOAD,
     }
 
 

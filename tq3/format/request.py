@@ -22,6 +22,8 @@ from tq3.format.widths import BY_NAME, Widths, is_recipe_file, load_widths, reci
 DEFAULT_BITS = 3
 # What a target alone asks for.
 DEFAULT_RECIPE = "best"
+# What no recipe and no width by role asks for, too.
+PUBLISHED = "native"
 
 
 @of_its_types
@@ -38,6 +40,7 @@ def make_recipe(
     keep: str | Sequence[str] | None = (),
     only: str | Sequence[str] | None = (),
     max_shard_size: float | str = DEFAULT_SHARD_SIZE,
+    keep_dtype: str | None = None,
     norms: str | None = None,
     **others: Any,
 ) -> Recipe:
@@ -47,6 +50,7 @@ def make_recipe(
     recipe: the name of a recipe, or the path of a file that ends in .toml
     target_size: bytes, or a text such as "13GiB"; target_bpw: see `Widths`
     lm_head, embeddings: their width; None for what the recipe says, else uncompressed
+    keep_dtype: see `Recipe`; None for that of `recipe`: float16 as published, source for any other
     norms: see `Recipe`; None for float32
 
     Raises UsageError for options that contradict each other, BadInput for a faulty recipe file.
@@ -85,9 +89,18 @@ def make_recipe(
         keep=_texts(keep),
         only=_texts(only),
         max_shard_bytes=parse_size(max_shard_size),
+        keep_dtype=kept_as(widths) if keep_dtype is None else keep_dtype,
         norms=NORMS[0] if norms is None else norms,
         **others,
     )
+
+
+def kept_as(widths: Widths | None) -> str:
+    """`keep_dtype` where none is asked for: F16 as published writers have it, else the source's.
+
+    In the model's own type tensors are served from the file's pages; others are copied.
+    """
+    return "float16" if widths is None or widths.name == PUBLISHED else "source"
 
 
 def width_options(recipe: Recipe) -> Iterator[str]:
@@ -107,6 +120,8 @@ def width_options(recipe: Recipe) -> Iterator[str]:
         yield from ("--target-bpw", f"{widths.target_bpw:g}")
     for role in sorted(BY_NAME, reverse=True):
         choices = widths.choices(role)
+        if known and choices == known.choices(role):
+            continue
         if len(choices) == 1 and choices != (None,):
             yield from (f"--{role.replace('_', '-')}", str(choices[0]))
 

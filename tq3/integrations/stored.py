@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
 
@@ -26,15 +26,21 @@ class Matrix:
     rows: all of them, leading dimensions flattened
     bits: 0 where it is not packed
     groups: of a row, where it is packed
+    source: its name in the checkpoint
     """
 
     rows: int
     bits: int = 0
     groups: int = 0
+    source: str = field(default="", compare=False)
 
     @property
     def is_packed(self) -> bool:
         return self.bits > 0
+
+    def n_bytes(self, group: int) -> int:
+        """Of codes, and of norms as float32."""
+        return self.rows * self.groups * (group * self.bits // 8 + 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,7 @@ def read_shapes(shapes: Mapping[str, Sequence[int]], group: int) -> Stored:
         if stem != name:
             matrices[stem] = _packed(stem, shape, shapes.get(stem + NORMS, ()), group)
         elif not name.endswith(NORMS) and len(shape) >= 2:
-            matrices[name] = Matrix(rows=prod(shape[:-1]))
+            matrices[name] = Matrix(rows=prod(shape[:-1]), source=name)
     return Stored(matrices, group)
 
 
@@ -132,11 +138,11 @@ def _packed(name: str, packed: Sequence[int], norms: Sequence[int], group: int) 
             expected=f"[rows*n, {group}*bits/8] and [rows, n]",
             fix="fetch the checkpoint again; `tq3 verify` finds what is damaged",
         )
-    return Matrix(rows=norms[0], bits=bits, groups=norms[1])
+    return Matrix(rows=norms[0], bits=bits, groups=norms[1], source=name)
 
 
-def spread(parts: Sequence[Matrix], sizes: Sequence[int], layer: str) -> list[Matrix]:
-    """The part that each partition of a fused layer is loaded from.
+def spread(parts: Sequence[Matrix], sizes: Sequence[int]) -> list[Matrix]:
+    """The part that each partition of a fused layer is loaded from; none if they do not fill it.
 
     A part may fill several partitions that follow each other: Gated DeltaNet's in_proj_qkv is
     three of the four of in_proj_qkvz. sizes: rows of the partitions, before tensor parallelism.
@@ -150,14 +156,8 @@ def spread(parts: Sequence[Matrix], sizes: Sequence[int], layer: str) -> list[Ma
         next((part for part, end in zip(parts, ends, strict=True) if filled <= end), None)
         for filled in accumulate(sizes)
     ]
-    if None in found or ends[-1] != sum(sizes):
-        raise BadInput(
-            "the checkpoint's matrices do not fill the layer",
-            tensor=layer,
-            found=f"rows {[part.rows for part in parts]}",
-            expected=f"rows {list(sizes)}",
-        )
-    return [part for part in found if part]
+    is_filled = ends[-1] == sum(sizes)
+    return [part for part in found if part] if is_filled and None not in found else []
 
 
 def groups_of_a_rank(columns: int, of_a_rank: int, group: int, layer: str) -> int:

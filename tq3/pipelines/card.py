@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tq3.errors import UsageError
 from tq3.format.arguments import of_its_types
 from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
 from tq3.format.recipe import Recipe
-from tq3.format.request import width_options
+from tq3.format.request import kept_as, width_options
 from tq3.hub.card import fill_in, read_template
 from tq3.hub.metadata import is_model_id, make_metadata, metadata_block, read_metadata
 from tq3.pipelines.describe import describe
@@ -220,9 +220,10 @@ def _command(facts: CardFacts, recipe: Recipe) -> str:
 
 def _options(recipe: Recipe) -> Iterator[str]:
     yield from width_options(recipe)
+    defaults = replace(_DEFAULTS, keep_dtype=kept_as(recipe.widths))
     for option, field in _PLAIN_OPTIONS.items():
         value = getattr(recipe, field)
-        if value != getattr(_DEFAULTS, field):
+        if value != getattr(defaults, field):
             yield from (option, str(value))
     if recipe.balance:
         yield "--balance"

@@ -11,9 +11,9 @@ from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format.arguments import of_its_types
 from tq3.format.balance import UNBALANCED, Balance
-from tq3.format.config import MeasuredError, TqConfig, quantization_config, recipe_record
-from tq3.format.json_text import insert_key, remove_key
+from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.recipe import Recipe
+from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
 from tq3.pipelines.balanced import balanced
 from tq3.pipelines.balancing import measure_balance
@@ -169,14 +169,10 @@ class _Compression(Job):
         return self._learned
 
     def texts(self) -> dict[str, str]:
-        """config.json with the key by which hosts recognise the folder, where there is one."""
+        """config.json with the keys by which hosts recognise the folder, where there is one."""
         if self._verbatim_config or not self.files.has(CONFIG):
             return {}
-        text = read_text(self.files, CONFIG)
-        # One of null or {} says that there is none; ours takes its place.
-        plain = remove_key(text, "quantization_config")
-        key = quantization_config(self._described(None))
-        return {CONFIG: insert_key(plain, "quantization_config", key)}
+        return {CONFIG: mark(read_text(self.files, CONFIG), self._described(None))}
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """tq_config.json of the plan as it was carried out."""

@@ -9,8 +9,8 @@ from tq3.errors import BadInput, UsageError
 from tq3.format import manifest
 from tq3.format.arguments import of_its_types
 from tq3.format.config import MeasuredError
-from tq3.format.json_text import remove_key
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
+from tq3.format.recognition import unmark
 from tq3.hub.options import HubOptions
 from tq3.pipelines.events import Notice, Run, StrPath
 from tq3.pipelines.findings import Finding, Kind
@@ -105,10 +105,10 @@ class _Restoration(Job):
         return {}
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
-        """config.json without the key that compression inserted."""
+        """config.json without the keys that compression inserted."""
         if not self.files.has(CONFIG):
             return CONFIG, "{}\n"
-        return CONFIG, remove_key(read_text(self.files, CONFIG), "quantization_config")
+        return CONFIG, unmark(read_text(self.files, CONFIG))
 
     def heed(self, finding: Finding) -> None:
         """Any finding ends the run."""

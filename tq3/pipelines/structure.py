@@ -14,10 +14,11 @@ from typing import Any
 
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
-from tq3.format.config import TqConfig, quantization_config, recipe_from_record
+from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
+from tq3.format.recognition import quantization_config
 from tq3.pipelines.checks import Fault, Faults
 from tq3.plan.files import CONFIG, Source, read_object, read_text
 from tq3.plan.quantised import says_nothing

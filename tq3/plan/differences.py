@@ -24,7 +24,9 @@ def option_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[s
         yield from _changes(_widths(old), _widths(new))
     else:  # what else differs in widths is the recipe's doing
         yield f"{before} became {after}"
-    others = ("bits", "widths")
+    others = {"bits", "widths"}
+    if old.get("widths") != new.get("widths"):
+        others.add("keep_dtype")  # which follows from them, unless it is asked for
     yield from _changes(
         *({key: run[key] for key in run if key not in others} for run in (old, new))
     )

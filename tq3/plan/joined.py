@@ -68,7 +68,7 @@ def widen(widths: Mapping[str, Width]) -> tuple[dict[str, Width], dict[str, str]
 
 
 def in_words(plan: Plan, before: Plan | None = None) -> Iterator[str]:
-    """What is not as it was asked for, and what a host will refuse, as sentences.
+    """What is not as it was asked for, and what a host will decode, as sentences.
 
     before: the plan whose sentences were said already
     """
@@ -86,7 +86,7 @@ def in_words(plan: Plan, before: Plan | None = None) -> Iterator[str]:
     if halves and not (before and _half_packed(before)):
         yield (
             f"{_and_more(halves, 'has', 'have')} only gate and up packed, or only down: "
-            "Transformers serves that, vLLM does not"
+            "Transformers serves that as it is, vLLM decodes the packed half"
         )
 
 

@@ -40,7 +40,7 @@ def _obstacles(widths: Mapping[str, Width], config: TqConfig) -> Iterator[str]:
     elif any(config.width_by_name(name) != bits for name, bits in packed.items()):
         yield "tq_config.json has no parts of names that tell the tensors of its two widths apart"
     attention: defaultdict[str, set[Width]] = defaultdict(set)
-    for name, bits in widths.items():
+    for name, bits in sorted(widths.items()):  # a checkpoint has them in another order
         role = role_of(name)
         if role in ("lm_head", "embeddings") and bits:
             yield f"{name} is packed: they take it as it is"

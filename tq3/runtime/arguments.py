@@ -8,6 +8,7 @@ import torch
 
 from tq3.format.recipe import GROUP_SIZES, WIDTHS
 from tq3.runtime.cuda.layout import TILE, UNIT, padded_groups
+from tq3.runtime.cuda.pairs import sizes
 
 # Of activations.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -17,12 +18,21 @@ def check_linear(
     x: torch.Tensor, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, rotation: int
 ) -> None:
     """Refuse what is no packed layer of that width for that x."""
+    check_layer(packed, norms, bits, group, rotation)
+    _check_tensors(x, norms, group)
+    if x.dim() == 0:
+        refuse("x.shape", (), "at least one dimension")
+
+
+def check_layer(
+    packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, rotation: int
+) -> None:
+    """Refuse what is no packed layer of that width."""
     _check_width(bits, group, rotation)
     if norms.dim() != 2:
         refuse("norms.shape", tuple(norms.shape), "(rows, groups of a row)")
-    _check_tensors(x, packed, norms, bits, group)
-    if x.dim() == 0:
-        refuse("x.shape", (), "at least one dimension")
+    _check_pair(packed, norms, bits, group)
+    _check_devices(packed, norms)
 
 
 def check_experts(
@@ -40,7 +50,9 @@ def check_experts(
         refuse("norms.shape", tuple(norms.shape), "(experts, rows, groups of a row)")
     if x.dim() != 2:
         refuse("x.shape", tuple(x.shape), "(pairs, columns)")
-    _check_tensors(x, packed, norms, bits, group)
+    _check_pair(packed, norms, bits, group)
+    _check_devices(packed, norms)
+    _check_tensors(x, norms, group)
     _check_experts(x, experts)
 
 
@@ -77,23 +89,46 @@ def check_tiled(
     _check_activations(x, words, norms, group)
 
 
+def check_layer_in_tiles(words: torch.Tensor, norms: torch.Tensor, rows: int, group: int) -> None:
+    """Refuse what is no layer in tiles."""
+    if words.dim() != 5:
+        refuse("words.shape", tuple(words.shape), "(tiles, units, bits, 32, 4)")
+    _check_tiles(words, norms, rows, group, group)
+    _check_devices(words, norms)
+
+
 def check_tiled_experts(
     x: torch.Tensor,
     words: torch.Tensor,
     norms: torch.Tensor,
-    experts: torch.Tensor,
+    order: torch.Tensor,
+    jobs: torch.Tensor,
     rows: int,
     group: int,
     rotation: int,
 ) -> None:
-    """Refuse what are no experts in tiles for that x."""
+    """Refuse what are no experts in tiles for that x, or a routing that was made for others."""
     if words.dim() != 6:
         refuse("words.shape", tuple(words.shape), "(experts, tiles, units, bits, 32, 4)")
     _check_tiles(words, norms, rows, group, rotation)
     if x.dim() != 2:
         refuse("x.shape", tuple(x.shape), "(pairs, columns)")
     _check_activations(x, words, norms, group)
-    _check_experts(x, experts)
+    of_order, of_jobs = sizes(x.shape[0], words.shape[0], group)
+    is_one = order.dtype == torch.int64 and jobs.dtype == torch.int32
+    if not is_one or order.shape != (of_order,) or jobs.shape != (of_jobs, 4):
+        found = f"{tuple(order.shape)} of {order.dtype}, {tuple(jobs.shape)} of {jobs.dtype}"
+        expected = f"{(of_order,)} of torch.int64, {(of_jobs, 4)} of torch.int32"
+        refuse("order and jobs", found, f"{expected}: those of tq3::route for this layer")
+    _check_devices(x, order, jobs)
+
+
+def check_route(experts: torch.Tensor, count: int, group: int) -> None:
+    """Refuse what are no numbers of experts."""
+    _check_width(WIDTHS[0], group, group)
+    if experts.dtype != torch.int64 or experts.dim() != 1 or count < 1:
+        found = f"{tuple(experts.shape)} of {experts.dtype} below {count}"
+        refuse("experts", found, "(pairs,) of torch.int64 below at least 1")
 
 
 def check_tiled_embedding(
@@ -127,13 +162,10 @@ def _check_width(bits: int, group: int, rotation: int) -> None:
         refuse("rotation", rotation, f"32, 64, 128 or 256, and at most the group of {group}")
 
 
-def _check_tensors(
-    x: torch.Tensor, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int
-) -> None:
+def _check_tensors(x: torch.Tensor, norms: torch.Tensor, group: int) -> None:
     if x.dtype not in DTYPES:
         refuse("x.dtype", x.dtype, "torch.bfloat16, torch.float16 or torch.float32")
-    _check_pair(packed, norms, bits, group)
-    _check_devices(x, packed, norms)
+    _check_devices(x, norms)
     n = norms.shape[-1]
     if x.dim() and not max(0, n - 1) * group < x.shape[-1] <= n * group:
         refuse("x.shape", tuple(x.shape), _columns_of(n, group))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tq3.codec import tables
+from tq3.runtime.constants import constant
 
 # Positive halves of the codebooks as whole numbers, and the factor that gives them back their size:
 # levels = factor * integers, exactly for 2 bits, within 1.2e-6 for 3 and 1.11e-5 for 4 (squared,
@@ -44,13 +45,20 @@ def unit(bits: int, group: int, rotation: int) -> float:
 def signs(group: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """D1 and D2 of the format.  Two (group,) float32"""
     first, second = tables.signs(group)
-    return torch.tensor(first, device=device), torch.tensor(second, device=device)
+    return constant(first, device), constant(second, device)
+
+
+@cache
+def factors(group: int, rotation: int, device: torch.device) -> torch.Tensor:
+    """D2 and the transform's 1/sqrt(rotation) in one.  (group,) float32"""
+    _, second = tables.signs(group)
+    return constant(second / np.float32(math.sqrt(rotation)), device)
 
 
 @cache
 def codebook(bits: int, group: int, device: torch.device) -> torch.Tensor:
     """The levels that the format fixes.  (2**bits,) float32"""
-    return torch.tensor(tables.codebook(bits, group), device=device)
+    return constant(tables.codebook(bits, group), device)
 
 
 def transform(x: torch.Tensor, block: int) -> torch.Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import torch
 
 import tq3.runtime._linear as _linear  # noqa: PLR0402  a missing module must be told from a broken one
-from tq3.runtime.native import get_kernels
+from tq3.runtime.arguments import check_layer
+from tq3.runtime.native import NUMBERS, get_kernels
+from tq3.runtime.threads import team
 
 # Up to so many tokens the integer kernel beats decoding and multiplying (docs/kernels.md), by the
 # type that would be multiplied. bfloat16 is that type only where torch has AMX.
@@ -35,12 +38,54 @@ def linear(
 ) -> torch.Tensor:
     """Arguments and result as in `tq3.runtime.reference.linear`; equal to it for few tokens."""
     x, kernels = x.contiguous(), get_kernels()
-    most = MOST_TOKENS[kernels.name][multiplied_as(x)]
-    if len(x) > most:
+    if len(x) > most_tokens(x.dtype):
         return multiply_tiles(x, packed, norms, bits, group, rotation)
     out = x.new_empty(len(x), len(norms))
     kernels.linear(x, packed, norms, bits, group, rotation, out)
     return out
+
+
+@cache
+def most_tokens(dtype: torch.dtype) -> int:
+    """Up to so many tokens of this dtype kernels multiply; beyond, it is torch."""
+    multiplied = multiplied_as(torch.empty(0, dtype=dtype))
+    return MOST_TOKENS[get_kernels().name][multiplied]
+
+
+class Layer:
+    """A layer whose codes and norms were checked, and what its kernel is told of them each time."""
+
+    __slots__ = ("_columns", "_linear", "_places", "_sizes")
+
+    def __init__(self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> None:
+        rows, n = norms.shape
+        self._columns = range(max(0, n - 1) * group + 1, n * group + 1)
+        self._linear = get_kernels().bound(bits, group, group)
+        self._places, self._sizes = (packed.data_ptr(), norms.data_ptr()), (rows, n)
+
+    def is_of(self, packed: torch.Tensor, norms: torch.Tensor) -> bool:
+        """As `direct.Ready` says."""
+        return self._places == (packed.data_ptr(), norms.data_ptr())
+
+    def multiply(self, x: torch.Tensor, *_: object) -> torch.Tensor | None:
+        """As `direct.Ready` says. Kernels see by themselves that an input is the last one's."""
+        shape, number = x.shape, NUMBERS.get(x.dtype)
+        columns = shape[-1] if shape else 0
+        if number is None or columns not in self._columns or not x.is_cpu:
+            return None
+        tokens = x.numel() // columns
+        if tokens > most_tokens(x.dtype):
+            return None
+        x, out = x.contiguous(), x.new_empty((*shape[:-1], self._sizes[0]))
+        activations = x.data_ptr(), tokens, columns, number
+        self._linear(team(), *activations, *self._places, *self._sizes, out.data_ptr())
+        return out
+
+
+def ready(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> Layer:
+    """As `direct.ready` says."""
+    check_layer(packed, norms, bits, group, group)
+    return Layer(packed, norms, bits, group)
 
 
 def multiply_tiles(
@@ -65,6 +110,14 @@ def multiply_tiles(
         part = tile[: rows - first]
         kernels.decode(packed, norms, bits, group, first, part)
         out[:, first : first + step] = rotated @ part.T
+    return out
+
+
+def decode(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """As `generic.decode`: all these rows in rotated space.  (rows, n * group) float32"""
+    rows, n = norms.shape
+    out = norms.new_empty(rows, n * group)
+    get_kernels().decode(packed, norms, bits, group, 0, out)
     return out
 
 

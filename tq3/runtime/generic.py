@@ -25,7 +25,7 @@ def linear(
     """Arguments and result as in `tq3.runtime.reference.linear`, equal to it within rounding."""
     rows, n = norms.shape
     packed = packed.view(rows * n, group * bits // 8)
-    rotated = rotate(x, n, group, rotation).to(_multiplied_as(x))
+    rotated = rotate(x, n, group, rotation).to(multiplied_as(x))
     out = x.new_empty(x.shape[0], rows)
     step = max(1, TILE_WEIGHTS // (n * group))
     for first in range(0, rows, step):
@@ -35,12 +35,18 @@ def linear(
     return out
 
 
+def ready(*_: object) -> None:
+    """As `direct.ready` says: what decodes at each use has nothing to gain."""
+    return None
+
+
 def rotate(x: torch.Tensor, n: int, group: int, rotation: int) -> torch.Tensor:
     """D2 H D1 of each group, for weights that stay rotated.  (tokens, n * group) float32"""
-    first, second = fixed.signs(group, x.device)
+    first, _ = fixed.signs(group, x.device)
+    factors = fixed.factors(group, rotation, x.device)
     padded = F.pad(x.float(), (0, n * group - x.shape[-1]))
     groups = padded.reshape(len(x), n, group)
-    rotated: torch.Tensor = fixed.transform(groups * first, rotation) * (second / rotation**0.5)
+    rotated: torch.Tensor = fixed.transform(groups * first, rotation) * factors
     return rotated.reshape(len(x), n * group)
 
 
@@ -65,6 +71,6 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return codes.reshape(len(packed), -1)
 
 
-def _multiplied_as(x: torch.Tensor) -> torch.dtype:
+def multiplied_as(x: torch.Tensor) -> torch.dtype:
     """Processors multiply float32 fastest, other devices what the activations are."""
     return torch.float32 if x.device.type == "cpu" else x.dtype

@@ -23,15 +23,10 @@ def hold_decoded(owner: nn.Module, name: str) -> PackedWeight:
     weight: PackedWeight = getattr(owner, name)
     dense = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
     if not weight.tq_packed.is_meta:
-        dense = decoded(weight)
+        dense = weight.dequantize()
     delattr(owner, name)
-    setattr(owner, name, nn.Parameter(dense, requires_grad=False))
+    setattr(owner, name, nn.Parameter(dense))
     return weight
-
-
-def decoded(weight: PackedWeight) -> torch.Tensor:
-    """What stands in the place of the weight, of its dtype."""
-    return weight.decoded().to(weight.dtype)
 
 
 def describes(weight: PackedWeight, values: torch.Tensor) -> bool:

@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tq3.runtime.cuda import ready
+from tq3.runtime.cuda.layout import Tiles
+from tq3.runtime.cuda.pairs import Routing
+from tq3.runtime.siblings import Siblings
+from tq3.runtime.values import no_values
 from tq3.runtime.weight import PackedWeight, ops, tiled
 
 __all__ = [
@@ -17,38 +22,62 @@ __all__ = [
     "PackedRows",
     "PackedWeight",
     "look_up_packed",
+    "note_siblings",
     "ops",
     "tiled",
+    "unpack",
 ]
 
 
-class PackedLinear(nn.Module):
-    """What nn.Linear computes, from a packed weight."""
+class PackedLinear(nn.Linear):
+    """What nn.Linear computes, from a packed weight.
 
-    bias: nn.Parameter | None
+    It is one for whoever looks for such layers, as adapters do: they add to what it computes.
+    """
+
+    weight: PackedWeight  # type: ignore[assignment]
 
     def __init__(self, weight: PackedWeight, bias: nn.Parameter | None = None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.out_features, self.in_features = weight.layout.shape
         self.weight = weight
         self.register_parameter("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in_features) -> (..., out_features), in x's dtype"""
-        y: torch.Tensor = self.weight(x)
+        # Asked of the module, it would take longer than an operation of torch.
+        y: torch.Tensor = self._modules["weight"](x)  # type: ignore[misc]
         return y if self.bias is None else y + self.bias
 
-    def extra_repr(self) -> str:
-        """As nn.Linear says it."""
-        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, bias={self.bias is not None}"
+    def reset_parameters(self) -> None:
+        """Refused: what is packed is not initialised."""
+        raise no_values(self.weight)
 
-    def __str__(self) -> str:
-        """Of this layer alone: who can't take it, such as peft, says so in an error."""
-        return (
-            f"{super().__str__()}, whose weight is packed by tq3 (to adapt or to train it, `tq3 "
-            "restore` the checkpoint, or compress it with --keep for such layers),"
-        )
+    def dequantize(self) -> torch.Tensor:
+        """The decoded weight, of its dtype."""
+        return self.weight.dequantize()
+
+    @property
+    def W_q(self) -> PackedWeight:  # noqa: N802  the name is PEFT's
+        """Who finds this calls `dequantize`: so PEFT learns the values for DoRA."""
+        return self.weight
+
+
+def note_siblings(model: nn.Module) -> None:
+    """Tell packed layers which others they lie beside: whether these read the same input, they see
+    when they are called.
+    """
+    for module in model.modules():
+        found: dict[tuple[int, int, int], list[PackedWeight]] = {}
+        for child in module.children():
+            if isinstance(child, PackedLinear):
+                layout = child.weight.layout
+                form = layout.cols, layout.bits, layout.group
+                found.setdefault(form, []).append(child.weight)
+        for weights in found.values():
+            siblings = Siblings() if len(weights) > 1 else None
+            for weight in weights:
+                weight.siblings = siblings
 
 
 class PackedRows(PackedWeight):
@@ -65,11 +94,23 @@ class PackedRows(PackedWeight):
             found = torch.ops.tq3.embedding(ids, *parts, layout.bits, layout.group, *of_rows)
         return found
 
+    def _make_ready(self, tiles: Tiles) -> None:
+        ready.embedding(tiles, self.layout.group)
+
 
 class PackedEmbedding(nn.Embedding):
     """What nn.Embedding looks up, from packed rows. Made by `look_up_packed`."""
 
     weight: PackedRows  # type: ignore[assignment]
+
+    @property
+    def tq_norms(self) -> PackedEmbedding:
+        """Itself: PEFT takes the owner of a parameter for the one whose name is without `.weight`,
+        to tune prompts for the embeddings.
+        """
+        return self
+
+    tq_packed = tq_norms
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: any shape -> (*ids.shape, embedding_dim)"""
@@ -97,6 +138,15 @@ def look_up_packed(embedding: nn.Embedding, weight: PackedRows) -> None:
     embedding.__class__ = _packed_class(kind)
 
 
+def unpack(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Put an ordinary parameter in the place of a packed weight; its owner is what it once was."""
+    delattr(owner, name)
+    setattr(owner, name, parameter)
+    kind: Any = type(owner)
+    if isinstance(owner, PackedLinear | PackedEmbedding):
+        owner.__class__ = kind.__bases__[0]
+
+
 @cache
 def _packed_class(kind: Any) -> type[PackedEmbedding]:
     if kind is nn.Embedding:
@@ -112,14 +162,31 @@ def _unpickled(kind: Any) -> PackedEmbedding:
 class PackedExperts(PackedWeight):
     """The same matrix of all experts, (experts, rows, columns)."""
 
-    def forward(self, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Row i of x goes through expert experts[i].  (pairs, columns) -> (pairs, rows)"""
+    def route(self, experts: torch.Tensor) -> Routing:
+        """Numbers of experts as kernels take them, to be found once for all stacks of a layer.
+
+        For codes in tiles. experts: (pairs,) int64
+        """
+        layout = self.layout
+        return Routing(*torch.ops.tq3.route(experts, layout.shape[0], layout.group))
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, experts: torch.Tensor | Routing
+    ) -> torch.Tensor:
+        """Row i of x goes through expert experts[i].  (pairs, columns) -> (pairs, rows)
+
+        experts: their numbers, or what `route` makes of these where `is_tiled`
+        """
         (count, rows, _), group = self.layout.shape, self.layout.group
         codes = x, self.tq_packed
         y: torch.Tensor
         if self.is_tiled:
-            y = torch.ops.tq3.experts_tiled(*codes, self.tq_norms, experts, rows, group)
+            routing = experts if isinstance(experts, Routing) else self.route(experts)
+            y = torch.ops.tq3.experts_tiled(*codes, self.tq_norms, *routing, rows, group)
         else:
             norms = self.tq_norms.view(count, rows, -1)
             y = torch.ops.tq3.experts(*codes, norms, experts, self.layout.bits, group)
         return y
+
+    def _make_ready(self, tiles: Tiles) -> None:
+        ready.experts(tiles, self.layout.group, self.dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from tq3.errors import UsageError
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime.threads import team
 
-_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+# Of dtypes, as kernels know them.
+NUMBERS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 
 def available_kernels() -> tuple[str, ...]:
@@ -65,7 +67,7 @@ class Kernels:
             x.data_ptr(),
             tokens,
             columns,
-            _DTYPES[x.dtype],
+            NUMBERS[x.dtype],
             packed.data_ptr(),
             norms.data_ptr(),
             rows,
@@ -73,58 +75,9 @@ class Kernels:
             out.data_ptr(),
         )
 
-    def quantise(
-        self, x: torch.Tensor, n: int, bits: int, group: int, rotation: int
-    ) -> torch.Tensor:
-        """x for `multiply`, by all layers of the same width with n groups in a row.
-
-        One-dimensional uint8 on the CPU, in an order that only these kernels know.
-        """
-        tokens, columns = x.shape
-        width = _width(bits, group, rotation)
-        # torch aligns what it allocates to 64 bytes, as kernels ask.
-        quantised = torch.empty(
-            self._kernels.quantised_bytes(width, n, tokens), dtype=torch.uint8, device="cpu"
-        )
-        self._kernels.quantise(
-            width,
-            team(),
-            x.data_ptr(),
-            tokens,
-            columns,
-            _DTYPES[x.dtype],
-            n,
-            quantised.data_ptr(),
-        )
-        return quantised
-
-    def multiply(
-        self,
-        quantised: torch.Tensor,
-        packed: torch.Tensor,
-        norms: torch.Tensor,
-        bits: int,
-        group: int,
-        rotation: int,
-        out: torch.Tensor,
-    ) -> None:
-        """Fill out (tokens, rows) from what `quantise` gave for (bits, group, rotation) and n.
-
-        Together they are `linear`; quantised must be of as many tokens as out.
-        """
-        rows, n = norms.shape
-        self._kernels.multiply(
-            _width(bits, group, rotation),
-            team(),
-            quantised.data_ptr(),
-            len(out),
-            _DTYPES[out.dtype],
-            packed.data_ptr(),
-            norms.data_ptr(),
-            rows,
-            n,
-            out.data_ptr(),
-        )
+    def bound(self, bits: int, group: int, rotation: int) -> Callable[..., None]:
+        """What `linear` calls, for layers of one width: it takes addresses."""
+        return partial(self._kernels.linear, _width(bits, group, rotation))
 
     def rotate(
         self, x: torch.Tensor, bits: int, group: int, rotation: int, out: torch.Tensor
@@ -137,9 +90,9 @@ class Kernels:
             x.data_ptr(),
             tokens,
             columns,
-            _DTYPES[x.dtype],
+            NUMBERS[x.dtype],
             out.shape[1] // group,
-            _DTYPES[out.dtype],
+            NUMBERS[out.dtype],
             out.data_ptr(),
         )
 
@@ -161,7 +114,7 @@ class Kernels:
             norms.shape[1],
             first_row,
             first_row + len(out),
-            _DTYPES[out.dtype],
+            NUMBERS[out.dtype],
             out.data_ptr(),
         )
 

@@ -17,7 +17,8 @@ tq3::embedding(Tensor ids, Tensor packed, Tensor norms, int bits, int group, int
     The rows `ids` of the decoded weight: (..., columns) of dtype, each value rounded once.
     ids: any shape, int64 or int32; packed and norms as for tq3::linear
 
-A bias is added by the caller. Weights are constants: no operator has a gradient.
+A bias is added by the caller. Weights are constants; `tq3.runtime.gradient` has the gradients with
+respect to x.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -34,17 +35,22 @@ from tq3.runtime import generic, rows
 from tq3.runtime.arguments import check_embedding, check_experts, check_linear, refuse
 
 _library = torch.library.Library("tq3", "DEF")
+_Operator = Callable[..., torch.Tensor] | Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
-def define(
-    schema: str, real: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]
-) -> None:
+def define(schema: str, real: _Operator, fake: _Operator) -> None:
     """Define an operator: what it does with real tensors, and with the shapes of others."""
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.needs_contiguous_strides,))
     _library.impl(name, real, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tq3::{name}", fake, lib=_library)
-    torch.library.register_autograd(f"tq3::{name}", _no_gradient, lib=_library)
+
+
+def differentiate(
+    name: str, backward: Callable[..., Any], keep: Callable[..., None] | None = None
+) -> None:
+    """Say what the gradient of operator `name` is; keep: what of its arguments that needs."""
+    torch.library.register_autograd(f"tq3::{name}", backward, setup_context=keep, lib=_library)
 
 
 def linear(
@@ -58,11 +64,19 @@ def linear(
     """What tq3::linear does with real tensors."""
     rotation = group if rotation is None else rotation
     check_linear(x, packed, norms, bits, group, rotation)
-    path = _processor() if x.is_cpu else generic
+    path = path_for(x)
     if x.dim() == 2:
         return path.linear(x, packed, norms, bits, group, rotation)
     out = path.linear(x.reshape(-1, x.shape[-1]), packed, norms, bits, group, rotation)
-    return out.view(*x.shape[:-1], norms.shape[0])
+    return reshaped(out, *x.shape[:-1], norms.shape[0])
+
+
+def reshaped(out: torch.Tensor, *shape: int) -> torch.Tensor:
+    """A new tensor in another shape. No view of it, which callers may not change in place where it
+    has a gradient.
+    """
+    found: torch.Tensor = torch.ops.aten._unsafe_view(out, shape)
+    return found
 
 
 def experts(
@@ -79,13 +93,13 @@ def experts(
     check_experts(x, packed, norms, experts, bits, group, rotation)
     count, rows, n = norms.shape
     layers = packed.view(count, rows * n, group * bits // 8)
-    out = x.new_empty(len(x), rows)
+    out, path = x.new_empty(len(x), rows), path_for(x)
     chosen = experts.unique().tolist()
     if chosen and not 0 <= chosen[0] <= chosen[-1] < count:
         refuse("experts", f"{chosen[0]} to {chosen[-1]}", f"0 to {count - 1}")
     for expert in chosen:
         pairs = (experts == expert).nonzero()[:, 0]
-        out[pairs] = linear(x[pairs], layers[expert], norms[expert], bits, group, rotation)
+        out[pairs] = path.linear(x[pairs], layers[expert], norms[expert], bits, group, rotation)
     return out
 
 
@@ -106,7 +120,7 @@ def embedding(
     return found.view(*ids.shape, columns)
 
 
-class _Path(Protocol):
+class Path(Protocol):
     """A module that multiplies; x is (tokens, columns)."""
 
     def linear(
@@ -119,9 +133,22 @@ class _Path(Protocol):
         rotation: int,
     ) -> torch.Tensor: ...
 
+    def decode(
+        self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int
+    ) -> torch.Tensor: ...
+
+    def multiplied_as(self, x: torch.Tensor) -> torch.dtype: ...
+
+    def ready(self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> Any: ...
+
+
+def path_for(x: torch.Tensor) -> Path:
+    """What multiplies where x is."""
+    return _processor() if x.is_cpu else generic
+
 
 @cache
-def _processor() -> _Path:
+def _processor() -> Path:
     try:
         with unbroken("tq3.runtime._linear"):
             from tq3.runtime import cpu  # noqa: PLC0415  absent where no C++ compiler was
@@ -173,10 +200,11 @@ def _fake_embedding(
     return norms.new_empty((*ids.shape, columns), dtype=dtype)
 
 
-def _no_gradient(ctx: object, *gradients: torch.Tensor) -> None:
+def no_gradient(ctx: object, *gradients: torch.Tensor) -> NoReturn:
+    """Of rows that are looked up: neither ids nor weights have one."""
     raise NotImplementedError(
-        "tq3 layers have no gradient, neither of x nor of the weights: run the model under "
-        "torch.no_grad(), or restore the checkpoint with `tq3 restore` to train it"
+        "packed embeddings of tq3 are constants, which have no gradient: freeze them, or restore "
+        "the checkpoint with `tq3 restore` to train them"
     )
 
 
@@ -198,3 +226,4 @@ define(
     embedding,
     _fake_embedding,
 )
+differentiate("embedding", no_gradient)

@@ -1,17 +1,21 @@
 """torch.ops.tq3 for layers that were brought into tiles: what GPUs with kernels of ours are given.
 
 tq3::linear_tiled(Tensor x, Tensor words, Tensor norms, int rows, int group, int? rotation=None)
-tq3::experts_tiled(Tensor x, Tensor words, Tensor norms, Tensor experts, int rows, int group,
-                   int? rotation=None)
+tq3::experts_tiled(Tensor x, Tensor words, Tensor norms, Tensor order, Tensor jobs, int rows,
+                   int group, int? rotation=None)
 tq3::embedding_tiled(Tensor ids, Tensor words, Tensor norms, int group, int columns,
                      ScalarType dtype)
     As the operators of `tq3.runtime.ops` without `_tiled`: to the same bits as the reference, but
-    for linear layers of more than `cuda.linear.MOST_TOKENS` tokens, which torch multiplies in x's
-    dtype.
+    for linear layers of more tokens than the device's `crossing` says (`cuda.crossings`), which
+    torch multiplies in x's dtype.
     words, norms: what `layout.repack` makes of codes and norms; for experts, of all of them
     rows: of the layer, or of each expert; what lies beyond them in the last tile is left out
+    order, jobs: what tq3::route gives
 
-Numbers of experts and ids are not checked: the host would have to wait for them.
+tq3::route(Tensor experts, int count, int group) -> (Tensor order, Tensor jobs)
+    A `cuda.pairs.Routing` of pair i to expert experts[i] of `count`, for all stacks of a layer.
+    experts: (pairs,) int64, taken modulo `count`: to refuse others the host would have to wait.
+    Ids of rows are not checked, either.
 """
 
 from __future__ import annotations
@@ -20,15 +24,19 @@ import torch
 
 from tq3.runtime import rows as looked_up
 from tq3.runtime.arguments import (
+    DTYPES,
+    check_layer_in_tiles,
+    check_route,
     check_tiled,
     check_tiled_embedding,
     check_tiled_experts,
     refuse,
 )
-from tq3.runtime.cuda import layout, support
+from tq3.runtime.cuda import calls, layout, pairs, support
 from tq3.runtime.cuda import linear as on_device
 from tq3.runtime.cuda.calls import Launcher
-from tq3.runtime.ops import define
+from tq3.runtime.ops import define, differentiate, no_gradient, reshaped
+from tq3.runtime.siblings import Siblings
 
 
 def linear(
@@ -46,25 +54,79 @@ def linear(
     if not len(tokens):
         return x.new_empty(*x.shape[:-1], rows)
     out = on_device.linear(_launcher(x), tokens, layout.Tiles(words, norms), rows, group, rotation)
-    return out.view(*x.shape[:-1], rows)
+    return reshaped(out, *x.shape[:-1], rows)
+
+
+class Layer:
+    """A layer in tiles that was checked, and where it is multiplied."""
+
+    __slots__ = ("_columns", "_device", "_group", "_on", "_places", "_rows")
+
+    def __init__(self, on: Launcher, tiles: layout.Tiles, rows: int, group: int) -> None:
+        words, norms = tiles
+        most = words.shape[1] * layout.UNIT
+        self._columns = range(most - max(group, layout.UNIT) + 1, most + 1)
+        self._on, self._device, self._rows, self._group = on, words.device, rows, group
+        self._places = words.data_ptr(), norms.data_ptr()
+
+    def is_of(self, words: torch.Tensor, norms: torch.Tensor) -> bool:
+        """As `direct.Ready` says."""
+        return self._places == (words.data_ptr(), norms.data_ptr())
+
+    def multiply(
+        self,
+        x: torch.Tensor,
+        words: torch.Tensor,
+        norms: torch.Tensor,
+        siblings: Siblings | None,
+    ) -> torch.Tensor | None:
+        """As `direct.Ready` says."""
+        shape, group = x.shape, self._group
+        columns = shape[-1] if shape else 0
+        if columns not in self._columns or x.dtype not in DTYPES or x.device != self._device:
+            return None
+        tokens = x.numel() // columns
+        if not tokens:
+            return None
+        flat = x.reshape(tokens, columns).contiguous()
+        quantise = siblings.quantise(x, self._places) if siblings else calls.quantise
+        layer = layout.Tiles(words, norms)
+        out = on_device.linear(self._on, flat, layer, self._rows, group, group, quantise)
+        return out.view(*shape[:-1], self._rows)
+
+
+def ready(words: torch.Tensor, norms: torch.Tensor, rows: int, group: int) -> Layer | None:
+    """As `direct.ready` says."""
+    on = support.launcher(words.device)
+    if on is None:
+        return None
+    check_layer_in_tiles(words, norms, rows, group)
+    return Layer(on, layout.Tiles(words, norms), rows, group)
+
+
+def route(experts: torch.Tensor, count: int, group: int) -> pairs.Routing:
+    """What tq3::route does with real tensors."""
+    check_route(experts, count, group)
+    return pairs.route(experts, count, group)
 
 
 def experts(
     x: torch.Tensor,
     words: torch.Tensor,
     norms: torch.Tensor,
-    experts: torch.Tensor,
+    order: torch.Tensor,
+    jobs: torch.Tensor,
     rows: int,
     group: int,
     rotation: int | None = None,
 ) -> torch.Tensor:
     """What tq3::experts_tiled does with real tensors."""
     rotation = group if rotation is None else rotation
-    check_tiled_experts(x, words, norms, experts, rows, group, rotation)
+    check_tiled_experts(x, words, norms, order, jobs, rows, group, rotation)
     if not len(x):
         return x.new_empty(0, rows)
-    layers = layout.Tiles(words, norms)
-    return on_device.experts(_launcher(x), x, layers, experts, rows, group, rotation)
+    layers, routing = layout.Tiles(words, norms), pairs.Routing(order, jobs)
+    return pairs.multiply(_launcher(x), x, layers, routing, rows, group, rotation)
 
 
 def embedding(
@@ -104,17 +166,24 @@ def _fake_linear(
     return x.new_empty((*x.shape[:-1], rows))
 
 
+def _fake_route(experts: torch.Tensor, count: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    check_route(experts, count, group)
+    of_order, of_jobs = pairs.sizes(experts.shape[0], count, group)
+    return experts.new_empty(of_order), experts.new_empty((of_jobs, 4), dtype=torch.int32)
+
+
 def _fake_experts(
     x: torch.Tensor,
     words: torch.Tensor,
     norms: torch.Tensor,
-    experts: torch.Tensor,
+    order: torch.Tensor,
+    jobs: torch.Tensor,
     rows: int,
     group: int,
     rotation: int | None = None,
 ) -> torch.Tensor:
     rotation = group if rotation is None else rotation
-    check_tiled_experts(x, words, norms, experts, rows, group, rotation)
+    check_tiled_experts(x, words, norms, order, jobs, rows, group, rotation)
     return x.new_empty((x.shape[0], rows))
 
 
@@ -137,8 +206,13 @@ define(
     _fake_linear,
 )
 define(
-    "experts_tiled(Tensor x, Tensor words, Tensor norms, Tensor experts, int rows, int group,"
-    " int? rotation=None) -> Tensor",
+    "route(Tensor experts, int count, int group) -> (Tensor order, Tensor jobs)",
+    route,
+    _fake_route,
+)
+define(
+    "experts_tiled(Tensor x, Tensor words, Tensor norms, Tensor order, Tensor jobs, int rows,"
+    " int group, int? rotation=None) -> Tensor",
     experts,
     _fake_experts,
 )
@@ -148,3 +222,4 @@ define(
     embedding,
     _fake_embedding,
 )
+differentiate("embedding_tiled", no_gradient)

@@ -1,6 +1,7 @@
 """What a packed weight answers to code that takes it for the tensor in whose place it stands.
 
-It tells its shape, its dtype and its device. What needs its values ends in a sentence.
+It tells its shape, its dtype and its device. What needs its values ends in a sentence; who has to
+have them calls `dequantize`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,13 @@ class WithoutValues(nn.Module):
         """The number of weights."""
         return self.shape.numel()
 
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module, to another device. A tensor of another dtype, it can't give."""
+        _, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None:
+            raise no_values(self)
+        return super().to(*args, **kwargs)
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -86,8 +94,8 @@ def no_values(weight: WithoutValues) -> NoValues:
         "the values of a packed weight can't be read or changed in place, and its rows neither "
         "added to nor cut",
         tensor=weight.tensor or None,
-        fix=f"{keep}to change them, `tq3 restore` the checkpoint, change the dense model, compress "
-        "that again",
+        fix=f"{keep}to change them, or to merge an adapter into them, `tq3 restore` the "
+        "checkpoint, change the dense model, compress that again",
     )
 
 
@@ -108,7 +116,11 @@ _ORDER = {"__lt__", "__le__", "__gt__", "__ge__"}  # which any object has, and r
 _OF_TENSORS = {
     name for name in dir(torch.Tensor) if name in _ORDER or not hasattr(WithoutValues, name)
 } - _OF_ALL_OBJECTS
+# A module has these as well, and would change itself.
+_CASTS = {"bfloat16", "double", "float", "half", "type"}
 # Python looks operators up in the class, and asks no __getattr__.
-for _name in sorted(_OF_TENSORS):
-    if _name.startswith("__") and callable(getattr(torch.Tensor, _name)):
-        setattr(WithoutValues, _name, _refusing())
+_OPERATORS = {name for name in _OF_TENSORS if name.startswith("__")}
+for _name in sorted(
+    _CASTS | {name for name in _OPERATORS if callable(getattr(torch.Tensor, name))}
+):
+    setattr(WithoutValues, _name, _refusing())

@@ -12,16 +12,33 @@ from typing import Any
 import torch
 from torch import nn
 
+from tq3.errors import UsageError
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.runtime import ops, rows, tiled
+from tq3.runtime import direct, gradient, ops, rows, tiled
 from tq3.runtime.cuda import layout as in_tiles
-from tq3.runtime.cuda import support
+from tq3.runtime.cuda import ready, support
+from tq3.runtime.direct import Ready, is_unwatched
+from tq3.runtime.siblings import Siblings
 from tq3.runtime.values import WithoutValues
 
-__all__ = ["Norms", "PackedWeight", "ops", "tiled"]
+__all__ = ["Codes", "Norms", "PackedWeight", "gradient", "ops", "tiled"]
 
 
-class Norms(nn.Parameter):
+class Codes(nn.Parameter):
+    """Constants: whoever wants to train them is told what to do instead."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Codes:
+        """As of any tensor, if it is False."""
+        if requires_grad:
+            raise UsageError(
+                "codes and norms of packed weights are constants that can't be trained",
+                fix="train an adapter beside them, such as LoRA, or `tq3 restore` the checkpoint",
+            )
+        super().requires_grad_(False)
+        return self
+
+
+class Norms(Codes):
     """Norms are float32 whatever the dtype of their model.
 
     So whoever casts what is floating point leaves them alone, and who takes the first parameter
@@ -46,6 +63,9 @@ class PackedWeight(WithoutValues):
 
     tq_packed: nn.Parameter
     tq_norms: nn.Parameter
+    # Other layers that may read the same input.
+    siblings: Siblings | None = None
+    _ready: Ready | None = None
 
     def __init__(
         self,
@@ -74,18 +94,23 @@ class PackedWeight(WithoutValues):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Also called where a host puts a parameter of its own in the place of another."""
         super().register_parameter(name, param)
-        self._mark_norms()
+        self._mark()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_ready"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark_norms()
+        self._mark()
         self.arrange()
 
-    def _mark_norms(self) -> None:
-        # In place: another module may share them.
-        norms = self._parameters.get(NORMS[1:])
-        if norms is not None:
-            norms.__class__ = Norms
+    def _mark(self) -> None:
+        # In place: another module may share them. Hosts let what is floating point be trained.
+        for name, kind in ((PACKED, Codes), (NORMS, Norms)):
+            parameter = self._parameters.get(name[1:])
+            if parameter is not None:
+                parameter.__class__ = kind
+                parameter.requires_grad = False
 
     @property
     def device(self) -> torch.device:
@@ -105,16 +130,21 @@ class PackedWeight(WithoutValues):
     def arrange(self) -> None:
         """Bring codes and norms into tiles where their device has kernels that read those, out of
         them where it has none, as after unpickling what lay elsewhere.
+
+        The device then has all that calls with activations of `dtype` ask it for, so that a CUDA
+        graph may hold the first one.
         """
-        has_kernels = support.launcher(self.device) is not None
-        if self.is_tiled == has_kernels:
-            return
-        if self.is_tiled:
+        has_kernels, layout = support.launcher(self.device) is not None, self.layout
+        if self.is_tiled and not has_kernels:
             self._hold(*self.stored())
-            return
-        layout = self.layout
-        norms = self.tq_norms.detach().view(*layout.shape[:-1], layout.groups_per_row)
-        self._hold(*in_tiles.repack(self.tq_packed.detach(), norms, layout.bits, layout.group))
+        if has_kernels and not self.is_tiled:
+            norms = self.tq_norms.detach().view(*layout.shape[:-1], layout.groups_per_row)
+            self._hold(*in_tiles.repack(self.tq_packed.detach(), norms, layout.bits, layout.group))
+        if has_kernels:
+            self._make_ready(in_tiles.Tiles(self.tq_packed.detach(), self.tq_norms.detach()))
+
+    def _make_ready(self, tiles: in_tiles.Tiles) -> None:
+        ready.linear(tiles, self.layout.group, self.dtype)
 
     def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and norms as the checkpoint has them."""
@@ -130,6 +160,7 @@ class PackedWeight(WithoutValues):
     def _hold(self, packed: torch.Tensor, norms: torch.Tensor) -> None:
         # In the same parameters: another module may share them.
         self.tq_packed.data, self.tq_norms.data = packed, norms
+        self.__dict__["_ready"] = None
 
     def decoded(self) -> torch.Tensor:
         """The weight as the codec restores it, float32, on the same device."""
@@ -139,18 +170,38 @@ class PackedWeight(WithoutValues):
         weight = rows.decode(packed, norms, layout.bits, layout.group, layout.cols, torch.float32)
         return weight.reshape(layout.shape).to(self.device)
 
+    def dequantize(self) -> torch.Tensor:
+        """The decoded weight, of its dtype: a new tensor at each call."""
+        return self.decoded().to(self.dtype)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., columns) -> (..., rows)
 
         Called as a module, so that a host which moves weights about sees when they are used.
         """
-        layout, parts = self.layout, (self.tq_packed, self.tq_norms)
-        y: torch.Tensor
-        if self.is_tiled:
-            y = torch.ops.tq3.linear_tiled(x, *parts, layout.rows, layout.group)
+        layout, (packed, norms) = self.layout, self._parts()
+        y: torch.Tensor | None
+        if is_unwatched(x):
+            ready = self._ready
+            if ready is None or not ready.is_of(packed, norms):
+                ready = self.__dict__["_ready"] = direct.ready(packed, norms, layout)
+            if ready is not None:
+                y = ready.multiply(x, packed, norms, self.siblings)
+                if y is not None:
+                    return y
+        if packed.dtype == torch.int32:
+            y = torch.ops.tq3.linear_tiled(x, packed, norms, layout.rows, layout.group)
         else:
-            y = torch.ops.tq3.linear(x, *parts, layout.bits, layout.group)
+            y = torch.ops.tq3.linear(x, packed, norms, layout.bits, layout.group)
         return y
+
+    def _parts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        # Asked of the module, each would take longer than an operation of torch.
+        parts: dict[str, Any] = self._parameters
+        try:
+            return parts["tq_packed"], parts["tq_norms"]
+        except KeyError:  # a replica of nn.DataParallel has none of its own
+            return self.tq_packed, self.tq_norms
 
     def extra_repr(self) -> str:
         """The shape and the width, for `print(model)`."""
@@ -164,7 +215,7 @@ class PackedWeight(WithoutValues):
         norms = self.tq_norms.detach()
         self.dtype = fn(norms.new_empty(0, dtype=self.dtype)).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._mark_norms()
+        self._mark()
         if self.tq_norms.dtype != torch.float32:
             # By who asks no parameter what it is.
             self._hold(self.tq_packed.data, norms.to(self.tq_norms.device))

@@ -7,25 +7,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ptx.copies import Copies
 from ptx.memory import Global
-from ptx.parsing import Address, Instruction, Operand, Symbol, Unknown, Vector
+from ptx.parsing import Address, Fault, Immediate, Instruction, Operand, Symbol, Unknown, Vector
 from ptx.shared import Shared
 from ptx.values import Values, dtype_of
+from ptx.warps import need_all_lanes
 
 # Of the hints, those about caches change no value.
 _ACCESS = re.compile(
     r"(ld|st)\.(global|shared)(?P<constant>\.nc)?(?:\.L[12]::\w+)*(?:\.v([24]))?\.([usbf]\d+)"
 )
+_COPY = re.compile(r"cp\.async\.cg\.shared\.global(?:\.L2::\w+)?")
 _PARAMETER = re.compile(r"ld\.param\.([usbf]\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """parameters: the bits of each by its name."""
+    """parameters: the bits of each by its name. early: the threads before which kernels ahead in
+    the stream may not have ended.
+    """
 
     everywhere: Global
     of_blocks: Shared
+    copies: Copies
     parameters: dict[str, int]
+    early: np.ndarray
+
+    def need_previous(self, active: np.ndarray, what: str) -> None:
+        """Only what no kernel ahead writes may be read early: what is copied asynchronously."""
+        if (self.early & active).any():
+            raise Fault(f"{what} before the kernels ahead have ended")
 
 
 def access(opcode: str):
@@ -33,6 +45,10 @@ def access(opcode: str):
     if found := _PARAMETER.fullmatch(opcode):
         type_ = found[1]
         return lambda values, memory, one: _load_parameter(values, memory, one, type_)
+    if opcode in _ORDERS:
+        return _ORDERS[opcode]
+    if _COPY.fullmatch(opcode):
+        return _copy
     found = _ACCESS.fullmatch(opcode)
     if found is None:
         return None
@@ -66,6 +82,7 @@ def _load(
     registers, address = one.operands
     where = values.addresses(address), values.active, dtype_of(type_), count
     if space == "global":
+        memory.need_previous(values.active, "memory is read")
         found = memory.everywhere.load(*where, constant)
     else:
         found = memory.of_blocks.load(*where)
@@ -77,10 +94,54 @@ def _store(
     values: Values, memory: Memory, one: Instruction, space: str, type_: str, count: int
 ) -> None:
     address, registers = one.operands
+    if space == "global":
+        memory.need_previous(values.active, "memory is written")
     words = [values.read(each, type_) for each in _items(registers, count)]
     stored = np.stack([np.broadcast_to(word, (values.threads,)) for word in words], 1)
     to = memory.everywhere if space == "global" else memory.of_blocks
     to.store(values.addresses(address), values.active, stored)
+
+
+def _copy(values: Values, memory: Memory, one: Instruction) -> None:
+    to, source, size = one.operands
+    if size != Immediate(16):
+        raise Unknown("a copy of another size")
+    words = memory.everywhere.load(
+        values.addresses(source), values.active, dtype_of("u32"), 4, constant=True
+    )
+    memory.copies.ask(values.addresses(to), values.active, words)
+
+
+def _end_batch(values: Values, memory: Memory, one: Instruction) -> None:
+    memory.copies.end_batch(values.active)
+
+
+def _wait_for_batches(values: Values, memory: Memory, one: Instruction) -> None:
+    (may_lack,) = one.operands
+    assert isinstance(may_lack, Immediate)
+    memory.copies.wait(values.active, may_lack.bits)
+
+
+def _warps_meet(values: Values, memory: Memory, one: Instruction) -> None:
+    need_all_lanes(values, one.operands[0])
+    memory.of_blocks.warps_meet(values.by_warp(values.active)[:, 0])
+
+
+def _after_previous(values: Values, memory: Memory, one: Instruction) -> None:
+    memory.early[values.active] = False
+
+
+def _let_next_start(values: Values, memory: Memory, one: Instruction) -> None:
+    memory.need_previous(values.active, "the next kernel may start")
+
+
+_ORDERS = {
+    "cp.async.commit_group": _end_batch,
+    "cp.async.wait_group": _wait_for_batches,
+    "bar.warp.sync": _warps_meet,
+    "griddepcontrol.wait": _after_previous,
+    "griddepcontrol.launch_dependents": _let_next_start,
+}
 
 
 def _items(operand: Operand, count: int) -> tuple[Operand, ...]:

@@ -15,6 +15,8 @@ from ptx.shared import Conflicts
 from tq3.runtime.cuda import compiler
 from tq3.runtime.cuda.calls import Call
 
+# Below it the launch of a kernel waits until those ahead have ended.
+EARLY_FROM = 90
 _TYPES = {torch.Tensor: "u64", type(None): "u64", int: "u32", float: "f32"}
 
 
@@ -49,7 +51,8 @@ class Device:
         parameters = [(_TYPES[type(each)], _bits(each, memory, places)) for each in call.arguments]
         kernel, grid = self._load(call), call.grid
         name = call.instance.split("<", maxsplit=1)[0]
-        self.conflicts[name] = run(kernel, memory, parameters, grid, call.threads)
+        early = call.early and int(self.architecture[3:]) >= EARLY_FROM
+        self.conflicts[name] = run(kernel, memory, parameters, grid, call.threads, early)
         self.traffic[name] = memory.traffic
         for i, tensor in enumerate(tensors):
             _bytes(tensor)[:] = memory.content(i)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ptx.accesses import Memory, access
+from ptx.copies import Copies
 from ptx.elementwise import OPERATIONS
 from ptx.memory import Global
 from ptx.parsing import Fault, Immediate, Instruction, Kernel, Symbol, Unknown
@@ -28,11 +29,16 @@ Do = Callable[[Values, Memory, Instruction], None]
 
 
 def run(
-    kernel: Kernel, memory: Global, parameters: list[tuple[str, int]], grid: Grid, threads: int
+    kernel: Kernel,
+    memory: Global,
+    parameters: list[tuple[str, int]],
+    grid: Grid,
+    threads: int,
+    early: bool = False,
 ) -> Conflicts:
     """Launch `grid` blocks of `threads`, whose number is a multiple of 32.
 
-    parameters: type and bits of each
+    parameters: type and bits of each; early: maybe before the kernels ahead have ended
     """
     found = [type_ for type_, _ in parameters]
     if found != list(kernel.parameters.values()):
@@ -43,7 +49,8 @@ def run(
     step = max(1, _THREADS_AT_ONCE // threads)
     with np.errstate(all="ignore"):
         for first in range(0, len(blocks), step):
-            some = _Blocks(kernel, memory, bits, grid, blocks[first : first + step], threads)
+            some = blocks[first : first + step]
+            some = _Blocks(kernel, memory, bits, grid, some, threads, early)
             some.run()
             conflicts.passes += some.memory.of_blocks.conflicts.passes
             conflicts.ideal += some.memory.of_blocks.conflicts.ideal
@@ -59,10 +66,13 @@ class _Blocks:
         grid: Grid,
         blocks: np.ndarray,
         threads: int,
+        early: bool,
     ) -> None:
         self.kernel, self.blocks = kernel, len(blocks)
         shared = Shared(len(blocks), kernel.shared_bytes, threads)
-        self.memory = Memory(memory, shared, parameters)
+        copies = Copies(shared, len(blocks) * threads)
+        are_early = np.full(len(blocks) * threads, early)
+        self.memory = Memory(memory, shared, copies, parameters, are_early)
         self.values = Values(kernel, _special(grid, blocks, threads))
         total = len(blocks) * threads
         self.place = np.zeros(total, np.int64)
@@ -74,6 +84,7 @@ class _Blocks:
         """Until all threads are done."""
         for _ in range(_MOST_STEPS):
             if self.done.all():
+                self.memory.of_blocks.need_no_copies()
                 return
             ready = ~self.done & ~self.waiting
             if ready.any():
@@ -121,6 +132,7 @@ class _Blocks:
             self.values.need_whole_warps()
             self.waiting |= taken
         else:
+            self.memory.need_previous(taken, "threads end")
             self.done |= taken
 
     def _pass_barriers(self) -> None:

@@ -87,6 +87,8 @@ _LABEL = re.compile(r"([\w$]+):\s*")
 _STATEMENT = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 _SHARED = re.compile(r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]")
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.DOTALL)
+# Assembly in a source may have a scope of its own; nothing in two of them has one name.
+_SCOPES = "{} \t\n"
 _IN_BRACKETS = re.compile(r"([%\w$.]+)\s*(?:\+\s*(-?\w+))?")
 
 
@@ -112,9 +114,10 @@ def _parameters(text: str) -> dict[str, str]:
 
 
 def _read_statement(kernel: Kernel, statement: str) -> None:
+    statement = statement.lstrip(_SCOPES)
     while label := _LABEL.match(statement):
         kernel.labels[label[1]] = len(kernel.instructions)
-        statement = statement[label.end() :]
+        statement = statement[label.end() :].lstrip(_SCOPES)
     if found := _REGISTERS.fullmatch(statement):
         _declare_registers(kernel, *found.groups())
     elif found := _SHARED.fullmatch(statement):

@@ -33,12 +33,15 @@ _FRAME = """
 """
 
 
-def launch(body: str, *tensors: np.ndarray, threads: int = 32, blocks: int = 1) -> Global:
+def launch(
+    body: str, *tensors: np.ndarray, threads: int = 32, blocks: int = 1, early: bool = False
+) -> Global:
     """Run `body` with up to five tensors, which it changes; memory as it was left."""
     kernel = parse(f"{_FRAME}{body}\n    ret;\n}}\n")
     memory = Global([tensor.view(np.uint8).reshape(-1) for tensor in tensors])
     addresses = [memory.address(i) if i < len(tensors) else 0 for i in range(5)]
-    run(kernel, memory, [("u64", address) for address in addresses], (blocks, 1, 1), threads)
+    arguments = [("u64", address) for address in addresses]
+    run(kernel, memory, arguments, (blocks, 1, 1), threads, early)
     for i, tensor in enumerate(tensors):
         tensor.view(np.uint8).reshape(-1)[:] = memory.content(i)
     return memory

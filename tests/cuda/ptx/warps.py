@@ -46,7 +46,7 @@ def together(opcode: str):
 def _shuffle(values: Values, one: Instruction, mode: str) -> None:
     """A lane beyond its segment keeps its own word, and the predicate says so."""
     *results, source, by, limits, members = one.operands
-    _need_all(values, members)
+    need_all_lanes(values, members)
     lane = np.arange(LANES)
     words = values.by_warp(values.read(source, "b32"))
     limit = values.by_warp(values.read(limits, "u32")).astype(np.int64)
@@ -67,14 +67,15 @@ def _shuffle(values: Values, one: Instruction, mode: str) -> None:
 
 def _reduce(values: Values, one: Instruction, opcode: str) -> None:
     result, source, members = one.operands
-    _need_all(values, members)
+    need_all_lanes(values, members)
     type_ = opcode[-3:]
     words = values.by_warp(values.read(source, type_))
     found = _REDUCTIONS[opcode].reduce(words, axis=1, dtype=words.dtype)
     values.write(result, found.repeat(LANES), type_)
 
 
-def _need_all(values: Values, members: Operand) -> None:
+def need_all_lanes(values: Values, members: Operand) -> None:
+    """Here, and named as members."""
     values.need_whole_warps()
     if ((values.read(members, "u32") != _ALL) & values.active).any():
         raise Fault("of some lanes only")

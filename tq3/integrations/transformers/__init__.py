@@ -1,7 +1,7 @@
 """`import tq3.integrations.transformers`: after it, from_pretrained serves TQ3 checkpoints packed.
 
-Without it Transformers warns of an unknown quantization type and leaves every compressed layer
-random.
+Without it Transformers ends with an error where config.json has the sentence of `recognition`, and
+else leaves every compressed layer random.
 """
 
 from __future__ import annotations

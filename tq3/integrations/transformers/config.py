@@ -9,8 +9,9 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.config import FILE_NAME, FORMAT, parse_tq_config, quantization_config
+from tq3.format.config import FILE_NAME, FORMAT, parse_tq_config
 from tq3.format.recipe import GROUP_SIZES
+from tq3.format.recognition import quantization_config
 
 METHOD = "turboquant"
 ALIAS = "tq3"

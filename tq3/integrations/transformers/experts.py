@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from tq3.errors import UsageError
+from tq3.runtime.cuda.pairs import Routing
 from tq3.runtime.modules import PackedExperts
 
 IMPLEMENTATION = "tq3"
@@ -27,17 +29,37 @@ def are_experts(owner: nn.Module, name: str) -> bool:
     return name in _WEIGHTS and getattr(owner, "is_transposed", None) is False
 
 
+def refuse_adapters(owner: nn.Module) -> None:
+    """Have an adapter that was trained on dense experts end in a sentence where it is loaded.
+
+    PEFT finds no parameter to put it into, and would leave it out in silence.
+    """
+    owner.register_load_state_dict_pre_hook(_refuse_adapter)
+
+
+def _refuse_adapter(owner: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    parts = (name for name in state if name.startswith(prefix))
+    found = next((name for name in parts if "lora_" in name), None)
+    if found is not None:
+        raise UsageError(
+            f"an adapter can't change the packed experts of {type(owner).__name__}",
+            tensor=found,
+            fix="`tq3 restore` the checkpoint, or compress it with --keep for its experts",
+        )
+
+
 def forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """(tokens, columns) through top_k experts for each token, weighted and added up."""
     experts = top_k_index.reshape(-1)  # (pairs,): the choices of the first token, of the second...
+    routed = _routed(self, experts)
     x = hidden_states.repeat_interleave(top_k_index.shape[-1], dim=0)
     if self.has_gate:
-        x = self._apply_gate(_project(self, "gate_up_proj", x, experts))
+        x = self._apply_gate(_project(self, "gate_up_proj", x, routed))
     else:
-        x = self.act_fn(_project(self, "up_proj", x, experts))
-    x = _project(self, "down_proj", x, experts)
+        x = self.act_fn(_project(self, "up_proj", x, routed))
+    x = _project(self, "down_proj", x, routed)
     if getattr(self, "has_post_expert_norm", False):
         x = self.post_expert_norm(x)
     weighted = x * top_k_weights.reshape(-1, 1)
@@ -45,11 +67,25 @@ def forward(
     return out.to(hidden_states.dtype)
 
 
-def _project(self: Any, name: str, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-    weight = getattr(self, name)
+class _Routed(NamedTuple):
+    """Each pair's expert. routing: the same as stacks in tiles take it; None where none is"""
+
+    experts: torch.Tensor
+    routing: Routing | None
+
+
+def _routed(self: Any, experts: torch.Tensor) -> _Routed:
+    stacks = (getattr(self, name, None) for name in _WEIGHTS)
+    in_tiles = (each for each in stacks if isinstance(each, PackedExperts) and each.is_tiled)
+    first = next(in_tiles, None)
+    return _Routed(experts, first.route(experts) if first else None)
+
+
+def _project(self: Any, name: str, x: torch.Tensor, routed: _Routed) -> torch.Tensor:
+    weight, experts = getattr(self, name), routed.experts
     y: torch.Tensor
     if isinstance(weight, PackedExperts):
-        y = weight(x, experts)
+        y = weight(x, routed.routing if weight.is_tiled else experts)
     else:  # kept as it was while others were compressed
         y = torch.bmm(weight[experts], x[:, :, None])[:, :, 0]
     return y + getattr(self, f"{name}_bias")[experts] if self.has_bias else y

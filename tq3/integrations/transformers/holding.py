@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from accelerate.utils import align_module_device, has_offloaded_params
 from torch import nn
 from transformers.utils import logging
 
-from tq3.runtime.held import decoded, hold_decoded
+from tq3.runtime.held import hold_decoded
 from tq3.runtime.modules import PackedLinear, PackedWeight
+from tq3.units import size
 
 _log = logging.get_logger(__name__)
 
@@ -29,6 +30,7 @@ def hold_all(model: nn.Module) -> dict[str, PackedWeight]:
         for name, child in owner.named_children()
         if type(child) is PackedWeight
     ]
+    _warn_of_memory(model, found)
     for _, owner, name, child in found:
         if getattr(owner, name) is child:
             hold_decoded(owner, name)
@@ -36,6 +38,29 @@ def hold_all(model: nn.Module) -> dict[str, PackedWeight]:
             if has_offloaded_params(child):
                 _decode_at_each_use(owner, name, child)
     return {parameter: child for parameter, _, _, child in found}
+
+
+def _warn_of_memory(
+    model: nn.Module, found: Iterable[tuple[str, nn.Module, str, PackedWeight]]
+) -> None:
+    """Say what the weights that are held decoded need, unless they are few, as routers are."""
+    held = {id(weight): (weight, _reader(model, path, owner)) for path, owner, _, weight in found}
+    everything = [part for part in model.modules() if isinstance(part, PackedWeight)]
+    codes = sum(weight.n_bytes for weight, _ in held.values())
+    values = sum(weight.numel() * weight.dtype.itemsize for weight, _ in held.values())
+    if 10 * (values - codes) > sum(weight.n_bytes for weight in everything):
+        readers = ", ".join(sorted({reader for _, reader in held.values()}))
+        _log.warning(
+            f"tq3: {len(held)} of {len(everything)} packed weights are held decoded, which needs "
+            f"{size(values)} instead of {size(codes)}: code of {readers} reads them"
+        )
+
+
+def _reader(model: nn.Module, parameter: str, owner: nn.Module) -> str:
+    """The class whose code reads it: around an nn.Linear, which itself would not have to."""
+    if type(owner) is nn.Linear:
+        owner = model.get_submodule(parameter.rpartition(".")[0].rpartition(".")[0])
+    return type(owner).__name__
 
 
 class _Decoding(Mapping[str, torch.Tensor]):
@@ -48,7 +73,7 @@ class _Decoding(Mapping[str, torch.Tensor]):
         if name != self._name:
             return self._others[name]
         with align_module_device(self._weight, torch.device("cpu")):
-            return decoded(self._weight)
+            return self._weight.dequantize()
 
     def __contains__(self, name: object) -> bool:
         return name == self._name or name in self._others

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.quantizers import HfQuantizer
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
-from tq3.integrations.transformers import experts
+from tq3.format.recognition import TRANSFORMERS_WEIGHTS, names_a_file
+from tq3.integrations.transformers import counting, dequantizing, experts
 from tq3.integrations.transformers.holding import hold_all
+from tq3.integrations.transformers.mapped import MappedFiles, copy_once
 from tq3.integrations.transformers.placing import (
     Place,
     check_names,
@@ -21,6 +25,7 @@ from tq3.integrations.transformers.placing import (
     find_places,
     read_pairs,
 )
+from tq3.integrations.transformers.reading import is_only_read
 from tq3.integrations.transformers.saving import shapes_to_record, state_to_save
 from tq3.integrations.transformers.tying import shared_places, tie
 from tq3.runtime.arguments import DTYPES
@@ -30,6 +35,7 @@ from tq3.runtime.modules import (
     PackedRows,
     PackedWeight,
     look_up_packed,
+    note_siblings,
 )
 
 
@@ -43,6 +49,26 @@ class Tq3Quantizer(HfQuantizer):
         super().__init__(quantization_config, **options)
         self._places: list[Place] = []
         self._held: dict[str, PackedWeight] = {}
+        self._experts_before: str | None = None
+        self._files = MappedFiles(())
+
+    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Called before Transformers looks for files. It shall take the usual ones, which
+        `transformers_weights` keeps it from where this package was not imported.
+        """
+        weights = getattr(config, TRANSFORMERS_WEIGHTS, None)
+        if weights is not None and not names_a_file(weights):
+            delattr(config, TRANSFORMERS_WEIGHTS)
+        return config
+
+    update_tp_plan = update_attn_implementation  # 5.16 calls only this one
+
+    def get_new_dtype(
+        self, converter: WeightRenaming | WeightConverter, param: Any, dtype: torch.dtype | None
+    ) -> torch.dtype | None:
+        """Called for each tensor before it is read, from 5.21 on; None for a step that casts it."""
+        wanted = super().get_new_dtype(converter, param, dtype)
+        return None if copy_once(converter, param, wanted, self._files) else wanted
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -56,6 +82,7 @@ class Tq3Quantizer(HfQuantizer):
         if model.dtype not in DTYPES:
             allowed = ", ".join(map(str, DTYPES))
             raise UsageError("activations of this dtype", found=model.dtype, expected=allowed)
+        self._files = MappedFiles(checkpoint_files)
         pairs, others = read_pairs(checkpoint_files)
         kept = find_kept(model, others)
         places = find_places(model, pairs, kept, self.quantization_config.group_size)
@@ -77,14 +104,34 @@ class Tq3Quantizer(HfQuantizer):
         for place in shared:
             _install(model, place, tokens)
         if any(isinstance(module, PackedExperts) for module in model.modules()):
+            self._experts_before = model.config._experts_implementation
             model.set_experts_implementation(experts.IMPLEMENTATION)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        model.requires_grad_(False)
         self._held = hold_all(model)
+        note_siblings(model)
+        for weight in self._held.values():
+            for part in weight.parameters():
+                self._files.let_go(part)
         for module in model.modules():
             if isinstance(module, PackedWeight):
                 module.arrange()
+            elif isinstance(module, PreTrainedModel):
+                # No hook of the host's asks anybody, as it does for 4 bits of bitsandbytes.
+                module.num_parameters = partial(counting.num_parameters, module)
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        """Called by model.dequantize(), which then forgets that the model was packed."""
+        before = model.dtype
+        dtype = dtype or before
+        dequantizing.dequantize(model, dtype)
+        if self._experts_before is not None:
+            model.set_experts_implementation(self._experts_before)
+        for module in model.modules():
+            vars(module).pop("num_parameters", None)
+        return model if dtype == before else model.to(dtype)
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
@@ -107,8 +154,8 @@ class Tq3Quantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Packed weights have no gradient."""
-        return False
+        """Of adapters: what is packed stays as it is."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
@@ -147,9 +194,18 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
     kind = PackedExperts if is_stack and experts.are_experts(owner, name) else PackedWeight
     weight = kind(place.layout, stacked=is_stack and place.converted, **about)
     # Classes derived from nn.Linear may read their weight themselves.
-    if type(owner) is nn.Linear:
+    if type(owner) is nn.Linear and not is_only_read(*_parent(model, path)):
         packed = PackedLinear(weight, owner.bias)
+        # Or the host would initialise it, as it does any nn.Linear.
+        vars(packed)["_is_hf_initialized"] = True
         model.set_submodule(path, packed.train(owner.training))
     else:
         delattr(owner, name)
         setattr(owner, name, weight)
+    if kind is PackedExperts:
+        experts.refuse_adapters(owner)
+
+
+def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return model.get_submodule(parent), name

@@ -5,14 +5,22 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
 from vllm.model_executor.layers.quantization import (
     QUANTIZATION_METHODS,
     register_quantization_config,
 )
+from vllm.model_executor.model_loader import register_model_loader
 
 from tq3.integrations.vllm import linear, vocabulary
-from tq3.integrations.vllm.config import NAMES, Tq3Config, is_ours, logger
+from tq3.integrations.vllm.config import NAMES, Tq3Config, is_ours
+from tq3.integrations.vllm.decoding import logger
+from tq3.integrations.vllm.loader import Tq3ModelLoader
+
+# vLLM warns of a load format that is registered twice.
+_register_load_format = cache(partial(register_model_loader("tq3"), Tq3ModelLoader))
 
 
 def register() -> None:
@@ -27,6 +35,7 @@ def register() -> None:
                 "tq3 serves its own checkpoints as 'tq3'",
                 name,
             )
+    _register_load_format()
     for name, layer in (linear.LAYERS | vocabulary.LAYERS).items():
         if name not in op_registry_oot:
             PluggableLayer.register_oot(name=name)(layer)

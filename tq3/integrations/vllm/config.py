@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import torch
-from vllm.logger import init_logger
+from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization import (
@@ -18,16 +21,26 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizeMethodBase,
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.transformers_utils.config import get_safetensors_params_metadata
+from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.config import FILE_NAME, FORMAT
+from tq3.format.config import (
+    FILE_NAME,
+    FORMAT,
+    TqConfig,
+    find_in_model_config,
+    parse_tq_config,
+)
 from tq3.format.layout import PACKED
 from tq3.format.recipe import GROUP_SIZES
-from tq3.integrations.stored import Matrix, Stored, read_shapes
+from tq3.integrations.stored import Stored, read_shapes
 from tq3.integrations.vllm import names
-from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits
+from tq3.integrations.vllm.casts import warn_once
+from tq3.integrations.vllm.decoding import CheckpointMapper, Decoder, logger
+from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits, stacks_below
 from tq3.integrations.vllm.kept import KeptExpertsMethod, KeptLinearMethod
 from tq3.integrations.vllm.linear import Tq3LinearMethod
 from tq3.integrations.vllm.vocabulary import Tq3VocabularyMethod
@@ -36,14 +49,12 @@ from tq3.integrations.vllm.vocabulary import Tq3VocabularyMethod
 NAMES = ("turboquant", "tq3")
 # vLLM does not say which of them it read.
 _SOURCES = f"config.json or {FILE_NAME}"
-# Below vLLM's own logger, so that its settings hold for it.
-logger = init_logger("vllm.plugins.tq3")
 
 
 class Tq3Config(QuantizationConfig):
     """What the headers of one checkpoint say of each layer.
 
-    taken: names of the matrices that a layer was built for
+    taken: source names of the matrices that a layer holds packed; others are decoded
     """
 
     def __init__(self, group: int) -> None:
@@ -51,6 +62,8 @@ class Tq3Config(QuantizationConfig):
         self.stored = Stored({}, group)
         self.taken: set[str] = set()
         self.model_type = ""
+        self.read_record: Callable[[], TqConfig | None] = lambda: None
+        self._declared: dict[str, Any] = {}
 
     def get_name(self) -> str:
         return NAMES[0]
@@ -81,7 +94,9 @@ class Tq3Config(QuantizationConfig):
         if group not in GROUP_SIZES:
             allowed = " or ".join(map(str, GROUP_SIZES))
             raise BadInput("bad group_size", file=_SOURCES, found=repr(group), expected=allowed)
-        return cls(group)
+        made = cls(group)
+        made._declared = config
+        return made
 
     @classmethod
     def override_quantization_method(
@@ -104,6 +119,7 @@ class Tq3Config(QuantizationConfig):
         shapes = {name: info["shape"] for name, info in headers.items() if "shape" in info}
         self.stored = read_shapes(shapes, self.stored.group).renamed(names.of_module)
         self.model_type = getattr(hf_config, "model_type", "")
+        self.read_record = partial(_read_record, model_name, revision, self._declared)
         if not self.stored.n_packed:
             raise BadInput(
                 "no packed weights in this checkpoint",
@@ -114,31 +130,32 @@ class Tq3Config(QuantizationConfig):
         logger.info(
             "tq3: %d of %d matrices are packed", self.stored.n_packed, len(self.stored.matrices)
         )
+        warn_once()
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """`up_proj.weight.tq_packed` is loaded into the parameter `weight_packed` of `up_proj`.
 
         vLLM asks for this when all layers are built and nothing is loaded.
         """
-        self._report_what_is_left()
-        return WeightsMapper(orig_to_new_suffix=names.suffixes(self.model_type))
+        packed = {m.source: m for m in self.stored.matrices.values() if m.is_packed}
+        return CheckpointMapper(
+            orig_to_new_suffix=names.suffixes(self.model_type),
+            decoder=Decoder(packed, self.taken, self.stored.group, self.read_record),
+        )
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
         """The checkpoint's names become those of vLLM's modules."""
         self.stored = self.stored.renamed(hf_to_vllm_mapper.map_name)
-        renamed = (hf_to_vllm_mapper.map_name(name) for name in self.taken)
-        self.taken = {name for name in renamed if name}
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """How vLLM holds and computes `layer`; None means as ever."""
+        """How vLLM holds and computes `layer`; None means as ever.
+
+        What is not held packed here is decoded while it is loaded.
+        """
         if isinstance(layer, LinearBase):
             return self._linear_method(prefix)
         if isinstance(layer, RoutedExperts):
-            bits = expert_bits(self.stored, prefix, layer)
-            self.taken |= {f"{prefix}.{name}" for name in self.stored.below(prefix)}
-            if bits is None:
-                return KeptExpertsMethod(layer.moe_config)
-            return Tq3ExpertsMethod(layer.moe_config, bits, self.stored.group)
+            return self._experts_method(layer, prefix)
         if isinstance(layer, VocabParallelEmbedding):
             return self._vocabulary_method(layer, prefix)
         return None
@@ -148,45 +165,62 @@ class Tq3Config(QuantizationConfig):
         matrix = self.stored.find(f"{prefix}.weight")
         return matrix is not None and matrix.is_packed
 
-    def _linear_method(self, prefix: str) -> QuantizeMethodBase:
-        parts = self._linear_parts(prefix)
-        if not any(part.is_packed for part in parts):
-            return KeptLinearMethod()
-        if names.is_transposed(self.model_type, prefix):
-            raise UsageError(
-                "vLLM turns this layer's matrix around while it loads it, which codes do not allow",
-                tensor=prefix,
-                fix="serve what `tq3 restore` writes, or load the folder in Transformers",
-            )
-        return Tq3LinearMethod(parts, self.stored.group)
+    def decode(self, matrices: Iterable[str]) -> None:
+        """A layer that took these, by their names in vLLM, can't hold them packed after all."""
+        self.taken -= {self.stored.matrices[name].source for name in matrices}
 
-    def _linear_parts(self, prefix: str) -> list[Matrix]:
-        """What a layer is loaded from: itself, or the matrices that vLLM fuses in it."""
+    def _take(self, matrices: Iterable[str]) -> None:
+        self.taken |= {self.stored.matrices[name].source for name in matrices}
+
+    def _linear_method(self, prefix: str) -> QuantizeMethodBase:
+        meant = self._meant(prefix)
+        parts = [self.stored.common(one) for one in meant]
+        packs = any(part is not None and part.is_packed for part in parts)
+        if not packs or names.is_transposed(self.model_type, prefix):
+            return KeptLinearMethod()
+        if names.is_reordered(self.model_type, prefix):
+            raise UsageError(
+                "vLLM puts the rows of this layer's matrices into another order before it asks tq3 "
+                "for them",
+                tensor=prefix,
+                fix="compress with --keep '*.self_attn.[qkv]_proj.*', "
+                "or serve what `tq3 restore` writes",
+            )
+        matrices = list(chain.from_iterable(meant))
+        self._take(matrices)
+        found = [part for part in parts if part]
+        return Tq3LinearMethod(found, self.stored.group, partial(self.decode, matrices))
+
+    def _meant(self, prefix: str) -> list[list[str]]:
+        """What a layer is loaded from: itself, or the matrices that vLLM fuses in it.
+
+        For each part the names that it may have, whose matrices are packed alike; none where that
+        can't be told.
+        """
         parent, _, last = prefix.rpartition(".")
-        fused = [f"{parent}.{part}" for part in self.packed_modules_mapping.get(last, ())]
+        parts = self.packed_modules_mapping.get(last) or self._stacked.get(last, ())
+        fused = [f"{parent}.{part}" for part in parts]
         sources = [[f"{name}.weight".lstrip(".") for name in way] for way in (fused, [prefix])]
         for look_up in (self.stored.named, self.stored.resembling):
             for way in sources:
                 meant = [look_up(name) for name in way]
-                parts = [self.stored.common(stored) for stored in meant]
-                found = [part for part in parts if part]
-                if found and len(found) == len(parts):
-                    self.taken.update(*meant)
-                    return found
-        expected = sources[0] or sources[1]
-        similar = sorted(n for name in expected for n in self.stored.resembling(name))
-        raise BadInput(
-            "vLLM names this layer otherwise than the checkpoint does, and similar names are "
-            "packed in several ways"
-            if similar
-            else "the checkpoint has no weights for this layer of vLLM's",
-            tensor=prefix,
-            found=_few(similar) or None,
-            expected=" and ".join(expected),
-            fix="compress these with one width, or keep them all"
-            if similar
-            else "serve what `tq3 restore` writes",
-        )
+                if meant and all(self.stored.common(stored) for stored in meant):
+                    return meant
+        return []
+
+    @cached_property
+    def _stacked(self) -> dict[str, list[str]]:
+        current = get_current_vllm_config_or_none()
+        model = current and current.model_config
+        return names.stacked_by(get_model_cls(model)) if model else {}
+
+    def _experts_method(self, layer: RoutedExperts, prefix: str) -> QuantizeMethodBase:
+        stacks = stacks_below(self.stored, prefix, layer)
+        bits = expert_bits(self.stored, stacks, layer)
+        if bits is None:
+            return KeptExpertsMethod(layer.moe_config)
+        self._take(chain.from_iterable(stacks.values()))
+        return Tq3ExpertsMethod(layer.moe_config, bits, self.stored.group)
 
     def _vocabulary_method(
         self, layer: VocabParallelEmbedding, prefix: str
@@ -198,24 +232,17 @@ class Tq3Config(QuantizationConfig):
         matrix = self.stored.common(meant)
         if matrix is None or not matrix.is_packed:
             return None
-        self.taken.update(meant)
-        return Tq3VocabularyMethod(matrix, self.stored.group, is_own=is_own)
-
-    def _report_what_is_left(self) -> None:
-        packed = {name for name, matrix in self.stored.matrices.items() if matrix.is_packed}
-        if left := sorted(packed - self.taken):
-            logger.warning_once(
-                "tq3: %d of %d packed matrices belong to no layer that vLLM built for this %s, and "
-                "are not read: %s",
-                len(left),
-                len(packed),
-                self.model_type or "model",
-                _few(left),
-            )
+        self._take(meant)
+        decode = partial(self.decode, meant)
+        return Tq3VocabularyMethod(matrix, self.stored.group, decode, is_own=is_own)
 
 
-def _few(items: Sequence[str]) -> str:
-    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
+def _read_record(model: str, revision: str | None, declared: dict[str, Any]) -> TqConfig | None:
+    """What tq_config.json says, or what stands for it in config.json."""
+    found = get_hf_file_to_dict(FILE_NAME, model, revision)
+    if found is None:
+        return find_in_model_config({"quantization_config": declared})
+    return parse_tq_config(json.dumps(found))
 
 
 def is_ours(name: str) -> bool:

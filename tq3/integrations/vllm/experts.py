@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,10 @@ from vllm.model_executor.layers.fused_moe.activation import (
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.utils import replace_parameter, set_weight_attrs
 
-from tq3.errors import BadInput, UsageError
 from tq3.integrations.stored import Stored, groups_of_a_rank
 from tq3.integrations.vllm.linear import check_loaded
 from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
-from tq3.runtime.cuda import support
+from tq3.runtime.cuda import ready, support
 from tq3.runtime.cuda.layout import repack
 
 # What vLLM calls a stack of matrices of all experts: gate and up on each other, and down.
@@ -78,7 +77,8 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
             check_loaded(norms, layer.layer_name)
             parts: Sequence[torch.Tensor] = packed, norms
             if support.launcher(norms.device) is not None:
-                parts = repack(packed, norms, bits, self.group)
+                parts = tiles = repack(packed, norms, bits, self.group)
+                ready.experts(tiles, self.group, self.moe.in_dtype)
             for name, part in zip(names, parts, strict=True):
                 replace_parameter(layer, name, part)
 
@@ -119,7 +119,8 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
         inner = self.moe.intermediate_size_per_partition
         shards = 2 if self.moe.is_act_and_mul else 1
         stack = layer.w13_weight_packed, layer.w13_weight_norms
-        gate_up = self._project(x, *stack, experts, self.bits.gate_up, shards * inner)
+        routed = self._routed(stack[0], experts)
+        gate_up = self._project(x, *stack, routed, self.bits.gate_up, shards * inner)
         activated = x.new_empty(len(x), inner)
         config = self.get_fused_moe_quant_config(layer)
         apply_moe_activation(
@@ -129,85 +130,60 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
             activation_config=ApplyMoEActivationConfig.from_configs(self.moe, config),
         )
         stack = layer.w2_weight_packed, layer.w2_weight_norms
-        return self._project(activated, *stack, experts, self.bits.down, x.shape[1])
+        return self._project(activated, *stack, routed, self.bits.down, x.shape[1])
+
+    def _routed(self, packed: torch.Tensor, experts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Each pair's expert, for both stacks: as kernels take it where these are in tiles."""
+        if packed.dtype == torch.int32:
+            order, jobs = torch.ops.tq3.route(experts, len(packed), self.group)
+            return order, jobs
+        return (experts,)
 
     def _project(
         self,
         x: torch.Tensor,
         packed: torch.Tensor,
         norms: torch.Tensor,
-        experts: torch.Tensor,
+        routed: tuple[torch.Tensor, ...],
         bits: int,
         rows: int,
     ) -> torch.Tensor:
         if packed.dtype == torch.int32:  # in tiles
-            return torch.ops.tq3.experts_tiled(x, packed, norms, experts, rows, self.group)
-        return torch.ops.tq3.experts(x, packed, norms, experts, bits, self.group)
+            return torch.ops.tq3.experts_tiled(x, packed, norms, *routed, rows, self.group)
+        return torch.ops.tq3.experts(x, packed, norms, *routed, bits, self.group)
 
 
-def expert_bits(stored: Stored, prefix: str, layer: RoutedExperts) -> ExpertBits | None:
-    """How the experts below `prefix` are packed; None where they are not. Raises for a mixture."""
-    stacks = _stacks(layer)
+def stacks_below(stored: Stored, prefix: str, layer: RoutedExperts) -> dict[str, list[str]]:
+    """The matrices below `prefix` that belong to each of the two stacks, by their names."""
+    gate_up = {layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name} | _STACKS[GATE_UP]
+    components = {GATE_UP: gate_up, DOWN: {layer.ckpt_down_proj_name} | _STACKS[DOWN]}
     below = stored.below(prefix)
-    of_stack = {
-        stack: {name: m for name, m in below.items() if names & set(name.split("."))}
-        for stack, names in stacks.items()
-    }
-    matrices = of_stack[GATE_UP] | of_stack[DOWN]
-    if not matrices:
-        _refuse_unknown_stacks(stored, prefix, set().union(*stacks.values()))
-    if not any(matrix.is_packed for matrix in matrices.values()):
-        return None
-    if layer.moe_config.has_bias:
-        raise UsageError(
-            "packed experts with biases are not served",
-            tensor=prefix,
-            fix="compress with --keep '*.experts.*', or serve what `tq3 restore` writes",
-        )
-    gate_up, down = ({m.bits for m in of_stack[stack].values()} for stack in (GATE_UP, DOWN))
-    if len(gate_up) != 1 or len(down) != 1 or 0 in gate_up | down:
-        kept = [name for name, matrix in matrices.items() if not matrix.is_packed]
-        raise BadInput(
-            "experts of one layer must all be packed, with one width for gate and up, and one for "
-            "down",
-            tensor=prefix,
-            found=f"bits {sorted(gate_up)} and {sorted(down)}, 0 for not packed"
-            + (f", such as {kept[0]}" if kept else ""),
-            fix="compress again with the same --keep and widths for all experts",
-        )
-    return ExpertBits(gate_up.pop(), down.pop())
-
-
-def _stacks(layer: RoutedExperts) -> dict[str, set[str]]:
-    """Components that tell matrices of a stack, for each of the two."""
-    gate_up = {layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name}
     return {
-        GATE_UP: gate_up | _STACKS[GATE_UP],
-        DOWN: {layer.ckpt_down_proj_name} | _STACKS[DOWN],
+        stack: [f"{prefix}.{name}" for name in below if known & set(name.split("."))]
+        for stack, known in components.items()
     }
 
 
-def _refuse_unknown_stacks(stored: Stored, prefix: str, known: set[str]) -> None:
-    """Raise BadInput for packed experts of names that vLLM's loader does not bring here.
+def expert_bits(
+    stored: Stored, stacks: Mapping[str, Sequence[str]], layer: RoutedExperts
+) -> ExpertBits | None:
+    """How the experts are packed; None where vLLM has to hold them decoded.
 
-    They lie below a component `experts`, or as stacks beside it (Step-3.5).
+    That is where they have biases, where one of them or a whole stack is kept, where gate and up or
+    experts differ in width, where they are stored transposed, and where vLLM has other names for
+    them.
     """
-    parent = prefix.rpartition(".")[0]
-    beside = {f"{parent}.{stack}.weight" for stack in known}
-    packed = [
-        name
-        for name, matrix in stored.matrices.items()
-        if matrix.is_packed
-        and (name in beside or (name.startswith(prefix + ".") and "experts" in name.split(".")))
-    ]
-    if packed:
-        raise BadInput(
-            "experts that are packed under these names are not served",
-            tensor=prefix,
-            found=", ".join(packed),
-            expected=" or ".join(sorted(known)),
-            fix="compress with --keep for these, or serve what `tq3 restore` writes",
-        )
+    moe = layer.moe_config
+    gate_up, down = ([stored.matrices[name] for name in stacks[stack]] for stack in (GATE_UP, DOWN))
+    is_packed = all(matrix.is_packed for matrix in gate_up + down)
+    widths = [{matrix.bits for matrix in stack} for stack in (gate_up, down)]
+    if moe.has_bias or not is_packed or any(len(bits) != 1 for bits in widths):
+        return None
+    hidden, inner = moe.hidden_dim_unpadded, moe.intermediate_size
+    n_hidden, n_inner = (-(-columns // stored.group) for columns in (hidden, inner))
+    fits = all(m.groups == n_hidden and m.rows % inner == 0 for m in gate_up)
+    fits &= all(m.groups == n_inner and m.rows % hidden == 0 for m in down)
+    return ExpertBits(gate_up[0].bits, down[0].bits) if fits else None
 
 
 class _Loader:

@@ -19,11 +19,12 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import replace_parameter
 
-from tq3.errors import BadInput, UsageError
+from tq3.errors import BadInput
 from tq3.integrations.stored import Matrix, groups_of_a_rank, runs, spread
+from tq3.integrations.vllm.kept import KeptLinearMethod
 from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
-from tq3.runtime.cuda import support
-from tq3.runtime.cuda.layout import repack
+from tq3.runtime.cuda import ready, support
+from tq3.runtime.cuda.layout import Tiles, repack
 
 Loader = Callable[..., Any]
 # Parameters of a layer. Most have the first two; `weight` holds rows that are not packed.
@@ -80,14 +81,16 @@ class Tq3LinearMethod(LinearMethodBase):
     """Packed rows go from the file into the parameter as they are, and are multiplied as they are.
 
     parts: the matrices of the checkpoint that the layer is loaded from, in order
+    decode: is called where the layer can't hold them packed; their values are loaded instead
     """
 
     # Whether vLLM fills up the rows of a matrix with zeros.
     is_filled_up = False
 
-    def __init__(self, parts: Sequence[Matrix], group: int) -> None:
+    def __init__(self, parts: Sequence[Matrix], group: int, decode: Callable[[], None]) -> None:
         self.parts = parts
         self.group = group
+        self.decode = decode
 
     def create_weights(
         self,
@@ -100,14 +103,16 @@ class Tq3LinearMethod(LinearMethodBase):
         **extra_weight_attrs: Any,
     ) -> None:
         """Make the parameters of this rank, and note which of their rows have which width."""
-        columns, group, name = input_size_per_partition, self.group, layer.prefix
-        n = groups_of_a_rank(input_size, columns, group, name)
+        columns, group = input_size_per_partition, self.group
         n_stored = -(-input_size // group)
-        self._check_groups(n_stored, name)
-        sizes = getattr(layer, "output_sizes", [output_size])
-        if len(sizes) == 1 and not self.is_filled_up:
-            self._check_rows(output_size, name)
-        parts = spread(self.parts, sizes, name)
+        parts = self._spread(n_stored, getattr(layer, "output_sizes", [output_size]))
+        if not parts:
+            self.decode()
+            layer.quant_method = KeptLinearMethod()
+            sizes = input_size_per_partition, output_partition_sizes, input_size, output_size
+            layer.quant_method.create_weights(layer, *sizes, params_dtype, **extra_weight_attrs)
+            return
+        n = groups_of_a_rank(input_size, columns, group, layer.prefix)
         widths = [part.bits for part in parts]
         rows = list(zip(widths, output_partition_sizes, strict=True))
         loader = extra_weight_attrs["weight_loader"]
@@ -128,6 +133,7 @@ class Tq3LinearMethod(LinearMethodBase):
         add("weight", [columns * (not b) for b in widths], params_dtype, loader)
         layer.weight_norms.data.fill_(torch.nan)  # until they are loaded
         layer.tq3_runs = _runs(rows, n * group)
+        layer.tq3_dtype = params_dtype
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """What was loaded is what is served, on a GPU with kernels brought into their tiles."""
@@ -140,6 +146,8 @@ class Tq3LinearMethod(LinearMethodBase):
             for name in PACKED_PARAMETERS:
                 delattr(layer, name)
             hold_tiles(layer, tiles)
+            for parts in tiles.values():
+                ready.linear(Tiles(*parts), self.group, layer.tq3_dtype)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., columns) -> (..., rows) in x's dtype."""
@@ -185,27 +193,18 @@ class Tq3LinearMethod(LinearMethodBase):
         found: dict[int, list[torch.nn.Parameter]] = shared["tq3_tiles"]
         return found
 
-    def _check_groups(self, n: int, name: str) -> None:
-        for part in self.parts:
-            if part.is_packed and part.groups != n:
-                raise BadInput(
-                    "the checkpoint's matrix is not as wide as vLLM's layer",
-                    tensor=name,
-                    found=f"{part.groups} groups of {self.group}",
-                    expected=n,
-                )
+    def _spread(self, groups: int, sizes: Sequence[int]) -> list[Matrix]:
+        """The matrix of each partition; none where they are not as high and wide as vLLM's layer.
 
-    def _check_rows(self, n: int, name: str) -> None:
+        Of Mamba 2 with one group vLLM repeats rows for each rank, of other models it turns matrices
+        around while it loads them.
+        """
+        if any(part.is_packed and part.groups != groups for part in self.parts):
+            return []
         rows = sum(part.rows for part in self.parts)
-        if rows != n:
-            raise UsageError(
-                "the checkpoint's matrix has not as many rows as vLLM's layer",
-                tensor=name,
-                found=rows,
-                expected=n,
-                fix="with tensor parallelism try fewer ranks: of Mamba 2 with one group vLLM "
-                "repeats rows for each rank, which it does for matrices that are not packed only",
-            )
+        if len(sizes) == 1 and rows != sizes[0] and not self.is_filled_up:
+            return []
+        return spread(self.parts, sizes)
 
 
 def config_of_the_model() -> Any:
@@ -263,6 +262,8 @@ def check_loaded(norms: torch.Tensor, name: str) -> None:
             "not everything of this layer was in the checkpoint, or vLLM did not load it",
             tensor=name,
             found=f"{missing} of {norms.numel()} norms are missing",
+            fix="`tq3 verify` tells whether the checkpoint is whole; a model that vLLM loads by "
+            "hand needs --load-format tq3",
         )
 
 

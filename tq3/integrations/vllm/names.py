@@ -1,6 +1,10 @@
-"""What vLLM's models do with names and matrices of a checkpoint and tell no plugin."""
+"""What vLLM's models do with names and matrices of a checkpoint beyond what they tell plugins."""
 
 from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from typing import Any
 
 from tq3.format.layout import NORMS, PACKED
 
@@ -22,6 +26,8 @@ _PARAMETERS = {
 }
 # Layers whose matrices are stored [in, out], and turned around while they are loaded.
 _TRANSPOSED = {"gpt2": {"c_attn", "c_proj", "c_fc"}}
+# Whose rows get another order by names of dense matrices, before a plugin's mapper sees them.
+_REORDERED = {"llama4": {"qkv_proj"}, "llama4_text": {"qkv_proj"}}
 
 
 def of_module(name: str) -> str:
@@ -43,6 +49,27 @@ def suffixes(model_type: str) -> dict[str, str | None]:
     }
 
 
+def stacked_by(model_class: Any) -> dict[str, list[str]]:
+    """Name of a fused layer -> names of its parts, as loaders of the model's module join them.
+
+    Where a class does not say it in `packed_modules_mapping`, which is what plugins are told, its
+    mapper of weights or that of a class inside of it does.
+    """
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for kind in vars(sys.modules[model_class.__module__]).values():
+        mapper = getattr(kind, "hf_to_vllm_mapper", None) if isinstance(kind, type) else None
+        for part, (fused, _) in mapper.orig_to_new_stacked.items() if mapper else ():
+            last, name = (path.strip(".").rpartition(".")[2] for path in (fused, part))
+            if name not in found[last]:
+                found[last].append(name)
+    return dict(found)
+
+
 def is_transposed(model_type: str, prefix: str) -> bool:
     """Whether vLLM turns this layer's matrix around while it loads it, which codes do not allow."""
     return prefix.rpartition(".")[2] in _TRANSPOSED.get(model_type, ())
+
+
+def is_reordered(model_type: str, prefix: str) -> bool:
+    """Whether vLLM reorders this layer's rows, but not those of its codes and norms."""
+    return prefix.rpartition(".")[2] in _REORDERED.get(model_type, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -28,8 +29,10 @@ class Tq3VocabularyMethod(Tq3LinearMethod):
 
     is_filled_up = True
 
-    def __init__(self, matrix: Matrix, group: int, *, is_own: bool) -> None:
-        super().__init__([matrix], group)
+    def __init__(
+        self, matrix: Matrix, group: int, decode: Callable[[], None], *, is_own: bool
+    ) -> None:
+        super().__init__([matrix], group, decode)
         self.is_own = is_own
 
     def embedding(self, layer: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,13 @@ the processor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, Protocol
 
 import torch
 
 from tq3.runtime import arithmetic as fixed
+from tq3.runtime.cuda.crossings import Crossing
 from tq3.runtime.cuda.layout import UNIT, Tiles, padded_groups
 
 # Tokens that a product of tensor cores takes, and the most such products of a block, which decodes
@@ -29,10 +30,12 @@ DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 Activations = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A kernel, its grid of blocks, and its arguments: tensors, whole numbers (32 bits), floats,
     and None for no tensor.
+
+    early: it may start before the kernel ahead in the stream has ended, for whose end it waits
+    itself. What it reads of the weights before then, nothing directly ahead may have written.
     """
 
     kernel: str
@@ -40,6 +43,7 @@ class Call:
     grid: tuple[int, int, int]
     threads: int
     arguments: tuple[torch.Tensor | int | float | None, ...]
+    early: bool = False
 
 
 class Launcher(Protocol):
@@ -48,9 +52,18 @@ class Launcher(Protocol):
     @property
     def processors(self) -> int: ...
 
+    @property
+    def crossing(self) -> Crossing: ...
+
     def load(self, kernel: str, instance: str) -> object: ...
 
     def launch(self, call: Call) -> None: ...
+
+    def sequence(self) -> Hashable:
+        """Another one wherever what was launched before may not have run, or not be replayed."""
+
+
+Quantise = Callable[[Launcher, torch.Tensor, int, int, int, int], Activations]
 
 
 def quantise(
@@ -73,6 +86,7 @@ def quantise(
             (-(-padded * tokens // WARPS), 1, 1),
             THREADS,
             (x, columns, tokens, padded, first, second, unit, quantised, worths),
+            early=True,
         )
     )
     return quantised, worths
@@ -106,6 +120,7 @@ def multiply(
             (of_tokens, -(-tiles // max(1, UNIT // group)), 1),
             THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, None),
+            early=True,
         )
     )
     return y
@@ -138,6 +153,7 @@ def multiply_jobs(
             (len(jobs), -(-tiles // max(1, UNIT // group)), 1),
             THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, jobs),
+            early=True,
         )
     )
     return y
@@ -183,6 +199,7 @@ def _multiply_split(
             (parts, tiles, -(-tokens // (TOKENS_A_COLUMN * columns))),
             THREADS,
             (words, norms, quantised, worths, terms, rows, units, tokens),
+            early=True,
         )
     )
     y = words.new_empty(tokens, rows, dtype=dtype)
@@ -194,6 +211,7 @@ def _multiply_split(
             (-(-results // THREADS), 1, 1),
             THREADS,
             (terms, y, groups, results),
+            early=True,
         )
     )
     return y

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from functools import cached_property
 from typing import Any
 
 import torch
 from cuda.bindings import driver
 
+from tq3.runtime.constants import refuse_in_a_capture
 from tq3.runtime.cuda import compiler
 from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.crossings import crossing_of
+
+# The driver's version from which on it can be told to load a function, and from which on a CUDA
+# graph keeps that a kernel may start early.
+_HAS_FUNC_LOAD = 12040
+_KEEPS_EARLY_STARTS = 12030
+# From this architecture on kernels wait themselves for those ahead (instructions.cuh).
+_WAITS_ITSELF = 90
 
 
 class Device:
@@ -18,46 +29,94 @@ class Device:
     def __init__(self, index: int, architecture: str) -> None:
         self.index, self.architecture = index, architecture
         self.processors = torch.cuda.get_device_properties(index).multi_processor_count
+        self.crossing = crossing_of(architecture)
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._early = _EarlyLaunch()
+
+    @cached_property
+    def _starts_early(self) -> bool:
+        architecture = int(self.architecture.removeprefix("sm_"))
+        version = _answer(driver.cuDriverGetVersion())
+        return architecture >= _WAITS_ITSELF and version >= _KEEPS_EARLY_STARTS
 
     def load(self, kernel: str, instance: str) -> Any:
-        """The handle of an instance, which is compiled when it is new: never while a CUDA graph is
-        being captured, which therefore needs an earlier call.
+        """The handle of an instance, which is compiled when it is new, and brought to the device.
+
+        Raises UsageError for a new one while a CUDA graph is captured.
         """
         key = kernel, instance
         if key not in self._kernels:
-            code = compiler.compiled(kernel, instance, self.architecture)
             with torch.cuda.device(self.index):
-                library = _answer(driver.cuLibraryLoadData(code.cubin, [], [], 0, [], [], 0))
-                self._kernels[key] = _answer(
-                    driver.cuLibraryGetKernel(library, code.function.encode())
-                )
+                refuse_in_a_capture(instance)
+                code = compiler.compiled(kernel, instance, self.architecture)
+                self._enter()
+                self._kernels[key] = _loaded(code)
         return self._kernels[key]
 
     def _enter(self) -> None:
-        """Make torch's context current in a thread in which nothing has needed one yet."""
+        """Make torch's context current in a thread in which nothing has needed one yet.
+
+        Inside of torch.cuda.device, which gives the thread back the device that it had.
+        """
         if not int(_answer(driver.cuCtxGetCurrent())):
             context = _answer(driver.cuDevicePrimaryCtxRetain(driver.CUdevice(self.index)))
             _answer(driver.cuCtxSetCurrent(context))
 
+    def sequence(self) -> tuple[int, bool]:
+        """torch's current stream, and whether a CUDA graph is made of what it is given."""
+        stream: int = torch.cuda.current_stream(self.index).cuda_stream
+        return stream, torch.cuda.is_current_stream_capturing()
+
     def launch(self, call: Call) -> None:
         """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""
-        handle = self.load(call.kernel, call.instance)
-        self._enter()
+        function = self.load(call.kernel, call.instance)
         values, kinds = zip(*map(_argument, call.arguments), strict=True)
         stream = torch.cuda.current_stream(self.index).cuda_stream
+        block = call.threads, 1, 1
         with torch.cuda.device(self.index):
-            _answer(
-                driver.cuLaunchKernel(
-                    driver.CUfunction(int(handle)),
-                    *call.grid,
-                    *(call.threads, 1, 1),
-                    0,
-                    stream,
-                    (values, kinds),
-                    0,
+            self._enter()
+            if call.early and self._starts_early:
+                config = self._early.of(call, stream)
+                _answer(driver.cuLaunchKernelEx(config, function, (values, kinds), 0))
+            else:
+                _answer(
+                    driver.cuLaunchKernel(
+                        function, *call.grid, *block, 0, stream, (values, kinds), 0
+                    )
                 )
-            )
+
+
+class _EarlyLaunch(threading.local):
+    """Launches of kernels that may start before the one ahead in the stream has ended: of each
+    thread, since the driver reads it while others run; made once, as that takes microseconds.
+    """
+
+    def __init__(self) -> None:
+        attribute, self._config = driver.CUlaunchAttribute(), driver.CUlaunchConfig()
+        attribute.id = (
+            driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        )
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        self._config.attrs, self._config.numAttrs = [attribute], 1
+        self._config.blockDimY = self._config.blockDimZ = 1
+
+    def of(self, call: Call, stream: int) -> driver.CUlaunchConfig:
+        config = self._config
+        config.gridDimX, config.gridDimY, config.gridDimZ = call.grid
+        config.blockDimX, config.hStream = call.threads, stream
+        return config
+
+
+def _loaded(code: compiler.Code) -> Any:
+    """The function in the current context, its code on the device: a driver that loads lazily would
+    do so at the first launch, which may be captured.
+    """
+    library = _answer(driver.cuLibraryLoadData(code.cubin, [], [], 0, [], [], 0))
+    kernel = _answer(driver.cuLibraryGetKernel(library, code.function.encode()))
+    function = _answer(driver.cuKernelGetFunction(kernel))
+    if _answer(driver.cuDriverGetVersion()) >= _HAS_FUNC_LOAD:
+        _answer(driver.cuFuncLoad(function))
+    return function
 
 
 def _argument(argument: torch.Tensor | int | float | None) -> tuple[int | float, Any]:

@@ -20,4 +20,43 @@ __device__ __forceinline__ unsigned permute(unsigned low, unsigned high, unsigne
     return chosen;
 }
 
+// Where `is_wanted`, 16 bytes begin to come from global memory into shared memory: past the first
+// cache, whose room is for what is read again. A branch would cost more than the copy.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool is_wanted) {
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile(
+        "{ .reg .pred %%wanted; setp.ne.b32 %%wanted, %2, 0; "
+        "@%%wanted cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(at),
+        "l"(from), "r"(static_cast<int>(is_wanted))
+        : "memory");
+}
+
+// What this thread asked for since the last one is a batch; an empty one counts, too.
+__device__ __forceinline__ void end_batch() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until of the batches of this thread only the newest `may_lack` may not have come.
+template <int may_lack>
+__device__ __forceinline__ void wait_for_batches() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(may_lack) : "memory");
+}
+
+// A kernel that is launched with Call.early may start before the one ahead of it in the stream has
+// ended. From here on all is there that kernels before wrote, and may be overwritten that they
+// read. Below sm_90 kernels start when the one before has ended.
+__device__ __forceinline__ void after_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may start, if it is launched so, up to its own `after_previous`. Only behind this
+// kernel's own one: so whatever wrote the weights has ended when a kernel asks for them early.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 #endif

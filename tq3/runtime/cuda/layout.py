@@ -51,7 +51,16 @@ def repack(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> 
     places = words.view(-1, *words.shape[-5:]), in_tiles.view(-1, *in_tiles.shape[-4:])
     for layer in zip(codes, norms.view(-1, rows, n), *places, strict=True):
         _repack_into(*layer)
+    settle(words.device)
     return Tiles(words, in_tiles)
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what is queued on a GPU: a kernel may ask for weights before what is directly ahead
+    of it in the stream has ended (calls.Call), so nothing that writes them may be.
+    """
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def restore(tiles: Tiles, rows: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,21 +1,15 @@
 """A packed layer times many tokens: pieces of it are decoded, and torch multiplies.
 
-Nothing waits for the device, and what is launched depends on shapes only: a CUDA graph can hold it,
-after a first call, which compiles kernels and puts constants on the device.
+Nothing waits for the device, and what is launched depends on shapes only: a CUDA graph can hold it.
 """
 
 from __future__ import annotations
-
-from functools import cache
 
 import torch
 
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime.cuda.calls import DTYPES, THREADS, WARPS, Call, Launcher
 from tq3.runtime.cuda.layout import TILE, Tiles
-
-# Decoded weights at a time: 32 MiB of bfloat16, which the last cache of large devices holds.
-PIECE_WEIGHTS = 1 << 24
 
 
 def multiply_decoded(
@@ -34,7 +28,7 @@ def multiply_decoded(
     words, norms = layer
     tiles, columns = len(words), n * group
     rotated = rotate(on, x, n, group, rotation)
-    pieces = -(-tiles // max(1, PIECE_WEIGHTS // (TILE * columns)))
+    pieces = -(-tiles // max(1, on.crossing.piece_weights // (TILE * columns)))
     step = -(-tiles // pieces)
     weights = x.new_empty(min(step * TILE, rows), columns)
     y = x.new_empty(len(x), rows)
@@ -51,7 +45,8 @@ def rotate(on: Launcher, x: torch.Tensor, n: int, group: int, rotation: int) -> 
     """As `generic.rotate`, rounded once to the dtype of x.  (tokens, n * group)"""
     tokens, columns = x.shape
     rotated = x.new_empty(tokens, n * group)
-    first, factors = _factors(group, rotation, x.device)
+    first, _ = fixed.signs(group, x.device)
+    factors = fixed.factors(group, rotation, x.device)
     on.launch(
         Call(
             "rotate",
@@ -90,10 +85,3 @@ def decode(on: Launcher, layer: Tiles, group: int, weights: torch.Tensor) -> Non
             ),
         )
     )
-
-
-@cache
-def _factors(group: int, rotation: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a group is multiplied by before its transform and after it.  Two (group,) float32"""
-    first, second = fixed.signs(group, device)
-    return first, second / rotation**0.5

@@ -25,11 +25,18 @@ struct Turns {
 };
 
 // Blocks that the compiler is told to find room for on a multiprocessor, 0 for what it thinks best:
-// so none of bfloat16 spills (tests/cuda/test_limits.py).
-template <int columns>
-constexpr int kBlocksAtOnce = columns == 1   ? 2
-                              : columns == 2 ? 1
-                                             : 0;
+// so none of bfloat16 spills, and two blocks run in groups of 128 (tests/cuda/test_limits.py).
+template <int group, int columns>
+constexpr int kBlocksAtOnce = columns == 1                                   ? 2
+                              : columns == 2 || (group > 128 && columns < 8) ? 1
+                                                                             : 0;
+
+// First codes and norms on their way, then the partial sums of one column of tokens.
+template <int bits, int group>
+union Shared {
+    Ring<bits, group> rings[kWarpsATile];
+    float partial[Turns<group>::tiles_a_block][kPartialSums][kTokens][kLine];
+};
 
 __device__ __forceinline__ float add_up(float (&partial)[kPartialSums][kTokens][kLine], int token,
                                         int row) {
@@ -48,45 +55,46 @@ __device__ __forceinline__ float add_up(float (&partial)[kPartialSums][kTokens][
 // 4 * columns * i on. Rows of the grid: a block for each Turns<group>::tiles_a_block tiles.
 // Threads: kWarpsATile warps.
 template <Dtype dtype, int bits, int group, int columns>
-__global__ void __launch_bounds__(kWarpsATile* kLanes, kBlocksAtOnce<columns>)
+__global__ void __launch_bounds__(kWarpsATile* kLanes, (kBlocksAtOnce<group, columns>))
     multiply(const Words* __restrict__ words, const Floats* __restrict__ norms,
              const signed char* __restrict__ quantised, const float* __restrict__ worths,
              void* __restrict__ y, int rows, int units, int tokens, const Job* __restrict__ jobs) {
     using S = Shape<group>;
     using T = Turns<group>;
-    __shared__ float partial[T::tiles_a_block][kPartialSums][kTokens][kLine];
+    __shared__ Shared<bits, group> shared;
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
     const int in_block = warp / T::warps_a_tile, turn = warp % T::warps_a_tile;
     const int first_tile = blockIdx.y * T::tiles_a_block, tile = first_tile + in_block;
+    // What is to be done may be the word of the kernel before.
+    if (jobs) after_previous();
     const Job job = jobs ? jobs[blockIdx.x]
                          : Job{0, static_cast<int>(blockIdx.x) * columns * kTokens, tokens, 0};
     if (job.first >= job.end) return;
 
     float totals[S::groups_a_unit][columns][4] = {};
-    if (tile * kTile < rows) {
-        const long long tiles = (rows + kTile - 1) / kTile, at = job.layer * tiles + tile;
-        const int groups = units / S::units_a_group * S::groups_a_unit;
-        const Work work{words + at * units * bits * kLanes,
-                        norms + at * groups * 8,
-                        quantised,
-                        worths,
-                        units,
-                        tokens,
-                        job.first,
-                        job.end};
-        each_group<bits, group, columns>(
-            work, turn, T::warps_a_tile, lane, [&](int, int k, int c, const float (&terms)[4]) {
+    const long long tiles = (rows + kTile - 1) / kTile, at = job.layer * tiles + tile;
+    const int groups = units / S::units_a_group * S::groups_a_unit;
+    const Work work{words + at * units * bits * kLanes,
+                    norms + at * groups * 8,
+                    quantised,
+                    worths,
+                    tile < tiles ? units : 0,
+                    tokens,
+                    job.first,
+                    job.end};
+    each_group<bits, group, columns>(work, shared.rings[warp], turn, T::warps_a_tile, lane,
+                                     [&](int, int k, int c, const float (&terms)[4]) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) totals[k][c][i] = __fadd_rn(totals[k][c][i], terms[i]);
-            });
-    }
+                                         for (int i = 0; i < 4; ++i)
+                                             totals[k][c][i] = __fadd_rn(totals[k][c][i], terms[i]);
+                                     });
 #pragma unroll
     for (int c = 0; c < columns; ++c) {
-        if (c > 0) __syncthreads();
+        __syncthreads();
 #pragma unroll
         for (int k = 0; k < S::groups_a_unit; ++k)
             for (int i = 0; i < 4; ++i)
-                partial[in_block][turn * S::groups_a_unit + k][lane % 4][lane / 4 + 8 * i] =
+                shared.partial[in_block][turn * S::groups_a_unit + k][lane % 4][lane / 4 + 8 * i] =
                     totals[k][c][i];
         __syncthreads();
         constexpr int results = T::tiles_a_block * kTokens * kTile;
@@ -96,7 +104,7 @@ __global__ void __launch_bounds__(kWarpsATile* kLanes, kBlocksAtOnce<columns>)
             const int row = (first_tile + of_tile) * kTile + i % kTile;
             if (row >= rows || token >= job.end) continue;
             const long long place = static_cast<long long>(token) * rows + row;
-            store<dtype>(y, place, add_up(partial[of_tile], in_column, i % kTile));
+            store<dtype>(y, place, add_up(shared.partial[of_tile], in_column, i % kTile));
         }
     }
 }

@@ -2,18 +2,10 @@
 // (docs/kernels.md, sections 2.3 and 2.4): what both multiplications share.
 #pragma once
 
-#include "codes.cuh"
+#include "ring.cuh"
 
 // Tokens that a tensor core takes at once: eight columns of high or low bytes.
 constexpr int kTokens = 4;
-
-// How groups and units go together.
-template <int group>
-struct Shape {
-    static constexpr int groups_a_unit = group < kUnit ? kUnit / group : 1;
-    static constexpr int units_a_group = group < kUnit ? 1 : group / kUnit;
-    static constexpr int stretches_a_group = group < kUnit ? group / 32 : 4;
-};
 
 // What a warp multiplies: a tile, by tokens `first` to `end` (those that its columns take), of
 // activations of `tokens` in all.
@@ -64,49 +56,67 @@ __device__ __forceinline__ void take_terms(int (&sums)[2][4], float worth, const
     }
 }
 
-// Where a lane reads: the codes and activations of a unit, the worths and norms of its group or
-// first group.
+// Where a lane reads: the activations of a unit, the worths of its group or first group.
 struct Place {
-    const Words* words;
     const signed char* bytes;
     const float* worths;
-    const Floats* norms;
 };
 
-template <int bits, int group>
+template <int group>
 __device__ __forceinline__ Place place_of(const Work& work, int step, int lane) {
     using S = Shape<group>;
     const long long unit = step * S::units_a_group, g = step * S::groups_a_unit;
     const long long token_unit = unit * work.tokens + work.first + lane / 8;
-    return {work.words + unit * bits * kLanes + lane,
-            work.quantised + (token_unit * 2 + lane / 4 % 2) * kUnit + lane % 4 * 16,
-            work.worths + g * work.tokens + work.first + lane % 4, work.norms + g * 8 + lane / 4};
+    return {work.quantised + (token_unit * 2 + lane / 4 % 2) * kUnit + lane % 4 * 16,
+            work.worths + g * work.tokens + work.first + lane % 4};
+}
+
+template <int bits, int group>
+__device__ __forceinline__ Units<bits, group> units_of(const Work& work, int step, int stride,
+                                                       int lane) {
+    using S = Shape<group>;
+    const long long unit = step * S::units_a_group, g = step * S::groups_a_unit;
+    return {work.words + unit * bits * kLanes + lane, work.norms + g * 8, step, stride,
+            work.units / S::units_a_group};
 }
 
 // Does steps `step`, `step` + `stride`, ...: a unit each, or the two of a group of 256. For the
 // k-th group of a step and each column c: take(step, k, c, terms of rows r, r + 8, ...), of token
 // `first` + 4 c + lane % 4.
+//
+// Weights are asked for before kernels ahead in the stream have ended, everything else is read
+// after. In the end no copy into `ring`, which is the warp's own, is under way.
 template <int bits, int group, int columns, class Take>
-__device__ __forceinline__ void each_group(const Work& work, int step, int stride, int lane,
-                                           Take take) {
+__device__ __forceinline__ void each_group(const Work& work, Ring<bits, group>& ring, int step,
+                                           int stride, int lane, Take take) {
     using S = Shape<group>;
-    constexpr int unit_words = bits * kLanes;
-    const int steps = work.units / S::units_a_group, unit_bytes = work.tokens * 2 * kUnit;
-    if (step >= steps) return;
-    Place at = place_of<bits, group>(work, step, lane);
-    int sums[columns][2][4] = {};
-    Packed<bits> packed = load_packed<bits>(at.words);
-    for (; step < steps; step += stride) {
+    constexpr int slots = Ring<bits, group>::slots;
+    const int unit_bytes = work.tokens * 2 * kUnit;
+    Units<bits, group> coming = units_of<bits, group>(work, step, stride, lane);
+#pragma unroll
+    for (int slot = 0; slot < slots; ++slot) coming.ask(ring, slot, slot % S::units_a_group, lane);
+    after_previous();
+    let_next_start();
+
+    Place at = place_of<group>(work, step, lane);
+    int sums[columns][2][4] = {}, slot = 0;
+    for (; step < coming.steps; step += stride) {
 #pragma unroll
         for (int part = 0; part < S::units_a_group; ++part) {
+            const bool step_ends = part + 1 == S::units_a_group;
+            wait_for_batches<slots - 1>();
+            __syncwarp();  // Norms were asked for by other lanes.
+            const Packed<bits> packed = load_packed<bits>(&ring.words[slot][0][lane]);
+            Floats norms[S::groups_a_unit];
+#pragma unroll
+            for (int k = 0; k < S::groups_a_unit; ++k)
+                if (step_ends) norms[k] = load_floats(&ring.norms[slot][k * 8 + lane / 4]);
             unsigned codes[4][4];
 #pragma unroll
             for (int row = 0; row < 4; ++row) spread<bits>(packed, row, codes[row]);
-            // The codes of the next unit are on their way while this one is multiplied.
-            const bool step_ends = part + 1 == S::units_a_group;
-            const int units_on = step_ends ? (stride - 1) * S::units_a_group + 1 : 1;
-            at.words += units_on * unit_words;
-            if (!step_ends || step + stride < steps) packed = load_packed<bits>(at.words);
+            __syncwarp();  // All lanes have read the slot.
+            coming.ask(ring, slot, part, lane);
+            slot = slot + 1 == slots ? 0 : slot + 1;
 #pragma unroll
             for (int c = 0; c < columns; ++c) {
                 const int token = work.first + c * kTokens;
@@ -121,13 +131,13 @@ __device__ __forceinline__ void each_group(const Work& work, int step, int strid
                                             ? at.worths[k * work.tokens + c * kTokens]
                                             : 0.0F;
                     float terms[4];
-                    take_terms(sums[c], worth, load_floats(at.norms + k * 8), terms);
+                    take_terms(sums[c], worth, norms[k], terms);
                     take(step, k, c, terms);
                 }
             }
+            const int units_on = step_ends ? (stride - 1) * S::units_a_group + 1 : 1;
             at.bytes += static_cast<long long>(units_on) * unit_bytes;
         }
         at.worths += static_cast<long long>(stride * S::groups_a_unit) * work.tokens;
-        at.norms += stride * S::groups_a_unit * 8;
     }
 }

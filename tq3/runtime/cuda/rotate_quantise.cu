@@ -4,6 +4,7 @@
 // and 2.2): so each operation is an intrinsic, which no compiler fuses with another. This file
 // needs no header, and compiles for sm_80 and later.
 
+#include "instructions.cuh"
 #include "rotation.cuh"
 #include "values.cuh"
 
@@ -42,6 +43,8 @@ __global__ void __launch_bounds__(kWarpsABlock* kLanes)
     constexpr int count = group / kLanes;
     const int lane = threadIdx.x % kLanes;
     const long long job = static_cast<long long>(blockIdx.x) * kWarpsABlock + threadIdx.x / kLanes;
+    after_previous();
+    let_next_start();
     if (job >= static_cast<long long>(padded_groups) * tokens) return;
     const int g = static_cast<int>(job / tokens), token = static_cast<int>(job % tokens);
 

@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(kWarpsABlock* kLanes)
                    const signed char* __restrict__ quantised, const float* __restrict__ worths,
                    float* __restrict__ terms, int rows, int units, int tokens) {
     using S = Shape<group>;
+    __shared__ Ring<bits, group> rings[kWarpsABlock];
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, tile = blockIdx.y;
     const int groups = units / S::units_a_group * S::groups_a_unit;
     const int first = blockIdx.z * columns * kTokens;
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(kWarpsABlock* kLanes)
                     tokens,
                     first,
                     tokens};
-    each_group<bits, group, columns>(work, blockIdx.x * kWarpsABlock + warp,
+    each_group<bits, group, columns>(work, rings[warp], blockIdx.x * kWarpsABlock + warp,
                                      gridDim.x * kWarpsABlock, lane,
                                      [&](int step, int k, int c, const float (&of_rows)[4]) {
                                          const long long g = step * S::groups_a_unit + k;
@@ -44,6 +45,8 @@ template <Dtype dtype>
 __global__ void __launch_bounds__(kWarpsABlock* kLanes)
     add_terms(const float* __restrict__ terms, void* __restrict__ y, int groups, int results) {
     const int i = blockIdx.x * kWarpsABlock * kLanes + threadIdx.x;
+    after_previous();
+    let_next_start();
     if (i >= results) return;
     float p[kPartialSums] = {};
     for (int g = 0; g < groups; g += kPartialSums)

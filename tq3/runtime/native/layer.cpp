@@ -4,6 +4,8 @@
 #include <cstring>
 #include <memory>
 
+#include "recent.h"
+
 namespace tq3 {
 namespace {
 
@@ -15,9 +17,7 @@ constexpr std::size_t kWeightsABlock = std::size_t{1} << 18, kRowsTogether = 32;
 // little, and where other programs want the processors, too, it may be waited for for milliseconds.
 constexpr std::size_t kWorthThreads = std::size_t{1} << 20;
 
-struct alignas(64) Line {
-    char bytes[64];
-};
+thread_local Recent recent;
 
 std::size_t words_size(Dtype dtype) {
     return dtype == Dtype::kF32 ? 4 : 2;
@@ -42,13 +42,6 @@ void for_each_range(const Threads& threads, Range all, std::size_t weights_a_row
     });
 }
 
-}  // namespace
-
-std::size_t quantised_bytes(const LinearKernels& kernels, const Width& width, std::size_t groups,
-                            std::size_t tokens) {
-    return kernels.quantised_bytes(width, groups, tokens);
-}
-
 void quantise_tokens(const LinearKernels& kernels, const Width& width, const Threads& threads,
                      std::size_t groups, std::size_t tokens, std::size_t columns, Dtype dtype,
                      const void* x, char* quantised) {
@@ -70,14 +63,29 @@ void multiply_quantised(const LinearKernels& kernels, const Width& width, const 
     });
 }
 
+}  // namespace
+
 void apply_layer(const LinearKernels& kernels, const Width& width, const Layer& layer,
                  const Threads& threads, std::size_t tokens, std::size_t columns, Dtype dtype,
                  const void* x, void* out) {
-    const std::size_t bytes = kernels.quantised_bytes(width, layer.groups, tokens);
-    const std::unique_ptr<Line[]> memory(new Line[bytes / sizeof(Line)]);
-    char* const quantised = memory[0].bytes;
-    quantise_tokens(kernels, width, threads, layer.groups, tokens, columns, dtype, x, quantised);
-    multiply_quantised(kernels, width, layer, threads, tokens, quantised, dtype, out);
+    const std::size_t size = kernels.quantised_bytes(width, layer.groups, tokens);
+    const std::size_t bytes = tokens * columns * words_size(dtype);
+    const auto quantise = [&](char* quantised) {
+        quantise_tokens(kernels, width, threads, layer.groups, tokens, columns, dtype, x,
+                        quantised);
+    };
+    const auto multiply = [&](char* quantised) {
+        multiply_quantised(kernels, width, layer, threads, tokens, quantised, dtype, out);
+    };
+    if (bytes <= Recent::kMost) {
+        const Form form = {&kernels,     width.bits, width.group, width.rotation,
+                           layer.groups, tokens,     columns,     dtype};
+        multiply(recent.of(form, x, bytes, size, quantise));
+    } else {
+        const std::unique_ptr<Line[]> memory(new Line[size / sizeof(Line)]);
+        quantise(memory[0].bytes);
+        multiply(memory[0].bytes);
+    }
 }
 
 void rotate_tokens(const LinearKernels& kernels, const Width& width, const Threads& threads,

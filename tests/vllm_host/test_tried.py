@@ -1,0 +1,65 @@
+"""Features of vLLM beside plain text: with them the packed model says what the dense one says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from checkpoints import make, tiny
+from engine import answers, assert_same, engine, greedy
+from safetensors.torch import save_file
+from vllm.lora.request import LoRARequest
+
+pytestmark = pytest.mark.vllm
+
+FLOAT32 = "float32"
+RANK = 8
+# Columns and rows of what the adapter adapts, in Llama of tiny_models.SIZES.
+ADAPTED = {
+    "self_attn.q_proj": (192, 256),
+    "self_attn.v_proj": (192, 128),
+    "self_attn.o_proj": (256, 192),
+    "mlp.down_proj": (344, 192),
+}
+
+
+@pytest.fixture(scope="module")
+def llama(work):
+    return make(tiny("llama"), work / "tried", FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def adapter(work):
+    """A folder as PEFT writes it, of noise that is large enough to change answers."""
+    folder = work / "adapter"
+    folder.mkdir()
+    noise, tensors = torch.Generator().manual_seed(0), {}
+    for layer in range(2):
+        for name, (columns, rows) in ADAPTED.items():
+            path = f"base_model.model.model.layers.{layer}.{name}"
+            for part, shape in (("A", (RANK, columns)), ("B", (rows, RANK))):
+                tensors[f"{path}.lora_{part}.weight"] = 0.1 * torch.randn(shape, generator=noise)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK}
+    settings["target_modules"] = [name.rpartition(".")[2] for name in ADAPTED]
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return LoRARequest("noise", 1, str(folder))
+
+
+def test_an_adapter_on_packed_layers_answers_as_on_dense_ones(llama, adapter):
+    options = {"enable_lora": True, "max_lora_rank": RANK, "max_loras": 1}
+    with engine(llama.dense, FLOAT32, **options) as llm:
+        dense = greedy(llm, lora_request=adapter)
+    with engine(llama.packed, FLOAT32, **options) as llm:
+        assert_same(greedy(llm, lora_request=adapter), dense, FLOAT32)
+        assert_same(greedy(llm), answers(llama.dense, FLOAT32), FLOAT32)
+    without = answers(llama.dense, FLOAT32)
+    assert sum(a[0].id != b[0].id for a, b in zip(without, dense, strict=True)) > len(dense) / 2
+
+
+def test_drafts_of_tokens_that_a_prompt_had_before_change_no_answer(llama):
+    speculative = {"method": "ngram", "num_speculative_tokens": 2}
+    speculative |= {"prompt_lookup_min": 1, "prompt_lookup_max": 2}
+    with engine(llama.packed, FLOAT32, speculative_config=speculative) as llm:
+        assert_same(greedy(llm), answers(llama.dense, FLOAT32), FLOAT32)
