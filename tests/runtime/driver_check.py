@@ -82,7 +82,7 @@ def check_linear(driver: Driver, kernel: str, bits: int, group: int, rotation: i
     """All dtypes, kinds of activations, and numbers of groups around an octet."""
     checked = 0
     for dtype in DTYPES:
-        for tokens, n in ((1, 1), (2, 7), (5, 8), (9, 9)):
+        for tokens, n in ((1, 1), (2, 7), (7, 8), (9, 9)):
             x = activations(tokens, n * group - n % 4, dtype, seed=n)
             spoil(x, SPECIAL[(n + bits) % len(SPECIAL)], tokens // 2)
             packed, norms = layer(5, n, bits, group)

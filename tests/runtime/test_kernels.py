@@ -124,18 +124,6 @@ def test_a_caller_that_flushes_denormals_changes_nothing(kernels):
 
 
 @every_kernel
-@pytest.mark.parametrize("tokens", [1, 2, 9])
-def test_layers_share_what_was_quantised_once(kernels, tokens):
-    x = activations(tokens, 400, torch.bfloat16)
-    quantised = kernels.quantise(x, 4, 3, 128, 128)
-    for rows in (1, 33, 70):
-        packed, norms = layer(rows, 4)
-        out = torch.full((tokens, rows), 7.0, dtype=x.dtype)
-        kernels.multiply(quantised, packed, norms, 3, 128, 128, out)
-        assert_same(out, reference.linear(x, packed, norms, 3, 128))
-
-
-@every_kernel
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group", GROUPS)

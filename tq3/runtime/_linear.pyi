@@ -41,33 +41,6 @@ class Kernels:
         out: int,
         /,
     ) -> None: ...
-    def quantised_bytes(self, width: Width, groups: int, tokens: int, /) -> int: ...
-    def quantise(
-        self,
-        width: Width,
-        threads: Threads,
-        x: int,
-        tokens: int,
-        columns: int,
-        dtype: int,
-        groups: int,
-        quantised: int,
-        /,
-    ) -> None: ...
-    def multiply(
-        self,
-        width: Width,
-        threads: Threads,
-        quantised: int,
-        tokens: int,
-        dtype: int,
-        packed: int,
-        norms: int,
-        rows: int,
-        groups: int,
-        out: int,
-        /,
-    ) -> None: ...
     def rotate(
         self,
         width: Width,

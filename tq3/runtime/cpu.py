@@ -12,11 +12,15 @@ from tq3.runtime.arguments import check_layer
 from tq3.runtime.native import NUMBERS, get_kernels
 from tq3.runtime.threads import team
 
-# Up to so many tokens the integer kernel beats decoding and multiplying (docs/kernels.md): with
-# AMX and without, by the type that would be multiplied.
+# Up to so many tokens the integer kernel beats decoding and multiplying (docs/kernels.md), by the
+# type that would be multiplied. bfloat16 is that type only where torch has AMX.
+_WITHOUT_BLOCKS = {torch.bfloat16: 16, torch.float32: 32}
 MOST_TOKENS = {
-    True: {torch.bfloat16: 128, torch.float32: sys.maxsize},
-    False: {torch.bfloat16: 16, torch.float32: 32},
+    "amx": {torch.bfloat16: 128, torch.float32: sys.maxsize},
+    "avx512vnni": {torch.bfloat16: 16, torch.float32: 512},
+    "avx2": {torch.bfloat16: 16, torch.float32: 512},
+    "neon": _WITHOUT_BLOCKS,
+    "portable": _WITHOUT_BLOCKS,
 }
 # Asked once: the question is an instruction that stops a virtual machine for 10 us.
 _FAST_BF16 = _linear.multiplies_bf16_fast()
@@ -45,7 +49,7 @@ def linear(
 def most_tokens(dtype: torch.dtype) -> int:
     """Up to so many tokens of this dtype kernels multiply; beyond, it is torch."""
     multiplied = multiplied_as(torch.empty(0, dtype=dtype))
-    return MOST_TOKENS[get_kernels().name == "amx"][multiplied]
+    return MOST_TOKENS[get_kernels().name][multiplied]
 
 
 class Layer:

@@ -79,59 +79,6 @@ class Kernels:
         """What `linear` calls, for layers of one width: it takes addresses."""
         return partial(self._kernels.linear, _width(bits, group, rotation))
 
-    def quantise(
-        self, x: torch.Tensor, n: int, bits: int, group: int, rotation: int
-    ) -> torch.Tensor:
-        """x for `multiply`, by all layers of the same width with n groups in a row.
-
-        One-dimensional uint8 on the CPU, in an order that only these kernels know.
-        """
-        tokens, columns = x.shape
-        width = _width(bits, group, rotation)
-        # torch aligns what it allocates to 64 bytes, as kernels ask.
-        quantised = torch.empty(
-            self._kernels.quantised_bytes(width, n, tokens), dtype=torch.uint8, device="cpu"
-        )
-        self._kernels.quantise(
-            width,
-            team(),
-            x.data_ptr(),
-            tokens,
-            columns,
-            NUMBERS[x.dtype],
-            n,
-            quantised.data_ptr(),
-        )
-        return quantised
-
-    def multiply(
-        self,
-        quantised: torch.Tensor,
-        packed: torch.Tensor,
-        norms: torch.Tensor,
-        bits: int,
-        group: int,
-        rotation: int,
-        out: torch.Tensor,
-    ) -> None:
-        """Fill out (tokens, rows) from what `quantise` gave for (bits, group, rotation) and n.
-
-        Together they are `linear`; quantised must be of as many tokens as out.
-        """
-        rows, n = norms.shape
-        self._kernels.multiply(
-            _width(bits, group, rotation),
-            team(),
-            quantised.data_ptr(),
-            len(out),
-            NUMBERS[out.dtype],
-            packed.data_ptr(),
-            norms.data_ptr(),
-            rows,
-            n,
-            out.data_ptr(),
-        )
-
     def rotate(
         self, x: torch.Tensor, bits: int, group: int, rotation: int, out: torch.Tensor
     ) -> None:

@@ -42,13 +42,6 @@ void for_each_range(const Threads& threads, Range all, std::size_t weights_a_row
     });
 }
 
-}  // namespace
-
-std::size_t quantised_bytes(const LinearKernels& kernels, const Width& width, std::size_t groups,
-                            std::size_t tokens) {
-    return kernels.quantised_bytes(width, groups, tokens);
-}
-
 void quantise_tokens(const LinearKernels& kernels, const Width& width, const Threads& threads,
                      std::size_t groups, std::size_t tokens, std::size_t columns, Dtype dtype,
                      const void* x, char* quantised) {
@@ -69,6 +62,8 @@ void multiply_quantised(const LinearKernels& kernels, const Width& width, const 
         kernels.multiply(width, layer, rows, tokens, quantised, dtype, out);
     });
 }
+
+}  // namespace
 
 void apply_layer(const LinearKernels& kernels, const Width& width, const Layer& layer,
                  const Threads& threads, std::size_t tokens, std::size_t columns, Dtype dtype,

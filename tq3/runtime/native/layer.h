@@ -6,21 +6,7 @@
 
 namespace tq3 {
 
-// Bytes of `tokens` quantised, a multiple of 64: layers of one width and as many groups share them.
-std::size_t quantised_bytes(const LinearKernels&, const Width&, std::size_t groups,
-                            std::size_t tokens);
-
-// x: (tokens, columns) of `dtype`; quantised: memory of that many bytes, aligned to 64
-void quantise_tokens(const LinearKernels&, const Width&, const Threads&, std::size_t groups,
-                     std::size_t tokens, std::size_t columns, Dtype dtype, const void* x,
-                     char* quantised);
-
-// quantised: what quantise_tokens left for these kernels, width and groups; out: (tokens,
-// layer.rows) of `dtype`
-void multiply_quantised(const LinearKernels&, const Width&, const Layer&, const Threads&,
-                        std::size_t tokens, char* quantised, Dtype dtype, void* out);
-
-// Both. x: (tokens, columns) of `dtype`, out: (tokens, layer.rows) of the same
+// x: (tokens, columns) of `dtype`, out: (tokens, layer.rows) of the same
 void apply_layer(const LinearKernels&, const Width&, const Layer&, const Threads&,
                  std::size_t tokens, std::size_t columns, Dtype dtype, const void* x, void* out);
 

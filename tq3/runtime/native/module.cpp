@@ -63,23 +63,6 @@ void linear(const LinearKernels& kernels, const Width& width, const Threads& thr
                 reinterpret_cast<void*>(out));
 }
 
-void quantise(const LinearKernels& kernels, const Width& width, const Threads& threads, Address x,
-              std::size_t tokens, std::size_t columns, int dtype, std::size_t groups,
-              Address quantised) {
-    const nb::gil_scoped_release release;
-    quantise_tokens(kernels, width, threads, groups, tokens, columns, static_cast<Dtype>(dtype),
-                    reinterpret_cast<const void*>(x), reinterpret_cast<char*>(quantised));
-}
-
-void multiply(const LinearKernels& kernels, const Width& width, const Threads& threads,
-              Address quantised, std::size_t tokens, int dtype, Address packed, Address norms,
-              std::size_t rows, std::size_t groups, Address out) {
-    const nb::gil_scoped_release release;
-    multiply_quantised(kernels, width, layer_at(packed, norms, rows, groups), threads, tokens,
-                       reinterpret_cast<char*>(quantised), static_cast<Dtype>(dtype),
-                       reinterpret_cast<void*>(out));
-}
-
 void rotate(const LinearKernels& kernels, const Width& width, const Threads& threads, Address x,
             std::size_t tokens, std::size_t columns, int dtype, std::size_t groups, int out_dtype,
             Address out) {
@@ -110,9 +93,6 @@ NB_MODULE(_linear, m) {
     nb::class_<LinearKernels>(m, "Kernels")
         .def_ro("name", &LinearKernels::name)
         .def("linear", &linear)
-        .def("quantised_bytes", &quantised_bytes)
-        .def("quantise", &quantise)
-        .def("multiply", &multiply)
         .def("rotate", &rotate)
         .def("decode", &decode);
     m.def("kernels_that_run_here", &linear_kernels_that_run_here, nb::rv_policy::reference,
