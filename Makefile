@@ -8,13 +8,16 @@ HARNESS := $(CURDIR)/build/venv-harness
 WHEEL = $$(echo build/wheel/tq3-*.whl)
 SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check docs sanitize neon fuzz cuda ptx vllm harness clean
+.PHONY: demo test check docs slow sanitize neon fuzz cuda ptx vllm harness clean
 
 demo: build/venv/demo  ## a real model compressed, verified, restored, served packed and compared
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
 
-test: build/venv/test  ## the whole test suite but for the three below that have a command of their own
-	$(BIN)/pytest --numprocesses auto --dist loadscope --ignore tests/cuda
+test: build/venv/test  ## the test suite, but for what has a command of its own below
+	$(BIN)/pytest --numprocesses auto --dist loadscope -m "not slow" --ignore tests/cuda
+
+slow: build/venv/test  ## its long tests: real models, memory of large ones, runs that are killed again and again
+	$(BIN)/pytest --numprocesses auto --dist loadscope -m slow --ignore tests/cuda
 
 cuda: build/venv/test  ## CUDA kernels, on a processor: emulated, compiled and counted, interpreted if they changed
 	$(BIN)/pytest --numprocesses auto --dist loadscope tests/cuda

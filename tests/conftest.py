@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Tests run in as many processes as there are processors. Were each to use as many threads again,
@@ -16,3 +17,11 @@ settings.register_profile(
     "tq3", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("tq3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Children look for modules in their working folder first: in the project's they would find the
+    package without its compiled kernels, instead of the one that is installed.
+    """
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))

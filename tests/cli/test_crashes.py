@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 from crash_child import STEPS
 from crashes import Case, crash
 from factories import (
@@ -67,6 +68,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_with_the_right_bytes(tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")

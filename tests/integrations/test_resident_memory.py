@@ -14,7 +14,10 @@ import transformers
 
 import tq3
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="asks /proc"),
+]
 
 # Prints by how much the process grows at most, while it loads each folder and while it then
 # generates: bytes over what it had before. The first N folders are for what comes once with any.

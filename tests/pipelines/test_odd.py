@@ -81,6 +81,7 @@ def test_a_header_without_metadata_in_any_order_and_spacing(tmp_path, spacing):
     assert back == {"last": other, "first.weight": decoded(one, "BF16")}
 
 
+@pytest.mark.slow
 def test_twenty_thousand_tensors(tmp_path):
     names = [f"layers.{i // 8}.experts.{i % 8}.bias" for i in range(20_000)]
     tensors = {name: raw_tensor("F16", (1,), 16, seed=7) for name in names}
