@@ -22,34 +22,17 @@ from gpu.cases import Case
 from gpu.kinds import KINDS
 
 from tq3.runtime.cuda import support
-from tq3.runtime.cuda.calls import Call
 from tq3.runtime.cuda.crossings import OTHERS, crossing_of
+from tq3.runtime.cuda.ready import Asked
 
 # As `tq3.runtime.cuda.compiler.default_cache` has it below $XDG_CACHE_HOME.
 BELOW = Path("tq3", "kernels")
 Instance = tuple[str, str]
 
 
-class Recorder:
-    """Launches nothing, and remembers which kernels and instances it was asked for."""
-
-    processors, crossing = 1, crossing_of(OTHERS)
-
-    def __init__(self) -> None:
-        self.asked: list[Instance] = []
-
-    def load(self, kernel: str, instance: str) -> None:
-        """As of a launch."""
-        self.asked.append((kernel, instance))
-
-    def launch(self, call: Call) -> None:
-        """Nothing of it."""
-        self.load(call.kernel, call.instance)
-
-
 def instances() -> list[Instance]:
     """All that cases ask for, and those of serving first."""
-    device, on = torch.device("cpu"), Recorder()
+    device, on = torch.device("cpu"), Asked(1, crossing_of(OTHERS))
     before, support.launcher = support.launcher, lambda _: on
     try:
         for case in sorted(cases.all_cases(), key=lambda case: not case.is_served):
@@ -58,7 +41,7 @@ def instances() -> list[Instance]:
                 KINDS[case.kind][0](small, cases.draw(small), on, device)
     finally:
         support.launcher = before
-    return list(dict.fromkeys(on.asked))
+    return list(on.instances)
 
 
 def _small(case: Case) -> Case:

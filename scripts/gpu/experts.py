@@ -22,7 +22,7 @@ from gpu.timing import (
     tiles_of,
 )
 
-from tq3.runtime.cuda import linear
+from tq3.runtime.cuda import pairs
 from tq3.runtime.cuda.layout import Tiles
 
 
@@ -67,7 +67,8 @@ def seconds(
 
     def ours(work: tuple[Tiles, int]) -> None:
         layers, turn = work
-        linear.experts(gpu.on, x, layers, others[turn], moe.rows, GROUP, GROUP)
+        routing = pairs.route(others[turn], moe.count, GROUP)
+        pairs.multiply(gpu.on, x, layers, routing, moe.rows, GROUP, GROUP)
 
     def torchs(work: tuple[torch.Tensor, int]) -> None:
         weights, turn = work

@@ -15,7 +15,7 @@ from gpu.timing import Through
 from tq3.format.layout import GroupLayout
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime import generic, reference
-from tq3.runtime.cuda import calls, layout, linear, many
+from tq3.runtime.cuda import calls, layout, linear, many, pairs
 from tq3.runtime.cuda.calls import Launcher
 from tq3.runtime.modules import PackedExperts, PackedRows, PackedWeight
 
@@ -57,16 +57,17 @@ def _reference_product(case: Case, inputs: Inputs) -> Results:
     widths = case.bits, case.group, case.rotation or case.group
     y = inputs.x.new_empty(case.tokens, case.rows)
     for expert in inputs.experts.unique().tolist():
-        pairs = inputs.experts == expert
+        mine = inputs.experts == expert
         layer = inputs.packed[expert], inputs.norms[expert]
-        y[pairs] = reference.linear(inputs.x[pairs], *layer, *widths)
+        y[mine] = reference.linear(inputs.x[mine], *layer, *widths)
     return [y]
 
 
 def _through_experts(case: Case, inputs: Inputs, on: Launcher, device: torch.device) -> Results:
     x, experts = inputs.x.to(device), inputs.experts.to(device)
-    widths = case.rows, case.group, case.rotation
-    return [linear.experts(on, x, _tiles(case, inputs, device), experts, *widths)]
+    layers, widths = _tiles(case, inputs, device), (case.rows, case.group, case.rotation)
+    routing = pairs.route(experts, len(layers.words), case.group)
+    return [pairs.multiply(on, x, layers, routing, *widths)]
 
 
 def _sample(case: Case) -> torch.Tensor:

@@ -16,7 +16,7 @@ from gpu.timing import DTYPE, GROUP, Ceilings, ceilings
 from torch import nn
 
 from tq3.format.layout import GroupLayout
-from tq3.runtime.modules import PackedLinear, PackedWeight
+from tq3.runtime.modules import PackedLinear, PackedWeight, note_siblings
 
 CACHED_TOKENS = 256
 # Steps by a graph and by the host, whose logits must be the same bits.
@@ -86,6 +86,7 @@ def random_model(sizes: Model, bits: int | None, device: torch.device) -> Any:
     # Frequencies are computed, not loaded.
     with device:
         found.model.rotary_emb = type(found.model.rotary_emb)(config)
+    note_siblings(found)
     return found.eval()
 
 

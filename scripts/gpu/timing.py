@@ -8,7 +8,6 @@ the same time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,8 +77,8 @@ class Through:
 
     def launch(self, call: Call) -> None:
         """On the device itself."""
-        if self._in_turn and getattr(call, "early", False):
-            call = replace(call, early=False)
+        if self._in_turn:
+            call = call._replace(early=False)
         self.calls.append(call)
         self._on.launch(call)
 

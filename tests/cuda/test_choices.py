@@ -193,8 +193,9 @@ def test_experts_take_jobs_for_those_that_occur():
         # What another expert holds does not matter.
         spoiled = layout.Tiles(layers.words, layers.norms.clone())
         spoiled.norms[count - 1] = torch.nan
-        x = activations(pairs, 180)
+        x, routing = activations(pairs, 180), pairs_of_experts.route(experts, count, group)
         found = [
-            linear.experts(device, x, each, experts, 40, group, group) for each in (layers, spoiled)
+            pairs_of_experts.multiply(device, x, each, routing, 40, group, group)
+            for each in (layers, spoiled)
         ]
         assert torch.equal(*found)

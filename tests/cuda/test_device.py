@@ -40,6 +40,10 @@ def entered(enter=device._enter):
     enter()
 
 module.torch.cuda.device, device._enter = guard, entered
+assert device.sequence() == (through_driver.STREAM, 0)
+module.torch.cuda.is_current_stream_capturing = lambda: True
+assert device.sequence() == (through_driver.STREAM, 3)
+module.torch.cuda.is_current_stream_capturing = lambda: False
 tensor = torch.zeros(4)
 
 def launch(x, grid):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import types
-from dataclasses import dataclass
 from pathlib import Path
 
 import gpu_check
@@ -39,6 +38,8 @@ from instances import KERNELS, instances
 
 from tq3.runtime.cuda import crossings, source
 from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.crossings import OTHERS, crossing_of
+from tq3.runtime.cuda.ready import Asked
 
 SMALL_CASES = {case.kind: case for case in cases.one_of_each_kind()}
 # A real module of 3 bits, but without a device that it would be arranged for.
@@ -54,11 +55,11 @@ def rows_of(found, gpu, seconds=60.0):
     return [row for row in told if "begins" not in row]
 
 
-class Recorder(codes.Recorder):
+class Recorder(Asked):
     """Launches nothing, and keeps calls."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(1, crossing_of(OTHERS))
         self.calls = []
 
     def launch(self, call):
@@ -169,12 +170,8 @@ SMALL_CALL = types.SimpleNamespace(instance="gap<>", kernel="gap")
 
 
 def test_kernels_that_may_start_early_are_timed_in_turn():
-    @dataclass(frozen=True, slots=True)
-    class Early(Call):
-        early: bool = True
-
     gpu = Timed()
-    call = Early("split", "add_terms<>", (1, 1, 1), 256, ())
+    call = Call("split", "add_terms<>", (1, 1, 1), 256, (), early=True)
     timing.seconds_of_kernels(gpu, [call], lambda on, call: on.launch(call), 0.0)
     assert [call.early for call in gpu.on.calls] == [False] * 3
 

@@ -35,7 +35,7 @@ from ptx.parsing import Fault  # noqa: E402
 
 from tq3.runtime import arithmetic as fixed  # noqa: E402
 from tq3.runtime import generic, reference  # noqa: E402
-from tq3.runtime.cuda import compiler, layout, linear, many, source  # noqa: E402
+from tq3.runtime.cuda import compiler, layout, many, pairs, source  # noqa: E402
 from tq3.runtime.cuda.calls import MOST_COLUMNS  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -105,7 +105,8 @@ def assert_experts(device):
     made = [layer(70, 9, 3, 128, seed) for seed in range(4)]
     layers = layout.repack(*map(torch.stack, zip(*made, strict=True)), 3, 128)
     x, experts = activations(11, 9 * 128 - 3), torch.tensor([2, 0, 2, 2, 0, 3, 2, 2, 0, 0, 2])
-    found = linear.experts(device, x, layers, experts, 70, 128, 128)
+    routing = pairs.route(experts, len(layers.words), 128)
+    found = pairs.multiply(device, x, layers, routing, 70, 128, 128)
     alone = [reference.linear(x[i : i + 1], *made[e], 3, 128) for i, e in enumerate(experts)]
     assert_same(found, torch.cat(alone))
 

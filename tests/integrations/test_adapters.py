@@ -21,9 +21,9 @@ pytestmark = [
     for kind in ("FutureWarning", "UserWarning", "RuntimeWarning")
 ]
 CAUSAL = {"task_type": "CAUSAL_LM"}
-# Of each step's loss, relative. 40 tokens go through levels of full precision, as in the restored
-# model: what is left are sums in another order, and what 12 steps of Adam make of them.
-SAME_LOSS = 1e-4
+# Of each step's loss, relative: a packed layer's output is within 1.1e-3 of the restored one's
+# (docs/kernels.md, measured error), and 12 steps of Adam make a little more of that.
+SAME_LOSS = 5e-3
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_an_adapter_can_be_merged_where_the_model_was_made_dense(llama):
     model.dequantize()
     merged = adapted.merge_and_unload()
     assert not any(isinstance(part, PackedWeight) for part in merged.modules())
-    torch.testing.assert_close(logits(merged), expected, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(logits(merged), expected, rtol=5e-3, atol=3e-2)
 
 
 def test_a_trainer_takes_adapters_and_checkpointing(llama, tmp_path):

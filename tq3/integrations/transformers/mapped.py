@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from transformers.core_model_loading import ConversionOps, WeightConverter, Weig
 
 # Of a file, in memory at a time.
 _PIECE_BYTES = 2**20
+# Fewer stay beside their copies: to ask where files are mapped takes milliseconds.
+_LEAST_BYTES = 2**16
 _MADV_DONTNEED = 4  # Linux's: elsewhere the number may mean another thing
 _MAPS = Path("/proc/self/maps")
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -33,29 +35,20 @@ class MappedFiles:
     def __init__(self, files: Iterable[str]) -> None:
         self._paths = {realpath(file) for file in files}
 
-    def copied(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`tensor` in this dtype and in memory of its own, none of its file's beside it."""
-        if not self._is_in(tensor):
-            return tensor.to(dtype)
-        copy = torch.empty(tensor.shape, dtype=dtype)
-        step = _PIECE_BYTES // tensor.element_size()
-        pieces = zip(tensor.view(-1).split(step), copy.view(-1).split(step), strict=True)
-        for source, target in pieces:
-            target.copy_(source)
-            _let_go(source)
-        return copy
+    def copied(
+        self, tensors: Sequence[torch.Tensor], dtype: torch.dtype | None
+    ) -> list[torch.Tensor]:
+        """The tensors in this dtype, or None for their own, and in memory of their own, none of
+        their files' beside it.
+        """
+        n_bytes = sum(tensor.nbytes for tensor in tensors)
+        spans = list(self._spans()) if n_bytes >= _LEAST_BYTES else []
+        return [_copied(tensor, dtype or tensor.dtype, spans) for tensor in tensors]
 
     def let_go(self, tensor: torch.Tensor) -> None:
         """Give back the memory of a tensor that lies in a file. Who reads it again reads that."""
-        if self._is_in(tensor):
+        if _is_in(tensor, self._spans()):
             _let_go(tensor)
-
-    def _is_in(self, tensor: torch.Tensor) -> bool:
-        """Whether one of the files is mapped there: other memory would lose its values."""
-        if tensor.device.type != "cpu" or not tensor.is_contiguous():
-            return False
-        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        return any(first <= start and end <= last for first, last in self._spans())
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """From where to where the files are mapped."""
@@ -79,10 +72,7 @@ class Copied(ConversionOps):
     ) -> dict[str, list[torch.Tensor]]:
         """The same tensors under the same names; of a name there may be several."""
         return {
-            name: [
-                self._files.copied(tensor, self._dtype or tensor.dtype)
-                for tensor in (found if isinstance(found, list) else [found])
-            ]
+            name: self._files.copied(found if isinstance(found, list) else [found], self._dtype)
             for name, found in input_dict.items()
         }
 
@@ -109,6 +99,28 @@ def copy_once(
             converter.operations = [Copied(dtype, files), *steps]
         return True
     return False
+
+
+def _copied(
+    tensor: torch.Tensor, dtype: torch.dtype, spans: Iterable[tuple[int, int]]
+) -> torch.Tensor:
+    if not _is_in(tensor, spans):
+        return tensor.to(dtype)
+    copy = torch.empty(tensor.shape, dtype=dtype)
+    step = _PIECE_BYTES // tensor.element_size()
+    pieces = zip(tensor.view(-1).split(step), copy.view(-1).split(step), strict=True)
+    for source, target in pieces:
+        target.copy_(source)
+        _let_go(source)
+    return copy
+
+
+def _is_in(tensor: torch.Tensor, spans: Iterable[tuple[int, int]]) -> bool:
+    """Whether one of the files is mapped there: other memory would lose its values."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return False
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    return any(first <= start and end <= last for first, last in spans)
 
 
 def _let_go(tensor: torch.Tensor) -> None:

@@ -62,10 +62,16 @@ class Device:
             context = _answer(driver.cuDevicePrimaryCtxRetain(driver.CUdevice(self.index)))
             _answer(driver.cuCtxSetCurrent(context))
 
-    def sequence(self) -> tuple[int, bool]:
-        """torch's current stream, and whether a CUDA graph is made of what it is given."""
+    def sequence(self) -> tuple[int, int]:
+        """torch's current stream, and the number of the capture that makes a CUDA graph of what it
+        is given; 0 for none.
+        """
         stream: int = torch.cuda.current_stream(self.index).cuda_stream
-        return stream, torch.cuda.is_current_stream_capturing()
+        if not torch.cuda.is_current_stream_capturing():
+            return stream, 0
+        status, _, number, *_ = driver.cuStreamGetCaptureInfo(stream)
+        _answer((status,))
+        return stream, int(number)
 
     def launch(self, call: Call) -> None:
         """Queue the call; its tensors may be freed at once, as torch's allocator is in order."""

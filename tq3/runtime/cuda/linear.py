@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tq3.runtime.cuda import calls, many, pairs
+from tq3.runtime.cuda import calls, many
 from tq3.runtime.cuda.calls import Launcher, Quantise
 from tq3.runtime.cuda.layout import Tiles
 
@@ -30,20 +30,3 @@ def linear(
         return many.multiply_decoded(on, layer, x, rows, n, group, rotation)
     activations = quantise(on, x, n, layer.words.shape[2], group, rotation)
     return calls.multiply(on, layer, activations, rows, group, x.dtype)
-
-
-def experts(
-    on: Launcher,
-    x: torch.Tensor,
-    layers: Tiles,
-    experts: torch.Tensor,
-    rows: int,
-    group: int,
-    rotation: int,
-) -> torch.Tensor:
-    """Row i of x (pairs, columns) through layer experts[i], as `linear` gives it.  (pairs, rows)
-
-    layers, experts: as `pairs.multiply` and `pairs.route` take them
-    """
-    routing = pairs.route(experts, len(layers.words), group)
-    return pairs.multiply(on, x, layers, routing, rows, group, rotation)

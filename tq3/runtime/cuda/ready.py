@@ -63,7 +63,7 @@ def _instances(
     words = torch.empty(shape, dtype=torch.int32, device="meta")
     norms = torch.empty(*lead, tiles, units * UNIT // group, 8, 4, device="meta")
     layer, widths = Tiles(words, norms), (tiles * lanes, group, group)
-    asked = _Asked(processors, crossing)
+    asked = Asked(processors, crossing)
     for tokens in TOKENS:
         x = torch.empty(tokens, units * UNIT, dtype=dtype, device="meta")
         if lead:
@@ -79,7 +79,7 @@ def _routing(n_pairs: int, count: int, group: int) -> pairs.Routing:
     return pairs.Routing(order, torch.empty(of_jobs, 4, dtype=torch.int32, device="meta"))
 
 
-class _Asked:
+class Asked:
     """A device that launches nothing and notes the instances that it is asked for."""
 
     def __init__(self, processors: int, crossing: Crossing) -> None:
