@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 
 from tq3.format.arguments import of_its_types
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, Recipe, parse_size
@@ -13,15 +12,13 @@ from tq3.pipelines.checks import Verification
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import describe, describe_plan
 from tq3.pipelines.description import Description
-from tq3.pipelines.events import Event, Finished, Published, Report, Run, StrPath, Verified
+from tq3.pipelines.events import OnEvent, Report, StrPath, follow
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import open_source
 from tq3.pipelines.publication import Publication
 from tq3.pipelines.restore import restore_checkpoint
 from tq3.pipelines.verify import verify_checkpoint
 from tq3.storage.selection import BY_POLICY, Selection
-
-OnEvent = Callable[[Event], None]
 
 
 @of_its_types
@@ -87,7 +84,7 @@ def compress(
         norms=norms,
         balance=balance,
     )
-    events = compress_checkpoint(
+    run = compress_checkpoint(
         source,
         out,
         asked,
@@ -99,7 +96,7 @@ def compress(
         selection=Selection.of(also, without),
         hub=HubOptions(revision=revision, download=download),
     )
-    return _run(events, on_event)
+    return follow(run, on_event)
 
 
 @of_its_types
@@ -124,7 +121,7 @@ def restore(
     dtype: of floating-point tensors, "bfloat16", "float16" or "float32"; what is kept in F32 and
     small stays so. Repositories, errors, `also` and `without` as in `compress`.
     """
-    events = restore_checkpoint(
+    run = restore_checkpoint(
         path,
         out,
         dtype,
@@ -136,7 +133,7 @@ def restore(
         selection=Selection.of(also, without),
         hub=HubOptions(revision=revision, download=download),
     )
-    return _run(events, on_event)
+    return follow(run, on_event)
 
 
 @of_its_types
@@ -169,9 +166,7 @@ def verify(
         hub=HubOptions(revision=revision, download=download),
         source_hub=HubOptions(revision=source_revision),
     )
-    last = _last_event(run, on_event)
-    assert isinstance(last, Verified), "a verification ends with Verified or raises"
-    return last.verification
+    return follow(run, on_event)
 
 
 @of_its_types
@@ -209,9 +204,7 @@ def push(
         base_model=base_model,
         template=template,
     )
-    last = _last_event(run, on_event)
-    assert isinstance(last, Published), "a push ends with Published or raises"
-    return last.publication
+    return follow(run, on_event)
 
 
 @of_its_types
@@ -271,18 +264,3 @@ def save_tq3_checkpoint(
         sensitive_bits=sensitive_bits,
         max_shard_size=max_shard_bytes,
     )
-
-
-def _run(run: Run, on_event: OnEvent | None) -> Report:
-    last = _last_event(run, on_event)
-    assert isinstance(last, Finished), "a pipeline ends with Finished or raises"
-    return last.report
-
-
-def _last_event(run: Run, on_event: OnEvent | None) -> Event | None:
-    last: Event | None = None
-    with closing(run):
-        for last in run:
-            if on_event:
-                on_event(last)
-    return last

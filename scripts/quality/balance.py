@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tq3.pipelines.balanced import factors_of
 from tq3.pipelines.balancing import measure_balance
+from tq3.pipelines.events import follow
 from tq3.plan.balancing import Link, Scaling, plan_balance
 from tq3.plan.sources import read_checkpoint
 from tq3.storage.local import LocalFiles
@@ -26,13 +27,7 @@ class Balance:
         with LocalFiles(folder) as files:
             checkpoint = read_checkpoint(files)
             self._scalings = plan_balance(checkpoint).by_name
-            run = measure_balance(files, checkpoint, workers=2)
-            while True:
-                try:
-                    next(run)
-                except StopIteration as end:
-                    self._balance: dict[str, bytes] = end.value
-                    break
+            self._balance = follow(measure_balance(files, checkpoint, workers=2))
 
     def way(self, inner: Way) -> Way:
         """`inner` on the balanced matrices, what comes out scaled back."""

@@ -23,6 +23,7 @@ from tiny_models import (
 from tq3.format.balance import Balance
 from tq3.pipelines.balanced import balanced
 from tq3.pipelines.balancing import measure_balance
+from tq3.pipelines.events import follow
 from tq3.plan.sources import read_checkpoint
 from tq3.storage.local import LocalFiles
 
@@ -99,12 +100,7 @@ def write_uneven_checkpoint(
 def balance_of(folder: Path) -> Balance:
     """The factors that compress would choose."""
     with LocalFiles(folder) as files:
-        run = measure_balance(files, read_checkpoint(files), workers=2)
-        while True:
-            try:
-                next(run)
-            except StopIteration as end:
-                return end.value
+        return follow(measure_balance(files, read_checkpoint(files), workers=2))
 
 
 def write_balanced(source: Path, out: Path, balance: Balance) -> None:

@@ -13,7 +13,7 @@ from threading import Lock
 import pytest
 from factories import visible
 
-from tq3.pipelines.events import Event, Run
+from tq3.pipelines.events import Report, Run
 from tq3.pipelines.work import Done, Worker
 from tq3.plan.plan import Block
 from tq3.storage.shard_file import ShardFile
@@ -22,11 +22,11 @@ SHARD_BYTES = 8000
 BLOCK_BYTES = 3000
 
 
-def end_after(run: Run, n_events: int) -> list[Event]:
-    """The first events of a run, which is then closed as its caller's end would close it."""
-    events = list(islice(run, n_events))
+def end_after(run: Run[Report], n_events: int) -> bool:
+    """Close a run after so many events, as its caller's end would; whether it was complete."""
+    n_seen = sum(1 for _ in islice(run, n_events))
     run.close()
-    return events
+    return n_seen < n_events
 
 
 def unfinished(out: Path) -> bool:

@@ -18,7 +18,7 @@ from interrupting import end_after, unfinished
 from kinds import as_float16, assert_same_tensors, encoded
 
 import tq3
-from tq3.pipelines.events import Finished, Notice, Progress
+from tq3.pipelines.events import Notice, Progress
 from tq3.plan.roles import expert_set_of
 
 SHARD_BYTES, BLOCK_BYTES = 6000, 1500
@@ -67,7 +67,6 @@ def test_the_whole_set_is_kept_whatever_shard_it_lies_in(source, tmp_path, worke
     assert "and 2 more are kept with mlp.experts.3.down_proj.weight of the same layer" in joined[0]
     steps = [event for event in events if isinstance(event, Progress)]
     assert steps[-1].bytes_done == steps[-1].bytes_total
-    assert isinstance(events[-1], Finished)
 
 
 def test_the_weights_are_those_of_a_run_that_was_asked_for_it_from_the_start(source, tmp_path):
@@ -111,8 +110,7 @@ def test_a_run_that_ends_after_any_event_goes_on_to_the_same_bytes(source, tmp_p
 def test_a_run_that_ends_again_and_again_comes_to_an_end(source, tmp_path):
     list(tq3.compress_checkpoint(source, tmp_path / "whole", RECIPE))
     for _ in range(100):
-        events = end_after(tq3.compress_checkpoint(source, tmp_path / "out", RECIPE, workers=1), 25)
-        if isinstance(events[-1], Finished):
+        if end_after(tq3.compress_checkpoint(source, tmp_path / "out", RECIPE, workers=1), 25):
             break
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

@@ -75,7 +75,7 @@ def compress(
             raise UsageError(
                 "missing argument OUT", fix="name the folder to write, or add --dry-run"
             )
-        events = tq3.compress_checkpoint(
+        run = tq3.compress_checkpoint(
             source,
             out,
             recipe,
@@ -87,7 +87,7 @@ def compress(
             selection=selection,
             hub=screen.hub_options(revision, download),
         )
-        screen.follow(events, out)
+        screen.report(screen.follow(run, out), out)
 
 
 def _check_backend(name: str | None) -> None:
@@ -140,7 +140,7 @@ def restore(
     Headers and norms are checked, codes are not: run `tq3 verify PATH` first.
     """
     with Screen(json=json, quiet=quiet) as screen:
-        events = tq3.restore_checkpoint(
+        run = tq3.restore_checkpoint(
             path,
             out,
             dtype,
@@ -152,7 +152,7 @@ def restore(
             selection=Selection.of(also, without),
             hub=screen.hub_options(revision, download),
         )
-        screen.follow(events, out)
+        screen.report(screen.follow(run, out), out)
 
 
 @app.command()
@@ -170,7 +170,7 @@ def verify(
 ) -> None:
     """Check PATH: headers, norms, checksums; with --source its weights."""
     with Screen(json=json, quiet=quiet) as screen:
-        events = tq3.verify_checkpoint(
+        run = tq3.verify_checkpoint(
             path,
             source=source,
             structure=structure,
@@ -179,7 +179,7 @@ def verify(
             hub=screen.hub_options(revision, download),
             source_hub=screen.hub_options(source_revision, False),
         )
-        screen.follow(events)
+        screen.verification(screen.follow(run))
 
 
 app.command()(push)

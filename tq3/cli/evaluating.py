@@ -12,7 +12,6 @@ from tq3.cli import options as opt
 from tq3.cli.evaluation_tables import of_evaluation
 from tq3.cli.screen import Screen
 from tq3.errors import UsageError
-from tq3.pipelines.events import Run
 
 _PACKAGES = ("accelerate", "matplotlib", "safetensors", "torch", "transformers")
 
@@ -101,16 +100,10 @@ def evaluate(
             hub=screen.hub_options(revision, False),
             source_hub=screen.hub_options(source_revision, download),
         )
-        found: list[Any] = []
-        screen.follow(_until_found(run, found))
-        screen.evaluation(found[0], of_evaluation(found[0]))
+        evaluated = screen.follow(run)
+        screen.evaluation(evaluated, of_evaluation(evaluated))
         if plotting:
-            plotting.draw(found[0], plot)
-
-
-def _until_found(run: Any, found: list[Any]) -> Run:
-    """The run's events; when they end, `found` has what it returned."""
-    found.append((yield from run))
+            plotting.draw(evaluated, plot)
 
 
 def _part(name: str) -> Any:

@@ -71,7 +71,7 @@ def push(
 ) -> None:
     """Publish OUT on the Hub: verify it, write its model card, upload what is missing, compare."""
     with Screen(json=json, quiet=quiet) as screen:
-        events = tq3.push_checkpoint(
+        run = tq3.push_checkpoint(
             path,
             repo_id,
             may_share=lambda reasons: yes or screen.agrees(reasons),
@@ -84,7 +84,7 @@ def push(
             template=template,
             bars=screen.draws,
         )
-        screen.follow(events)
+        screen.publication(screen.follow(run))
 
 
 def card(

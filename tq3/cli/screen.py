@@ -6,11 +6,11 @@ import errno
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -27,6 +27,8 @@ from tq3.storage.drafts import WORK_FOLDER
 from tq3.units import counted, printable, share, size
 
 _PIPE_WIDTH = 1000
+
+Result = TypeVar("Result")
 
 
 class Screen:
@@ -67,20 +69,18 @@ class Screen:
         """How to read a repository, with huggingface_hub's bars where ours would be shown."""
         return HubOptions(revision=revision, download=download, show_download=self.draws)
 
-    def follow(self, run: events.Run, out: Path | None = None) -> None:
-        """Show a pipeline's events to the last, its figures at the end; `out`: what it writes."""
-        with closing(run):
-            for event in run:
-                if isinstance(event, events.Planned) and out:
-                    self._work_folder = out / WORK_FOLDER  # now it is this run's
-                if isinstance(event, events.Finished) and out:
-                    self._finished(event.report, out)
-                elif isinstance(event, events.Verified):
-                    self._verified(event.verification)
-                elif isinstance(event, events.Published):
-                    self._published(event.publication)
-                elif not self._quiet:
-                    self._show(event)
+    def follow(self, run: events.Run[Result], out: Path | None = None) -> Result:
+        """Show a run's events and return its result; `out`: the folder that it writes."""
+
+        def show(event: events.Event) -> None:
+            if isinstance(event, events.Planned) and out:
+                self._work_folder = out / WORK_FOLDER  # now it is this run's
+            if not self._quiet:
+                self._show(event)
+
+        result = events.follow(run, show)
+        self._progress.stop()
+        return result
 
     @property
     def draws(self) -> bool:
@@ -119,7 +119,6 @@ class Screen:
 
     def evaluation(self, evaluation: Any, shown: Iterable[Table]) -> None:
         """Show what an evaluation found, as one object or as these tables."""
-        self._progress.stop()
         if self._json:
             self._object(evaluation.to_dict())
         elif not self._quiet:
@@ -166,16 +165,16 @@ class Screen:
                 style="yellow",
             )
 
-    def _finished(self, report: events.Report, out: Path) -> None:
-        self._progress.stop()
+    def report(self, report: events.Report, out: Path) -> None:
+        """Show the figures of a finished run, which wrote `out`."""
         if self._json:
             figures = {"ratio": report.ratio, "gb_per_second": report.gb_per_second}
             self._object({"out": str(out), **asdict(report), **figures})
         elif not self._quiet:
             self._table(tables.of_report(report, out))
 
-    def _verified(self, verification: Verification) -> None:
-        self._progress.stop()
+    def verification(self, verification: Verification) -> None:
+        """Show what was found; raise VerificationFailed where that is a fault."""
         if self._json:
             self._object(verification.to_dict())
         elif not self._quiet:
@@ -184,8 +183,8 @@ class Screen:
         if not verification.ok:
             raise verification.refusal()
 
-    def _published(self, publication: Publication) -> None:
-        self._progress.stop()
+    def publication(self, publication: Publication) -> None:
+        """Show what a push did, or would do."""
         if self._json:
             self._object(publication.to_dict())
         elif not self._quiet:

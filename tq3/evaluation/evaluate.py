@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tq3.evaluation.tensors import (
 from tq3.format.arguments import of_its_types
 from tq3.hub.options import HubOptions
 from tq3.pipelines.balanced import SCALED
-from tq3.pipelines.events import Notice, Progress, StrPath
+from tq3.pipelines.events import Notice, Run, StrPath
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.plan.classes import LABELS, class_of
@@ -41,8 +41,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Tokens at which a mean begins to say something.
 _FEW = 2000
 _WHOLE = "compressed"
-
-Run = Generator[Notice | Progress, None, Evaluation]
 
 
 @of_its_types
@@ -58,7 +56,7 @@ def evaluate(
     bos: bool | None = None,
     hub: HubOptions = FOLDER,
     source_hub: HubOptions = FOLDER,
-) -> Run:
+) -> Run[Evaluation]:
     """Measure the checkpoint at `path` beside `source`, in the memory of one layer.
 
     path, source: folders, or ids of repositories on the Hub

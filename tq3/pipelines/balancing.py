@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import cast
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from tq3.format.balance import LARGEST, STEPS
 from tq3.pipelines.balanced import storable
-from tq3.pipelines.events import Progress
+from tq3.pipelines.events import Progress, Run
 from tq3.pipelines.sizes import (
     Looked,
     Matrix,
@@ -34,8 +34,6 @@ from tq3.plan.balancing import Scalings, plan_balance
 from tq3.plan.channels import Layer, Mlp
 from tq3.plan.files import Source
 from tq3.plan.sources import Checkpoint
-
-Run = Generator[Progress, None, dict[str, bytes]]
 
 # d = a**A / w**(1 - A). Half would be best if sizes were known, not estimated.
 _SHARE = 0.4
@@ -51,7 +49,7 @@ _NODES = np.linspace(-3.5, 3.5, 41)
 _QUIET = np.errstate(all="ignore")
 
 
-def measure_balance(files: Source, checkpoint: Checkpoint, workers: int) -> Run:
+def measure_balance(files: Source, checkpoint: Checkpoint, workers: int) -> Run[dict[str, bytes]]:
     """Factors for the checkpoint: link -> exponents, as tq_config.json records them.
 
     Reads each matrix of the text model once. Raises UsageError or BadInput for a model whose
@@ -78,7 +76,7 @@ class _Pass:
         self._n_total = sum(self._tensors[name].info.n_bytes for name in names)
         self._n_done = 0
 
-    def run(self) -> Run:
+    def run(self) -> Run[dict[str, bytes]]:
         """Layer by layer."""
         signal = yield from self._embedded()
         for layer in self._model.layers:
@@ -86,7 +84,7 @@ class _Pass:
             signal += yield from self._mlps(layer, signal)
         return self._balance
 
-    def _embedded(self) -> Generator[Progress, None, Signal]:
+    def _embedded(self) -> Run[Signal]:
         """What comes in, as if every token were as frequent as any other."""
         (table,) = yield from self._look_at({self._model.embeddings: None})
         n_tokens, hidden = self._tensors[self._model.embeddings].info.shape
@@ -94,7 +92,7 @@ class _Pass:
         signal = Signal(mean, table.squares / n_tokens - mean**2)
         return signal.times(hidden**0.5) if self._model.family.sandwiched else signal
 
-    def _attention(self, layer: Layer, signal: Signal) -> Generator[Progress, None, Signal]:
+    def _attention(self, layer: Layer, signal: Signal) -> Run[Signal]:
         normed = self._normed(layer.norm, signal)
         wanted: dict[str, Signal | None] = dict.fromkeys(layer.readers)
         if layer.value:
@@ -114,7 +112,7 @@ class _Pass:
             self._note(layer.out, values, [squares.reshape(1, -1)])
         return self._normed(layer.after[0], out.result) if layer.after else out.result
 
-    def _mlps(self, layer: Layer, signal: Signal) -> Generator[Progress, None, Signal]:
+    def _mlps(self, layer: Layer, signal: Signal) -> Run[Signal]:
         normed = self._normed(layer.mlp_norm, signal)
         readers = [name for mlp in layer.mlps for name in mlp.readers]
         names = (*readers, *layer.others)
@@ -185,9 +183,7 @@ class _Pass:
         offset = self._model.family.offset
         self._balance[name] = storable(self._balance[name], stored, info.dtype, offset)
 
-    def _look_at(
-        self, given: Mapping[str, Signal | None]
-    ) -> Generator[Progress, None, list[Looked]]:
+    def _look_at(self, given: Mapping[str, Signal | None]) -> Run[list[Looked]]:
         matrices = [Matrix(self._tensors[name], signal) for name, signal in given.items()]
         looking = look_at(self._files, matrices, self._workers)
         with closing(looking):

@@ -17,7 +17,7 @@ from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
 from tq3.pipelines.balanced import balanced
 from tq3.pipelines.balancing import measure_balance
-from tq3.pipelines.events import Event, Notice, Run, StrPath
+from tq3.pipelines.events import Event, Notice, Report, Run, StrPath
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.job import Job
@@ -52,7 +52,7 @@ def compress_checkpoint(
     verbatim_config: bool = False,
     selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
-) -> Run:
+) -> Run[Report]:
     """Compress the checkpoint `source` into the new folder `out`, telling what happens.
 
     source: a folder, or as a text the id of a repository on the Hub, which `hub` is about
@@ -72,8 +72,10 @@ def compress_checkpoint(
             job = _Compression(
                 balanced(files, balance), recipe, verbatim_config, selection, balance
             )
-        yield from run_job(
-            job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
+        return (
+            yield from run_job(
+                job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
+            )
         )
 
 

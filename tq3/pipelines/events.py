@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from tq3.pipelines.checks import Verification
-from tq3.pipelines.publication import Publication
 from tq3.plan.plan import Plan
+
+Result = TypeVar("Result")
 
 # Processors that are so busy would not gain much by a faster network.
 _NEARLY = 0.8
@@ -118,20 +120,6 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """The output is complete and has its names."""
-
-    report: Report
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """The checkpoint was looked at to its end, whatever was found."""
-
-    verification: Verification
-
-
-@dataclass(frozen=True, slots=True)
 class Uploading:
     """These files are sent to the Hub now, as far as it does not have their bytes.
 
@@ -144,16 +132,24 @@ class Uploading:
     bytes_total: int
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The repository on the Hub holds the checkpoint, or would after a push."""
-
-    publication: Publication
-
-
-Event = Planned | Checking | Progress | Notice | Finished | Verified | Uploading | Published
+Event = Planned | Checking | Progress | Notice | Uploading
+OnEvent = Callable[[Event], None]
 
 StrPath = str | os.PathLike[str]
 
-# A pipeline under way. Closing it ends the work; the same run can then be continued.
-Run = Generator[Event, None, None]
+# A pipeline under way: it yields events and returns its result. Closing it ends the work; the same
+# run can then be continued.
+Run = Generator[Event, None, Result]
+
+
+def follow(run: Run[Result], on_event: OnEvent | None = None) -> Result:
+    """Carry a run out to its end, tell `on_event` what happens, and return the run's result."""
+    with closing(run):
+        while True:
+            try:
+                event = next(run)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            if on_event:
+                on_event(event)

@@ -16,14 +16,11 @@ from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
 from tq3.hub.sharing import look_up, reasons_to_ask
 from tq3.pipelines.card import CardFacts, gather_facts, write_card
 from tq3.pipelines.events import (
-    Event,
     Notice,
     Progress,
-    Published,
     Run,
     StrPath,
     Uploading,
-    Verified,
 )
 from tq3.pipelines.publication import Publication
 from tq3.pipelines.publishable import choose_files
@@ -54,7 +51,7 @@ def push_checkpoint(
     base_model: str | None = None,
     template: StrPath | None = None,
     bars: bool = False,
-) -> Run:
+) -> Run[Publication]:
     """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub, telling what happens.
 
     may_share: asked with the reasons before a gated, private or non-commercial model is public
@@ -79,7 +76,9 @@ def push_checkpoint(
         if not dry_run:
             branch.check_login()
         push = _Push(files, branch, private)
-        yield from _sound(files.folder)
+        verification = yield from verify_checkpoint(files.folder)
+        if not verification.ok:
+            raise verification.refusal()
         facts = gather_facts(files, base_model)
         yield from push.sharing_notices(facts)
         if not dry_run:
@@ -89,15 +88,7 @@ def push_checkpoint(
         if not dry_run:
             yield from push.upload(bars)
         yield from push.notices()
-        yield Published(push.publication(dry_run, time.perf_counter() - started))
-
-
-def _sound(folder: Path) -> Iterator[Event]:
-    for event in verify_checkpoint(folder):
-        if not isinstance(event, Verified):
-            yield event
-        elif not event.verification.ok:
-            raise event.verification.refusal()
+        return push.publication(dry_run, time.perf_counter() - started)
 
 
 class _Push:

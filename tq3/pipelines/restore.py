@@ -12,7 +12,7 @@ from tq3.format.config import MeasuredError
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
 from tq3.format.recognition import unmark
 from tq3.hub.options import HubOptions
-from tq3.pipelines.events import Notice, Run, StrPath
+from tq3.pipelines.events import Notice, Report, Run, StrPath
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
 from tq3.pipelines.opening import FOLDER, open_source
@@ -37,7 +37,7 @@ def restore_checkpoint(
     resume: bool = True,
     selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
-) -> Run:
+) -> Run[Report]:
     """Decode the TQ3 checkpoint `path` into the new folder `out`, telling what happens.
 
     Names and shapes are the source's, and so are values but for the error of the codes; those of a
@@ -60,8 +60,10 @@ def restore_checkpoint(
                 "the source was float16, of which bfloat16 loses 3 bits: --dtype float16 gives "
                 "kept tensors back exactly"
             )
-        yield from run_job(
-            job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
+        return (
+            yield from run_job(
+                job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
+            )
         )
 
 

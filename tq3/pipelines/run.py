@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tq3.codec.backend import get_backend
-from tq3.pipelines.events import Finished, Notice, Planned, Run, StrPath
+from tq3.pipelines.events import Notice, Planned, Report, Run, StrPath
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.resuming import changed_tensor
@@ -21,7 +21,7 @@ def run_job(
     backend: str | None,
     overwrite: bool,
     resume: bool,
-) -> Run:
+) -> Run[Report]:
     """Carry out the job's plan in the folder `out`, or what an earlier run left of it to do."""
     codec, workers = get_backend(backend), check_workers(workers, job.files.connections)
     with TargetFolder(
@@ -50,7 +50,6 @@ def run_job(
             yield progress
         marker = job.marker(tally.measured_error())
         target.publish(job.plan, texts=job.texts(), marker=marker, writer=job.writer)
-        report = make_report(
+        return make_report(
             job.plan, tally, sidecars, restored=not job.writer, backend=codec.name, workers=workers
         )
-        yield Finished(report)

@@ -15,7 +15,7 @@ from tq3.pipelines.balanced import SCALED, balanced
 from tq3.pipelines.checks import Verification
 from tq3.pipelines.checksums import Looked, Reader, Stretch, plan_stretches
 from tq3.pipelines.comparing import Compared, Comparer
-from tq3.pipelines.events import Checking, Notice, Progress, Run, StrPath, Verified
+from tq3.pipelines.events import Checking, Notice, Progress, Run, StrPath
 from tq3.pipelines.judging import Judge
 from tq3.pipelines.machine import check_workers, peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
@@ -39,14 +39,14 @@ def verify_checkpoint(
     structure: bool = False,
     hub: HubOptions = FOLDER,
     source_hub: HubOptions = FOLDER,
-) -> Run:
+) -> Run[Verification]:
     """Look at the TQ3 checkpoint `path` to its end, telling what happens; write nothing.
 
     source: the checkpoint that it was made from, to compare every tensor with
     structure: look at listing, JSON files and headers alone; no weight is read
     hub, source_hub: about `path` and `source` where they are repositories of the Hub
     Other options as in `tq3.pipelines.compress.compress_checkpoint`. What is wrong with the
-    checkpoint is in the last event; UsageError, BadInput and StorageError are raised only for
+    checkpoint is in the result; UsageError, BadInput and StorageError are raised only for
     folders that aren't there or can't be listed, and for a source that can't be read.
     """
     if structure and source is not None:
@@ -67,7 +67,7 @@ def verify_checkpoint(
         yield from job.look_at_bytes()
         yield from job.compare()
         yield from map(Notice, job.notices)
-        yield Verified(job.verification())
+        return job.verification()
 
 
 class _Job:
