@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 import tq3
-from tq3.pipelines.quality import quality_record, quality_rows
+from tq3.publication.quality import quality_record, quality_rows
 
 MEASURE = Path(__file__).parent / "measure_generation.py"
 TEXT = """

@@ -274,7 +274,7 @@ def visible(folder: Path) -> dict[str, bytes]:
 
 
 class FakeFiles:
-    """A folder in memory, as tq3.plan.sources asks for one; sizes may be larger than the bytes."""
+    """A folder in memory, for tq3.format.checkpoint; sizes may be larger than the bytes."""
 
     label = "a folder in memory"
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from tq3.format.recipe import Recipe
     from tq3.format.request import make_recipe
     from tq3.integrations.loading import load
-    from tq3.pipelines.card import make_card
     from tq3.pipelines.compress import compress_checkpoint
-    from tq3.pipelines.push import push_checkpoint
     from tq3.pipelines.restore import restore_checkpoint
-    from tq3.pipelines.verify import verify_checkpoint
+    from tq3.publication.card import make_card
+    from tq3.publication.push import push_checkpoint
+    from tq3.verification.verify import verify_checkpoint
 
 __version__: str
 _HOMES = {
@@ -39,10 +39,10 @@ _HOMES = {
     "save_tq3_checkpoint": "tq3.api",
     "verify": "tq3.api",
     "compress_checkpoint": "tq3.pipelines.compress",
-    "make_card": "tq3.pipelines.card",
-    "push_checkpoint": "tq3.pipelines.push",
+    "make_card": "tq3.publication.card",
+    "push_checkpoint": "tq3.publication.push",
     "restore_checkpoint": "tq3.pipelines.restore",
-    "verify_checkpoint": "tq3.pipelines.verify",
+    "verify_checkpoint": "tq3.verification.verify",
     "Recipe": "tq3.format.recipe",
     "make_recipe": "tq3.format.request",
     "Tq3Error": "tq3.errors",

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tq3.events import OnEvent, Report, StrPath, follow
 from tq3.format.arguments import of_its_types
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, Recipe, parse_size
 from tq3.format.request import make_recipe
 from tq3.hub.options import HubOptions
-from tq3.pipelines.checks import Verification
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import describe, describe_plan
 from tq3.pipelines.description import Description
-from tq3.pipelines.events import OnEvent, Report, StrPath, follow
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import open_source
-from tq3.pipelines.publication import Publication
 from tq3.pipelines.restore import restore_checkpoint
-from tq3.pipelines.verify import verify_checkpoint
+from tq3.publication.result import Publication
 from tq3.storage.selection import BY_POLICY, Selection
+from tq3.verification.checks import Verification
+from tq3.verification.verify import verify_checkpoint
 
 
 @of_its_types
@@ -188,9 +188,9 @@ def push(
 
     yes: make a copy public although its source is gated, private or not for commercial use
 
-    Other options and errors are those of `tq3.pipelines.push.push_checkpoint`.
+    Other options and errors are those of `tq3.publication.push.push_checkpoint`.
     """
-    from tq3.pipelines.push import push_checkpoint  # noqa: PLC0415  others need no Hub
+    from tq3.publication.push import push_checkpoint  # noqa: PLC0415  others need no Hub
 
     run = push_checkpoint(
         path,

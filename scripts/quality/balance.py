@@ -12,11 +12,11 @@ import torch
 from ours import Coded, Way
 from torch import Tensor
 
-from tq3.pipelines.balanced import factors_of
-from tq3.pipelines.balancing import measure_balance
-from tq3.pipelines.events import follow
-from tq3.plan.balancing import Link, Scaling, plan_balance
-from tq3.plan.sources import read_checkpoint
+from tq3.equalization.estimate import measure_balance
+from tq3.equalization.scaled_source import factors_of
+from tq3.equalization.scalings import Link, Scaling, plan_balance
+from tq3.events import follow
+from tq3.format.checkpoint import read_checkpoint
 from tq3.storage.local import LocalFiles
 
 

@@ -88,7 +88,7 @@ main()
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
-    "module", ["tq3.cli.app", "typer", "rich.console", "tq3.pipelines.verify", "numpy"]
+    "module", ["tq3.cli.app", "typer", "rich.console", "tq3.verification.verify", "numpy"]
 )
 def test_a_stop_in_the_midst_of_any_import_is_one_sentence(tmp_path, module, number):
     source = tiny_checkpoint(tmp_path / "in")

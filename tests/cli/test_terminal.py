@@ -27,7 +27,7 @@ from rich.console import Console
 import tq3 as library
 from tq3.cli.progress import ProgressLine
 from tq3.cli.screen import Screen
-from tq3.pipelines.events import Notice, Planned, Progress, Rates
+from tq3.events import Notice, Planned, Progress, Rates
 
 PROGRAM = str(Path(sys.executable).with_name("tq3"))
 NASTY = "a\x1b[31m\r\n\u202e\x07.weight"

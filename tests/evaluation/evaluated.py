@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import tq3
 from tq3.evaluation.evaluate import evaluate
 from tq3.evaluation.result import Evaluation
-from tq3.pipelines.events import Notice
+from tq3.events import Notice
 
 BOS = "<s>"
 TEXT = "Every byte of this text is a token of its own. " * 8

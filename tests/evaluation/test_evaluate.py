@@ -16,10 +16,10 @@ from tq3_folder import read_tensors
 from transformers import AutoTokenizer
 
 import tq3
+from tq3.equalization.scaled_source import SCALED
 from tq3.errors import BadInput, Tq3Error, UsageError
 from tq3.evaluation import evaluate as module
 from tq3.evaluation.measures import Beside
-from tq3.pipelines.balanced import SCALED
 
 LLAMA = ARCHITECTURES[0]
 

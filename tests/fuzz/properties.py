@@ -13,16 +13,16 @@ from safetensors import SafetensorError, deserialize
 
 from tq3.cli import tables
 from tq3.errors import BadInput, Tq3Error
+from tq3.format.checkpoint import Checkpoint, read_checkpoint
+from tq3.format.files import read_text
 from tq3.format.header import FLOATS, Header, read_header
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 from tq3.pipelines.describe import describe
 from tq3.plan.compressing import plan_compression
-from tq3.plan.files import read_text
 from tq3.plan.plan import Plan
 from tq3.plan.restoring import plan_restoration, read_tq_config
 from tq3.plan.roles import expert_set_of
-from tq3.plan.sources import Checkpoint, read_checkpoint
 from tq3.storage.sidecars import choose_sidecars
 
 # What we refuse and the safetensors library takes: it ignores keys it does not know, believes the

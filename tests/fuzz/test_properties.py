@@ -10,9 +10,9 @@ from factories import file_bytes, llama_tensors, safetensors_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.header import TensorInfo
 from tq3.format.request import make_recipe
-from tq3.plan.sources import Checkpoint, Located
 
 SOUND = {"a.weight": {"dtype": "BF16", "shape": [4, 16], "data_offsets": [0, 128]}}
 HEADERS = [inputs.as_input(file_bytes(SOUND, bytes(128))), *inputs.header_seeds()]

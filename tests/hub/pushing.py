@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 import tq3
-from tq3.pipelines.events import Notice
+from tq3.events import Notice
 
 PROGRAM = (sys.executable, "-m", "tq3")
 REPO = "acme/tiny-TQ3"

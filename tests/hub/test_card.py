@@ -15,10 +15,10 @@ from pushing import REPO, SOURCE, SOURCE_CARD, packed
 
 import tq3
 from tq3.errors import BadInput, StorageError, UsageError
-from tq3.hub.card import fill_in, is_untouched
 from tq3.hub.metadata import make_metadata, metadata_block, read_metadata
 from tq3.hub.sharing import licence_limits
-from tq3.pipelines.quality import quality_record
+from tq3.publication.quality import quality_record
+from tq3.publication.template import fill_in, is_untouched
 
 
 @pytest.fixture

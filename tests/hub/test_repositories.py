@@ -20,11 +20,11 @@ from huggingface_hub import HfApi, constants, snapshot_download
 
 import tq3
 from tq3.errors import BadInput, NetworkError, StorageError, UsageError
+from tq3.events import Progress
 from tq3.format.config import parse_tq_config, stand_in
 from tq3.format.recipe import Recipe
 from tq3.hub.cache import needed
 from tq3.hub.options import HubOptions
-from tq3.pipelines.events import Progress
 from tq3.pipelines.opening import is_repository_id
 
 MODEL = "some-org/some-model"

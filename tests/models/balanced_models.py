@@ -20,11 +20,11 @@ from tiny_models import (
     Architecture,
 )
 
-from tq3.format.balance import Balance
-from tq3.pipelines.balanced import balanced
-from tq3.pipelines.balancing import measure_balance
-from tq3.pipelines.events import follow
-from tq3.plan.sources import read_checkpoint
+from tq3.equalization.estimate import measure_balance
+from tq3.equalization.scaled_source import balanced
+from tq3.events import follow
+from tq3.format.checkpoint import read_checkpoint
+from tq3.format.equalization import Balance
 from tq3.storage.local import LocalFiles
 
 _HYBRID = SIZES | GATED_DELTANET

@@ -11,7 +11,7 @@ from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
 from tq3_folder import read_tensors
 
 import tq3
-from tq3.plan.channels import FAMILIES
+from tq3.equalization.channels import FAMILIES
 
 # What no factor touches, spelled out a second time.
 ASIDE = (

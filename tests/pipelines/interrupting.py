@@ -13,7 +13,7 @@ from threading import Lock
 import pytest
 from factories import visible
 
-from tq3.pipelines.events import Report, Run
+from tq3.events import Report, Run
 from tq3.pipelines.work import Done, Worker
 from tq3.plan.plan import Block
 from tq3.storage.shard_file import ShardFile

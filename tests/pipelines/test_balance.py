@@ -26,12 +26,12 @@ from spoiling import change_tensors, read_shard, set_key
 
 import tq3
 from tq3.codec import reference
+from tq3.equalization import column_sizes as sizes
+from tq3.equalization.scaled_source import SCALED, balanced, storable
 from tq3.errors import BadInput, UsageError
-from tq3.format.balance import STEPS, balance_from_record
-from tq3.pipelines import sizes
-from tq3.pipelines.balanced import SCALED, balanced, storable
-from tq3.pipelines.events import Notice
-from tq3.plan.sources import read_checkpoint
+from tq3.events import Notice
+from tq3.format.checkpoint import read_checkpoint
+from tq3.format.equalization import STEPS, balance_from_record
 from tq3.storage.local import LocalFiles
 
 WIDTH, HEAD = 128, 32

@@ -15,7 +15,7 @@ from interrupting import Stopped, counted_blocks
 
 import tq3
 from tq3.errors import BadInput, Tq3Error, UsageError
-from tq3.pipelines.events import Progress
+from tq3.events import Progress
 
 WIDTH, INNER = 128, 192
 CONFIG = whole_llama_config()

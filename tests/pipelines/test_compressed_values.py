@@ -177,9 +177,9 @@ def test_the_report_adds_up(tmp_path):
 def test_progress_ends_with_all_bytes_and_never_exceeds_them(tmp_path, set_block_bytes):
     set_block_bytes(500)
     source = tiny_checkpoint(tmp_path / "in", EVERY_KIND)
-    seen: list[tq3.pipelines.events.Event] = []
+    seen: list[tq3.events.Event] = []
     tq3.compress(source, tmp_path / "out", on_event=seen.append)
-    steps = [e for e in seen if isinstance(e, tq3.pipelines.events.Progress)]
+    steps = [e for e in seen if isinstance(e, tq3.events.Progress)]
     done = [step.bytes_done for step in steps]
     assert done == sorted(done)
     assert done[-1] == steps[0].bytes_total == sum(len(t.data) for t in EVERY_KIND.values())

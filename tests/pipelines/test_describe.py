@@ -18,7 +18,7 @@ from kinds import COMPRESSED, EVERY_KIND
 
 import tq3
 from tq3.errors import BadInput
-from tq3.pipelines.events import Notice
+from tq3.events import Notice
 from tq3.plan.plan import BLOCK_BYTES
 
 

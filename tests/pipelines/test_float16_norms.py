@@ -23,7 +23,7 @@ from spoiling import change_tensors, changed_bytes
 
 import tq3
 from tq3.codec import reference
-from tq3.pipelines.events import Event, Notice
+from tq3.events import Event, Notice
 
 # Their norms are 1e18 times ten, and no normal number of F16.
 UNFIT = {"large.f32.mlp.w2.weight": "large", "tiny.f32.mlp.w2.weight": "tiny"}

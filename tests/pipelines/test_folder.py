@@ -13,9 +13,9 @@ from factories import contents, hub_snapshot, random_tensor, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, StorageError, UsageError
+from tq3.events import Event, Planned
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
-from tq3.pipelines.events import Event, Planned
 
 
 def config_of(folder: Path) -> dict:

@@ -13,8 +13,8 @@ from factories import contents, random_tensor, tiny_checkpoint, visible
 
 import tq3
 from tq3.errors import StorageError, UsageError
-from tq3.pipelines.events import Event, Planned, Progress
-from tq3.pipelines.shards import in_parallel
+from tq3.events import Event, Planned, Progress
+from tq3.parallel import in_parallel
 from tq3.storage.shard_file import ShardFile
 from tq3.storage.target import TargetFolder
 

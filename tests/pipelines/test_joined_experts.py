@@ -18,7 +18,7 @@ from interrupting import end_after, unfinished
 from kinds import as_float16, assert_same_tensors, encoded
 
 import tq3
-from tq3.pipelines.events import Notice, Progress
+from tq3.events import Notice, Progress
 from tq3.plan.roles import expert_set_of
 
 SHARD_BYTES, BLOCK_BYTES = 6000, 1500

@@ -21,7 +21,7 @@ from kinds import as_float16
 from spoiling import change_tensors
 
 import tq3
-from tq3.pipelines.events import Event, Notice
+from tq3.events import Event, Notice
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 ROUTER = "model.layers.1.mlp.gate.weight"

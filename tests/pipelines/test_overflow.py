@@ -11,7 +11,7 @@ from factories import Tensor, Tensors, random_tensor, read_tensors, spoiled, tin
 from kinds import as_float16, assert_same_tensors, encoded
 
 import tq3
-from tq3.pipelines.events import Event, Notice, Progress
+from tq3.events import Event, Notice, Progress
 
 SHARD_BYTES = 3000
 

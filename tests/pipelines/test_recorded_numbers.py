@@ -12,10 +12,10 @@ from factories import of_another_writer, random_tensor, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, Tq3Error
+from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import FILE_NAME
 from tq3.plan.plan import Plan
 from tq3.plan.restoring import plan_restoration, read_tq_config
-from tq3.plan.sources import read_checkpoint
 from tq3.storage.local import LocalFiles
 
 OTHERS = (0, 1, 2, 3, 4, 64, 99, 127, 129, 256, 99_999, 2**31, 2**62, 2**63, 2**70, -1, 0.5, 3.5)

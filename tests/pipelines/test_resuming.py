@@ -30,8 +30,8 @@ from interrupting import (
 import tq3
 from tq3.codec.backend import available_backends
 from tq3.errors import BadInput, UsageError
+from tq3.events import Event, Notice, Progress, Report, Run, follow
 from tq3.format.manifest import parse_manifest
-from tq3.pipelines.events import Event, Notice, Progress, Report, Run, follow
 from tq3.pipelines.work import Worker
 
 RECIPE = tq3.Recipe(max_shard_bytes=SHARD_BYTES)

@@ -10,7 +10,7 @@ from factories import contents, of_another_writer, read_tensors, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, UsageError
-from tq3.pipelines.events import Notice
+from tq3.events import Notice
 from tq3.storage.selection import Selection
 
 PARTS = {

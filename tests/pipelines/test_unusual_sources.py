@@ -9,7 +9,7 @@ import pytest
 from factories import contents, llama_tensors, random_tensor, read_tensors, tiny_checkpoint
 
 import tq3
-from tq3.pipelines.events import Notice
+from tq3.events import Notice
 
 INDEX = "model.safetensors.index.json"
 CONSOLIDATED = "consolidated.safetensors.index.json"

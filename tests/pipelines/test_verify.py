@@ -29,7 +29,7 @@ from spoiling import (
 )
 
 import tq3
-from tq3.pipelines.checks import CHECKS, Fault
+from tq3.verification.checks import CHECKS, Fault
 
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"

@@ -124,5 +124,5 @@ def test_the_order_in_which_blocks_end_does_not_show_in_a_figure(
     def backwards(items, make_work, *_):
         return map(make_work(), list(items)[::-1])
 
-    monkeypatch.setattr("tq3.pipelines.verify.in_parallel", backwards)
+    monkeypatch.setattr("tq3.verification.verify.in_parallel", backwards)
     assert compare(path, source).comparisons == forwards

@@ -86,7 +86,7 @@ def test_faults_of_one_kind_in_one_tensor_are_one_line_with_their_number(copy):
 @pytest.mark.parametrize("piece_bytes", [7, 1001, 1 << 20])
 def test_pieces_need_not_end_where_tensors_or_numbers_do(copy, monkeypatch, piece_bytes):
     """Every norm is looked at once, whatever the pieces and blocks."""
-    monkeypatch.setattr("tq3.pipelines.checksums.BLOCK_BYTES", 101)
+    monkeypatch.setattr("tq3.verification.checksums.BLOCK_BYTES", 101)
     folder = copy("kinds")
     assert tq3.verify(seal(folder, piece_bytes)).ok
     tensors = read_shard(folder / SHARD)

@@ -9,7 +9,7 @@ import pytest
 from factories import FakeFiles, random_tensor, safetensors_bytes
 
 from tq3.errors import BadInput
-from tq3.plan.sources import Checkpoint, read_checkpoint
+from tq3.format.checkpoint import Checkpoint, read_checkpoint
 
 INDEX = "model.safetensors.index.json"
 ONE = random_tensor(2, 4)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.header import TensorInfo
-from tq3.plan.sources import Checkpoint, Located
 
 DATA = Path(__file__).parent / "data" / "qwen3.6-27b.json"
 

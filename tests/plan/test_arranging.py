@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tq3.format.checkpoint import Located
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
-from tq3.plan.sources import Located
 
 
 def task(name: str, n_bytes: int) -> Task:

@@ -6,13 +6,13 @@ import pytest
 from listings import checkpoint, qwen
 
 from tq3.errors import BadInput
+from tq3.format.checkpoint import Checkpoint
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.format.request import make_recipe
 from tq3.plan.compressing import plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
 from tq3.plan.learned import NOTHING_LEARNED, Learned
-from tq3.plan.sources import Checkpoint
 
 
 def matrix(name: str, *shape: int) -> TensorInfo:

@@ -10,7 +10,7 @@ import pytest
 
 from tq3.format.config import recipe_record
 from tq3.format.request import make_recipe
-from tq3.plan.differences import option_changes
+from tq3.plan.identity import option_changes
 
 
 def asked(**options: Any) -> Any:

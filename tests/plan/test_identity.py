@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from factories import FakeFiles, random_tensor, safetensors_bytes
 
+from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import recipe_record
 from tq3.format.recipe import Recipe
 from tq3.plan.compressing import plan_compression
 from tq3.plan.identity import Identity, before_balance, identify, with_balance
-from tq3.plan.sources import read_checkpoint
 
 TENSORS = {"a.weight": random_tensor(4, 256, seed=1), "b.weight": random_tensor(8, 128, seed=2)}
 

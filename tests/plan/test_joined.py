@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import TqConfig
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
@@ -18,7 +19,6 @@ from tq3.plan.joined import in_words
 from tq3.plan.learned import Learned
 from tq3.plan.plan import Plan
 from tq3.plan.roles import expert_set_of
-from tq3.plan.sources import Checkpoint, Located
 
 QWEN, MIXTRAL = (
     "model.layers.{}.mlp.experts.{}.{}",

@@ -6,8 +6,8 @@ import pytest
 from listings import checkpoint
 
 from tq3.errors import BadInput
+from tq3.format.files import CONFIG
 from tq3.format.header import DTYPE_BITS, TensorInfo
-from tq3.plan.files import CONFIG
 from tq3.plan.quantised import FORMATS, refuse_quantised
 
 # Label -> the tensors of one matrix: what follows its stem -> dtype.

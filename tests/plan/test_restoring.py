@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tq3.errors import BadInput
+from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import TqConfig
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
 from tq3.plan.plan import Action, Task
 from tq3.plan.restoring import plan_restoration
-from tq3.plan.sources import Checkpoint, Located
 
 PUBLISHED = TqConfig(bits=3, group_size=128)
 

@@ -9,7 +9,7 @@ from factories import FakeFiles
 from folders import INDEX, ONE, index, names_of, read, refusal, shard
 
 from tq3.errors import BadInput
-from tq3.plan.sources import read_checkpoint
+from tq3.format.checkpoint import read_checkpoint
 
 
 def test_a_single_file_needs_no_index():

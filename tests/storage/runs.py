@@ -9,10 +9,10 @@ from types import MappingProxyType
 import pytest
 from factories import contents
 
+from tq3.format.checkpoint import Located
 from tq3.format.header import TensorInfo
 from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan, arrange, copy_task
-from tq3.plan.sources import Located
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.journal import DoneBlock
 from tq3.storage.local import LocalFiles

@@ -12,7 +12,7 @@ import pytest
 from factories import contents, hub_snapshot, tiny_checkpoint
 
 from tq3.errors import BadInput, StorageError
-from tq3.plan.sources import read_checkpoint
+from tq3.format.checkpoint import read_checkpoint
 from tq3.storage.local import LocalFiles
 
 

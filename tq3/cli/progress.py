@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from tq3.pipelines import events
+from tq3 import events
 from tq3.units import duration, printable, share, size
 
 _PLAIN_LINE_SECONDS = 5.0

@@ -16,15 +16,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tq3 import events
 from tq3.cli import stops, tables
 from tq3.cli.progress import ProgressLine
 from tq3.errors import StorageError, Tq3Error, is_lack_of_memory
 from tq3.hub.options import HubOptions
-from tq3.pipelines import events
-from tq3.pipelines.checks import Verification
-from tq3.pipelines.publication import Publication
+from tq3.publication.result import Publication
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.units import counted, printable, share, size
+from tq3.verification.checks import Verification
 
 _PIPE_WIDTH = 1000
 

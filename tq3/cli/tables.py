@@ -10,14 +10,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from tq3.cli.cells import add as _add
-from tq3.cli.cells import columns as _columns
-from tq3.cli.cells import facts as _facts
-from tq3.pipelines.checks import Comparison, Verification
+from tq3.cli.cells import add, columns, facts
+from tq3.events import Report
 from tq3.pipelines.description import Description
-from tq3.pipelines.events import Report
-from tq3.pipelines.publication import Publication
+from tq3.publication.result import Publication
 from tq3.units import count, counted, size
+from tq3.verification.checks import Comparison, Verification
 
 _WORST = 10
 # Faults of one check that people read.
@@ -28,27 +26,27 @@ _NO_MANIFEST = "none: there is no manifest"
 
 def of_report(report: Report, out: Path) -> Table:
     """The figures of a finished run."""
-    table = _facts()
-    _add(table, "written", str(out))
+    table = facts()
+    add(table, "written", str(out))
     sizes = f"{size(report.source_bytes)} -> {size(report.output_bytes)}"
-    _add(table, "size", sizes if report.restored else f"{sizes}, ratio {report.ratio:.2f}")
+    add(table, "size", sizes if report.restored else f"{sizes}, ratio {report.ratio:.2f}")
     if report.restored:
-        _add(table, "tensors", f"{report.n_compressed} decoded, {report.n_kept} copied")
+        add(table, "tensors", f"{report.n_compressed} decoded, {report.n_kept} copied")
     else:
         compressed = report.compressed_bits_per_weight
         inner = f" ({compressed:.2f} where compressed)" if compressed else ""
-        _add(table, "bits a weight", f"{report.bits_per_weight:.2f}{inner}")
-        _add(table, "tensors", f"{report.n_compressed} compressed, {report.n_kept} kept")
+        add(table, "bits a weight", f"{report.bits_per_weight:.2f}{inner}")
+        add(table, "tensors", f"{report.n_compressed} compressed, {report.n_kept} kept")
     if report.mean_error is not None:
         worst = f"worst {report.worst_error:.4f} in {report.worst_tensor}"
-        _add(table, "relative error", f"mean {report.mean_error:.4f}, {worst} (sampled)")
+        add(table, "relative error", f"mean {report.mean_error:.4f}, {worst} (sampled)")
     speed = f"{report.seconds:.2f} s, {report.gb_per_second:.2f} GB/s"
-    _add(table, "time", f"{speed}, {counted(report.workers, 'worker')}, backend {report.backend}")
+    add(table, "time", f"{speed}, {counted(report.workers, 'worker')}, backend {report.backend}")
     if report.bytes_received is not None:
-        _add(table, "network", f"{size(report.bytes_received)} received")
-    _add(table, "peak memory", size(report.peak_memory_bytes))
+        add(table, "network", f"{size(report.bytes_received)} received")
+    add(table, "peak memory", size(report.peak_memory_bytes))
     if report.left_out:
-        _add(table, "not copied", list(_left_out(report.left_out)))
+        add(table, "not copied", list(_left_out(report.left_out)))
     return table
 
 
@@ -87,60 +85,60 @@ def of_verification(v: Verification) -> Iterator[Table]:
 
 def of_publication(p: Publication) -> Table:
     """What was uploaded, or would be, and where it is."""
-    table = _facts()
-    _add(table, "checkpoint", p.path)
+    table = facts()
+    add(table, "checkpoint", p.path)
     seen_by = "private" if p.private else "public"
-    _add(table, "would go to" if p.planned else "repository", f"{p.repo_id} ({seen_by})")
-    _add(table, "at", p.url)
-    _add(table, "revision", p.revision)
+    add(table, "would go to" if p.planned else "repository", f"{p.repo_id} ({seen_by})")
+    add(table, "at", p.url)
+    add(table, "revision", p.revision)
     label = "to upload" if p.planned else "uploaded"
     for name, files in ((label, p.uploaded), ("there already", p.unchanged)):
-        _add(table, name, f"{counted(len(files), 'file')}, {size(sum(files.values()))}")
+        add(table, name, f"{counted(len(files), 'file')}, {size(sum(files.values()))}")
     if p.planned and p.uploaded:
-        _add(table, "", [f"{name}  {size(n_bytes)}" for name, n_bytes in p.uploaded.items()])
-    _add(table, "card", p.card)
+        add(table, "", [f"{name}  {size(n_bytes)}" for name, n_bytes in p.uploaded.items()])
+    add(table, "card", p.card)
     if p.others:
-        _add(table, "also there", list(p.others))
+        add(table, "also there", list(p.others))
     if not p.planned:
-        _add(table, "compared", "sizes and hashes of all files: as in the folder")
+        add(table, "compared", "sizes and hashes of all files: as in the folder")
     return table
 
 
 def _verdict(v: Verification) -> Table:
-    table = _facts()
-    _add(table, "checkpoint", v.path)
+    table = facts()
+    add(table, "checkpoint", v.path)
     files = counted(v.n_files, "file")
-    _add(table, "files", f"{files}, {size(v.bytes_read)} read in {v.seconds:.2f} s")
-    _add(table, "tensors", f"{v.n_compressed} compressed, {v.n_kept} kept")
+    add(table, "files", f"{files}, {size(v.bytes_read)} read in {v.seconds:.2f} s")
+    add(table, "tensors", f"{v.n_compressed} compressed, {v.n_kept} kept")
     why_none = "none: only the structure was looked at" if v.structure_only else _NO_MANIFEST
-    _add(table, "checksums", "of every file" if v.checksums else why_none)
+    add(table, "checksums", "of every file" if v.checksums else why_none)
     if v.source is not None:
         n_exact = sum(bool(line.exact) for line in v.comparisons)
         compared = f"{counted(len(v.comparisons), 'tensor')} compared, {n_exact} exact"
         rounded = f", {len(v.rounded())} rounded" if v.rounded() else ""
-        _add(table, "source", f"{v.source}: {compared}{rounded}")
-    _add(table, "peak memory", size(v.peak_memory_bytes))
-    _add(table, "verdict", "sound" if v.ok else f"not sound: {counted(len(v.faults), 'fault')}")
+        add(table, "source", f"{v.source}: {compared}{rounded}")
+    add(table, "peak memory", size(v.peak_memory_bytes))
+    add(table, "verdict", "sound" if v.ok else f"not sound: {counted(len(v.faults), 'fault')}")
     return table
 
 
 def _largest_errors(lines: list[Comparison]) -> Table:
-    table = _columns(
+    table = columns(
         "largest errors", "bits", "error", "expected", "limit", "cosine", "worst group", "where"
     )
     for line in lines:
         where = f"row {line.worst_row}, group {line.worst_group}"
         figures = (line.error, line.expected, line.limit, line.cosine, line.worst_group_error)
-        _add(table, line.tensor, str(line.bits), *map(_figure, figures), where)
+        add(table, line.tensor, str(line.bits), *map(_figure, figures), where)
     return table
 
 
 def _rounded(lines: list[Comparison]) -> Table:
-    table = _columns("rounded", "stored", "values", "of", "by at most", "of the value")
+    table = columns("rounded", "stored", "values", "of", "by at most", "of the value")
     for line in lines:
         figures = (f"{value:.2g}" for value in (line.largest_change, line.largest_relative_change))
         numbers = (f"{line.n_rounded:,}", f"{prod(line.shape):,}")
-        _add(table, line.tensor, line.stored or "-", *numbers, *figures)
+        add(table, line.tensor, line.stored or "-", *numbers, *figures)
     return table
 
 
@@ -149,48 +147,48 @@ def _figure(value: float | None) -> str:
 
 
 def _faults(v: Verification) -> Table:
-    table = _columns("fault", "file", "tensor", "what")
+    table = columns("fault", "file", "tensor", "what")
     for check, faults in groupby(v.faults, key=lambda fault: fault.check):
         shown = [*faults]
         for fault in shown[:_ALIKE]:
-            _add(table, check, fault.file or "-", fault.tensor or "-", fault.text)
+            add(table, check, fault.file or "-", fault.tensor or "-", fault.text)
         if more := len(shown[_ALIKE:]):
-            _add(table, check, "-", "-", f"... and {more} more of {check} (--json has all)")
+            add(table, check, "-", "-", f"... and {more} more of {check} (--json has all)")
     return table
 
 
 def _overview(d: Description) -> Table:
-    table = _facts()
+    table = facts()
     kind = "what compress would write" if d.planned else "TQ3 checkpoint"
-    _add(table, "checkpoint", f"{d.path}: {kind}")
-    _add(table, "format", f"tq3_native, {d.widths_text} bits, groups of {d.group_size}")
+    add(table, "checkpoint", f"{d.path}: {kind}")
+    add(table, "format", f"tq3_native, {d.widths_text} bits, groups of {d.group_size}")
     _add_coding(table, d)
     for name, text in (("recipe", d.choice.recipe), ("target", d.spare_target)):
         if text:
-            _add(table, name, text)
+            add(table, name, text)
     if d.original_model:
         revision = f" at {d.source_revision}" if d.source_revision else ""
         dtype = f" ({d.source_dtype})" if d.source_dtype else ""
-        _add(table, "made from", f"{d.original_model}{revision}{dtype} by {d.writer or '?'}")
+        add(table, "made from", f"{d.original_model}{revision}{dtype} by {d.writer or '?'}")
     sizes = size(d.n_bytes)
     if d.source_bytes and d.n_bytes:
         sizes = f"{size(d.source_bytes)} -> {sizes}, ratio {d.source_bytes / d.n_bytes:.2f}"
-    _add(table, "size", sizes)
+    add(table, "size", sizes)
     allowed = d.choice.allowed_bits_per_weight
     inner = f" ({allowed:.3f} where it may be compressed)" if d.choice.recipe and allowed else ""
-    _add(table, "bits a weight", f"{d.bits_per_weight:.2f}{inner}")
+    add(table, "bits a weight", f"{d.bits_per_weight:.2f}{inner}")
     if d.choice.recipe and d.choice.loss is not None:
-        _add(table, "expected loss", f"{d.choice.loss:.2f} of that at 3 bits throughout")
-    _add(table, "tensors", f"{d.n_compressed} compressed, {d.n_kept} kept")
+        add(table, "expected loss", f"{d.choice.loss:.2f} of that at 3 bits throughout")
+    add(table, "tensors", f"{d.n_compressed} compressed, {d.n_kept} kept")
     if error := d.measured_error:
         shown = f"mean {error.mean:.4f}, worst {error.worst:.4f} (sampled)"
-        _add(table, "relative error", shown)
-    _add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
+        add(table, "relative error", shown)
+    add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
     _add_side_files(table, d)
     if d.choice.obstacles:
-        _add(table, "other readers", [f"can't: {why}" for why in d.choice.obstacles])
+        add(table, "other readers", [f"can't: {why}" for why in d.choice.obstacles])
     if d.peak_memory_bytes:
-        _add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
+        add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table
 
 
@@ -198,26 +196,26 @@ def _add_side_files(table: Table, d: Description) -> None:
     """What lies beside the weights."""
     if d.side_files:
         n_bytes = sum(d.side_files.values())
-        _add(table, "side files", f"{counted(len(d.side_files), 'file')} copied, {size(n_bytes)}")
+        add(table, "side files", f"{counted(len(d.side_files), 'file')} copied, {size(n_bytes)}")
     if d.left_out:
-        _add(table, "not copied", list(_left_out(d.left_out)))
+        add(table, "not copied", list(_left_out(d.left_out)))
 
 
 def _add_coding(table: Table, d: Description) -> None:
     """How codes were made."""
     if "F16" in d.norm_dtypes:
         tensors = (f"{dtype} of {counted(n, 'tensor')}" for dtype, n in d.norm_dtypes.items())
-        _add(table, "norms", ", ".join(tensors))
+        add(table, "norms", ", ".join(tensors))
     if d.scale:
-        _add(table, "scales", _SCALES[d.scale])
+        add(table, "scales", _SCALES[d.scale])
     if d.balanced_columns:
-        _add(table, "columns", "balanced: the source's function, with other weights")
+        add(table, "columns", "balanced: the source's function, with other weights")
 
 
 def _classes(d: Description) -> Table:
-    table = _columns("class", "compressed", "kept", "weights", "size", "bits a weight")
+    table = columns("class", "compressed", "kept", "weights", "size", "bits a weight")
     for line in d.classes:
-        _add(
+        add(
             table,
             line.label,
             str(line.n_compressed),
@@ -230,11 +228,11 @@ def _classes(d: Description) -> Table:
 
 
 def _roles(d: Description) -> Table:
-    table = _columns(
+    table = columns(
         "role", "width", "tensors", "weights", "size", "share of loss", "next bit saves"
     )
     for line in d.choice.roles:
-        _add(
+        add(
             table,
             line.role,
             str(line.bits or "exact"),
@@ -248,16 +246,16 @@ def _roles(d: Description) -> Table:
 
 
 def _kept(d: Description) -> Table:
-    table = _columns("kept because", "tensors", "size")
+    table = columns("kept because", "tensors", "size")
     for reason, (number, n_bytes) in d.kept_reasons.items():
-        _add(table, reason, str(number), size(n_bytes))
+        add(table, reason, str(number), size(n_bytes))
     return table
 
 
 def _tensors(d: Description) -> Table:
-    table = _columns("tensor", "shape", "stored", "size", "loses", "why")
+    table = columns("tensor", "shape", "stored", "size", "loses", "why")
     for line in d.tensors:
-        _add(
+        add(
             table,
             line.name,
             "x".join(map(str, line.shape)),

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tq3.equalization.scaled_source import SCALED
 from tq3.errors import UsageError
 from tq3.evaluation import texts
 from tq3.evaluation.hosts import find_class, find_config, find_tokenizer, small_files
@@ -29,10 +30,9 @@ from tq3.evaluation.tensors import (
     check_belong_together,
     open_both,
 )
+from tq3.events import Notice, Run, StrPath
 from tq3.format.arguments import of_its_types
 from tq3.hub.options import HubOptions
-from tq3.pipelines.balanced import SCALED
-from tq3.pipelines.events import Notice, Run, StrPath
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.plan.classes import LABELS, class_of

@@ -12,7 +12,7 @@ import transformers
 from transformers import PreTrainedConfig
 
 from tq3.errors import BadInput, Tq3Error, UsageError
-from tq3.plan.files import CONFIG, Source
+from tq3.format.files import CONFIG, Source
 from tq3.storage.sidecars import choose_sidecars, is_weight_file
 
 _TOO_LARGE = 128 * 2**20

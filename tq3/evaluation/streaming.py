@@ -18,7 +18,7 @@ from tq3.evaluation.forwards import Forward, compute
 from tq3.evaluation.heads import Head
 from tq3.evaluation.measures import Beside, Measures
 from tq3.evaluation.skeleton import Part, Skeleton, Weights
-from tq3.pipelines.events import Progress
+from tq3.events import Progress
 
 # The tensor of a variant, from its name and the source's tensor.
 Variant = Callable[[str, torch.Tensor], torch.Tensor]

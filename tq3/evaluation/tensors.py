@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from tq3.codec.backend import get_backend
+from tq3.equalization.scaled_source import balanced
 from tq3.errors import BadInput
+from tq3.format.checkpoint import Checkpoint, Located, read_checkpoint
+from tq3.format.files import Source
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.pipelines.balanced import balanced
-from tq3.plan.files import Source
 from tq3.plan.ordinary import check_ordinary
 from tq3.plan.restoring import packed_layouts, read_tq_config
-from tq3.plan.sources import Checkpoint, Located, read_checkpoint
 
 _DTYPES = {
     "BF16": torch.bfloat16,

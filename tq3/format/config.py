@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.balance import Balance, balance_from_record, balance_record
+from tq3.format.equalization import Balance, balance_from_record, balance_record
 from tq3.format.json_reading import parse_object
 from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
 from tq3.format.width_record import WidthRecord, is_numbers, width_reader

@@ -13,12 +13,12 @@ from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tq3.errors import StorageError
+from tq3.format.weight_files import SUFFIX, indexed
 from tq3.hub.attempts import ask
 from tq3.hub.bars import bars
 from tq3.hub.failures import asking
 from tq3.hub.options import HubOptions
 from tq3.hub.repository import RemoteFile, Repository
-from tq3.plan.weight_files import SUFFIX, indexed
 from tq3.storage.sidecars import choose_sidecars
 
 

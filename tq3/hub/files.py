@@ -9,11 +9,11 @@ from pathlib import Path
 from threading import Event
 
 from tq3.errors import NetworkError
+from tq3.format.files import Origin
 from tq3.hub import cache
 from tq3.hub.options import HubOptions
 from tq3.hub.ranges import RangeReader
 from tq3.hub.repository import RemoteFile, find_repository
-from tq3.plan.files import Origin
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.local import LocalFiles
 

@@ -7,17 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tq3.equalization.estimate import measure_balance
+from tq3.equalization.scaled_source import balanced
+from tq3.equalization.scalings import plan_balance
 from tq3.errors import BadInput
+from tq3.events import Event, Notice, Report, Run, StrPath
 from tq3.format import config as tq_config
 from tq3.format.arguments import of_its_types
-from tq3.format.balance import UNBALANCED, Balance
+from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
+from tq3.format.equalization import UNBALANCED, Balance
+from tq3.format.files import CONFIG, Source, read_text
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
-from tq3.pipelines.balanced import balanced
-from tq3.pipelines.balancing import measure_balance
-from tq3.pipelines.events import Event, Notice, Report, Run, StrPath
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.job import Job
@@ -26,13 +29,10 @@ from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
 from tq3.plan import joined
 from tq3.plan.allocation import spare_target
-from tq3.plan.balancing import plan_balance
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed
-from tq3.plan.files import CONFIG, Source, read_text
 from tq3.plan.identity import Identity, before_balance, with_balance
 from tq3.plan.learned import NOTHING_LEARNED, Learned
-from tq3.plan.sources import read_checkpoint
 from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import RENAMED
 from tq3.storage.target_checks import check_continuation, check_target

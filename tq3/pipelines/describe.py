@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from tq3.equalization.scalings import plan_balance
+from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
+from tq3.format.files import CONFIG, Files, Source
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.precision import what_is_lost, what_may_be_lost
@@ -15,16 +18,13 @@ from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.roles import describe_choice
 from tq3.pipelines.side_files import side_files
 from tq3.plan.allocation import spare_target
-from tq3.plan.balancing import plan_balance
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
-from tq3.plan.files import CONFIG, Files, Source
 from tq3.plan.joined import decide_together
 from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.policy import Decision, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
-from tq3.plan.sources import Checkpoint, read_checkpoint
 from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import RENAMED
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tq3.format.checkpoint import Checkpoint
+from tq3.format.files import Files
 from tq3.format.recipe import Recipe
 from tq3.plan import joined
 from tq3.plan.compressing import plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
-from tq3.plan.files import Files
 from tq3.plan.plan import Plan
 from tq3.plan.readers import missing_config
-from tq3.plan.sources import Checkpoint
 
 
 def first_plan(files: Files, checkpoint: Checkpoint, recipe: Recipe) -> Plan:

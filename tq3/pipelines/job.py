@@ -7,16 +7,16 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from tq3.errors import StorageError
+from tq3.events import Notice
 from tq3.format import manifest
+from tq3.format.checkpoint import Checkpoint
 from tq3.format.config import MeasuredError
-from tq3.pipelines.events import Notice
+from tq3.format.files import Source
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.side_files import in_words, side_files
-from tq3.plan.files import Source
 from tq3.plan.identity import Identity, identify
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.plan.plan import Plan
-from tq3.plan.sources import Checkpoint
 from tq3.storage.selection import Selection
 from tq3.storage.sidecars import Sidecars
 

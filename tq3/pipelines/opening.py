@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tq3.errors import BadInput, NetworkError, UsageError
+from tq3.events import StrPath
+from tq3.format.files import Source
 from tq3.hub.options import HubOptions
-from tq3.pipelines.events import StrPath
-from tq3.plan.files import Source
 from tq3.storage.local import LocalFiles
 
 if TYPE_CHECKING:

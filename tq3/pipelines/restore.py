@@ -6,20 +6,20 @@ from collections.abc import Collection
 from types import MappingProxyType
 
 from tq3.errors import BadInput, UsageError
+from tq3.events import Notice, Report, Run, StrPath
 from tq3.format import manifest
 from tq3.format.arguments import of_its_types
+from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import MeasuredError
+from tq3.format.files import CONFIG, Source, read_text
 from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
 from tq3.format.recognition import unmark
 from tq3.hub.options import HubOptions
-from tq3.pipelines.events import Notice, Report, Run, StrPath
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
-from tq3.plan.files import CONFIG, Source, read_text
 from tq3.plan.restoring import DTYPES, plan_restoration, read_tq_config
-from tq3.plan.sources import read_checkpoint
 from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import CARD, SOURCE_CARD
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from tq3.codec.backend import get_backend
-from tq3.pipelines.events import Notice, Planned, Report, Run, StrPath
+from tq3.events import Notice, Planned, Report, Run, StrPath
+from tq3.format.files import Source
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
-from tq3.pipelines.resuming import changed_tensor
 from tq3.pipelines.shards import write_shards
 from tq3.pipelines.tally import Tally, make_report
+from tq3.pipelines.work import SEEN_BYTES, fingerprint
 from tq3.plan.learned import NOTHING_LEARNED
+from tq3.plan.plan import Plan
 from tq3.storage.target import TargetFolder
 
 
@@ -28,7 +30,7 @@ def run_job(
         out, job.identity(), source=job.files.folder, overwrite=overwrite, resume=resume
     ) as target:
         job.adopt(target.journal.learned)
-        if changed := changed_tensor(job.files, job.plan, target):
+        if changed := _changed_tensor(job.files, job.plan, target):
             target.start_anew([f"tensor {changed!r} has other values"])
             job.adopt(NOTHING_LEARNED)
         sidecars = job.sidecars()
@@ -53,3 +55,24 @@ def run_job(
         return make_report(
             job.plan, tally, sidecars, restored=not job.writer, backend=codec.name, workers=workers
         )
+
+
+def _changed_tensor(files: Source, plan: Plan, target: TargetFolder) -> str | None:
+    """The first tensor whose first bytes are not those that the earlier run saw; None if all are.
+
+    A few kilobytes of each tensor: what stamps miss, such as another model of the same shapes that
+    was copied with its times, differs in the first ones already. A pinned source is what it was.
+    """
+    if files.is_pinned:
+        return None
+    for number, shard in enumerate(plan.shards):
+        done = target.journal.blocks(number)
+        for task in shard.tasks:
+            earlier = done.get((task.name, 0))
+            if earlier and earlier.seen:
+                source = task.sources[0]
+                _, length = next(task.blocks()).span(source.info.n_bytes)
+                data = files.read(source.file, source.offset, min(length, SEEN_BYTES))
+                if fingerprint(memoryview(data)) != earlier.seen:
+                    return task.name
+    return None

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
-from threading import Event, Lock
-from typing import TypeVar
 
 from tq3.codec.backend import Backend
-from tq3.pipelines.events import Progress
+from tq3.events import Progress
+from tq3.format.files import Source
+from tq3.parallel import in_parallel
 from tq3.pipelines.job import Job
 from tq3.pipelines.tally import Tally
 from tq3.pipelines.work import Done, Worker
-from tq3.plan.files import Source
 from tq3.plan.plan import Block, Plan
 from tq3.storage.shard_file import ShardFile
 from tq3.storage.target import TargetFolder
-
-_POLL_SECONDS = 0.05
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def write_shards(
@@ -76,46 +68,3 @@ def _carry_out(
         return lambda block: worker.carry_out(block, file)
 
     return in_parallel(blocks, make_work, workers, files.give_up)
-
-
-def in_parallel(
-    items: Iterable[Item],
-    make_work: Callable[[], Callable[[Item], Result]],
-    workers: int,
-    give_up: Callable[[], None] = lambda: None,
-) -> Generator[Result, None, None]:
-    """Results of `work(item)` in any order; `make_work` is called once in each thread.
-
-    The first exception of a worker ends all of them and is raised here. Leaving the iteration stops
-    the workers after the item that each has in hand; `give_up` is called to make that soon.
-    """
-    if workers == 1:  # no thread between the user's debugger and the work
-        yield from map(make_work(), items)
-        return
-    source, lock, stop = iter(items), Lock(), Event()
-    results: deque[Result] = deque()
-
-    def run() -> None:
-        work = make_work()
-        while not stop.is_set():
-            with lock:
-                item = next(source, None)
-            if item is None:
-                return
-            results.append(work(item))
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="tq3") as pool:
-        try:
-            running = {pool.submit(run) for _ in range(workers)}
-            while running:
-                # Not woken for each result: on few processors that would cost the workers time.
-                ended, running = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
-                for worker in ended:
-                    worker.result()
-                while results:
-                    yield results.popleft()
-        except BaseException:
-            give_up()
-            raise
-        finally:
-            stop.set()

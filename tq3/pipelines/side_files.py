@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from tq3.errors import UsageError
 from tq3.format import config as tq_config
 from tq3.format import manifest
-from tq3.plan.files import Source
+from tq3.format.checkpoint import Checkpoint
+from tq3.format.files import Source
+from tq3.format.weight_files import INDEX, SINGLE
 from tq3.plan.plan import Plan
-from tq3.plan.sources import Checkpoint
-from tq3.plan.weight_files import INDEX, SINGLE
 from tq3.storage.selection import Selection
 from tq3.storage.sidecars import Sidecars, choose_sidecars
 from tq3.units import size

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from math import fsum, prod
 
+from tq3.events import Progress, Rates, Report
 from tq3.format.config import MeasuredError
-from tq3.pipelines.events import Progress, Rates, Report
+from tq3.format.files import Source
 from tq3.pipelines.machine import check_workers, peak_memory_bytes
-from tq3.plan.files import Source
 from tq3.plan.plan import Block, Plan
 from tq3.storage.journal import DoneBlock
 from tq3.storage.sidecars import Sidecars

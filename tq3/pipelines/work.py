@@ -15,6 +15,7 @@ from tq3.codec.backend import WORD_TYPE, Backend, as_words
 from tq3.codec.halves import first_lost
 from tq3.codec.norms import fits_float16, read_norms, stored_norms
 from tq3.codec.reference import Floats, Words
+from tq3.format.files import Source
 from tq3.format.layout import GroupLayout
 from tq3.format.manifest import digest
 from tq3.pipelines.findings import (
@@ -27,7 +28,6 @@ from tq3.pipelines.findings import (
     overflow,
     unfit_norm,
 )
-from tq3.plan.files import Source
 from tq3.plan.plan import Action, Block, Task
 from tq3.storage.journal import DoneBlock
 from tq3.storage.shard_file import ShardFile
@@ -170,7 +170,7 @@ class Worker:
             start, _ = block.span(target.n_bytes)
             raw = data.reshape(-1).view(np.uint8).data
             pieces.append(shard.write(shard.offsets[target.name] + start, raw))
-        seen = None if block.first else see(source.reshape(-1).view(np.uint8).data)
+        seen = None if block.first else fingerprint(source.reshape(-1).view(np.uint8).data)
         done = DoneBlock(block.task.name, block.first, tuple(pieces), seen, error)
         return Done(block, written=done)
 
@@ -198,7 +198,7 @@ _ACTIONS: dict[Action, Callable[[Worker, Block, ShardFile], Done]] = {
 }
 
 
-def see(source: memoryview) -> str:
+def fingerprint(source: memoryview) -> str:
     """A checksum of the first bytes, by which a later run knows them again."""
     return digest(source[:SEEN_BYTES])
 

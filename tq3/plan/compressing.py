@@ -9,8 +9,9 @@ from functools import cache
 from math import prod
 
 from tq3.errors import UsageError
-from tq3.format.balance import UNBALANCED, Balance
+from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
+from tq3.format.equalization import UNBALANCED, Balance
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
@@ -25,7 +26,6 @@ from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, decide, why_exact
 from tq3.plan.precision import dtype_where_kept, main_dtype
 from tq3.plan.readers import substrings
-from tq3.plan.sources import Checkpoint, Located
 
 _Fates = Sequence[tuple[Located, Decision]]
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tq3.errors import UsageError
+from tq3.format.checkpoint import Checkpoint
 from tq3.format.recipe import Recipe
 from tq3.plan.classes import TOKEN_EMBEDDING
 from tq3.plan.policy import why_kept
 from tq3.plan.roles import layer_of, role_of
-from tq3.plan.sources import Checkpoint
 
 AS_A_HEAD = "as large as the token table, and in no layer: taken for the output head"
 _TABLE = re.compile(TOKEN_EMBEDDING)

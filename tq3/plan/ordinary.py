@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from tq3.errors import BadInput
+from tq3.format.checkpoint import Checkpoint
+from tq3.format.weight_files import adapter
 from tq3.plan.quantised import refuse_quantised
-from tq3.plan.sources import Checkpoint
-from tq3.plan.weight_files import adapter
 
 # LoRA in the words of PEFT, MLX, diffusers and kohya, and PEFT's other methods.
 _ADAPTER = re.compile(

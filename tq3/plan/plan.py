@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
+from tq3.format.checkpoint import Located
 from tq3.format.header import FLOATS, TensorInfo, build_header
 from tq3.format.layout import GroupLayout
 from tq3.format.precision import STRETCH
-from tq3.plan.sources import Located
-from tq3.plan.weight_files import INDEX, SINGLE
+from tq3.format.weight_files import INDEX, SINGLE
 
 # Large enough that Python's share of the time vanishes; with 16 workers still only 128 MiB.
 BLOCK_BYTES = 8 * 2**20

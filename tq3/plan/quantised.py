@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tq3.errors import BadInput
+from tq3.format.checkpoint import Checkpoint, Located
+from tq3.format.files import CONFIG
 from tq3.format.header import FLOATS
 from tq3.format.layout import NORMS, PACKED
 from tq3.plan.classes import EXPERT_STACK
-from tq3.plan.files import CONFIG
-from tq3.plan.sources import Checkpoint, Located
 
 _ORIGINAL = "compress the original, unquantised checkpoint"
 _NATIVE = "compress its BF16 checkpoint: the original, or this one decoded by its makers' tool"

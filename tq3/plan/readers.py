@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from tq3.format.config import TqConfig
+from tq3.format.files import CONFIG, Files
 from tq3.format.widths import QKV, Width
-from tq3.plan.files import CONFIG, Files
 from tq3.plan.names import without_expert
 from tq3.plan.roles import fused_set_of, role_of
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from tq3.errors import BadInput
+from tq3.format.checkpoint import Checkpoint, Located, refuse_unfinished
 from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_tq_config
+from tq3.format.files import CONFIG, Files, read_text
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
 from tq3.format.recipe import WIDTHS
 from tq3.plan.classes import EXPERT_ROWS, EXPERT_STACK, SHARED_EXPERTS
-from tq3.plan.files import CONFIG, Files, read_text
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
 from tq3.plan.precision import dtype_where_kept
-from tq3.plan.sources import Checkpoint, Located, refuse_unfinished
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")

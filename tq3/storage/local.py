@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 
 from tq3.errors import BadInput, StorageError
-from tq3.plan.files import Origin
+from tq3.format.files import Origin
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.failures import reading
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from tq3.errors import UsageError
-from tq3.plan.files import CONFIG
+from tq3.format.files import CONFIG
 
 Globs: TypeAlias = str | Sequence[str] | None
 

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 
 from tq3.errors import UsageError
-from tq3.plan.weight_files import indexed
+from tq3.format.weight_files import indexed
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.selection import BY_POLICY, Selection
 

@@ -15,9 +15,9 @@ from tq3.errors import BadInput, StorageError
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.manifest import Digest, Manifest, Piece, digest
+from tq3.format.weight_files import INDEX
 from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan
-from tq3.plan.weight_files import INDEX
 from tq3.storage.drafts import DraftFolder
 from tq3.storage.failures import reading, writing
 from tq3.storage.journal import DoneBlock, Journal, Key

@@ -14,17 +14,14 @@ from typing import Any
 
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
+from tq3.format.checkpoint import Checkpoint, Located, read_tensors
 from tq3.format.config import TqConfig, recipe_from_record
+from tq3.format.files import CONFIG, Source, read_object, read_text
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import quantization_config
-from tq3.pipelines.checks import Fault, Faults
-from tq3.plan.files import CONFIG, Source, read_object, read_text
-from tq3.plan.quantised import says_nothing
-from tq3.plan.restoring import find_tq_config, packed_layouts
-from tq3.plan.sources import Checkpoint, Located, read_tensors
-from tq3.plan.weight_files import (
+from tq3.format.weight_files import (
     INDEX,
     SINGLE,
     SUFFIX,
@@ -33,8 +30,11 @@ from tq3.plan.weight_files import (
     is_single_taken,
     plain_path,
 )
+from tq3.plan.quantised import says_nothing
+from tq3.plan.restoring import find_tq_config, packed_layouts
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.sidecars import is_loaded_by_hosts
+from tq3.verification.checks import Fault, Faults
 
 
 @dataclass

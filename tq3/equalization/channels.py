@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
-from tq3.plan.files import CONFIG
-from tq3.plan.sources import Checkpoint
+from tq3.format.checkpoint import Checkpoint
+from tq3.format.files import CONFIG
 
 
 @dataclass(frozen=True, slots=True)

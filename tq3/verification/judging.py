@@ -10,11 +10,11 @@ from dataclasses import replace
 from tq3.codec.expected import error_limit, expected_error, group_error_limit
 from tq3.format.header import FLOATS
 from tq3.format.layout import GroupLayout
-from tq3.pipelines.checks import Comparison, Fault
-from tq3.pipelines.comparing import HAIR, Coded, Compared
-from tq3.pipelines.kept import NOWHERE, Kept
 from tq3.plan.plan import Task
 from tq3.plan.precision import dtype_where_kept
+from tq3.verification.checks import Comparison, Fault
+from tq3.verification.comparing import HAIR, Coded, Compared
+from tq3.verification.kept import NOWHERE, Kept
 
 
 class Judge:

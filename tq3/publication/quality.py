@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any
 
 from tq3.errors import BadInput
-from tq3.plan.files import Files, read_object
+from tq3.format.files import Files, read_object
 
 FILE_NAME = "tq3_validation.json"
 _TOKENS, _PERPLEXITY = "text_tokens", "perplexity"

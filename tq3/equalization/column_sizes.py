@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from tq3.codec import reference
 from tq3.codec.backend import as_words
 from tq3.codec.reference import Words
-from tq3.pipelines.shards import in_parallel
-from tq3.plan.files import Source
-from tq3.plan.sources import Located
+from tq3.format.checkpoint import Located
+from tq3.format.files import Source
+from tq3.parallel import in_parallel
 
 Numbers = NDArray[np.float64]
 

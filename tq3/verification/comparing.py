@@ -13,11 +13,11 @@ from tq3.codec.expected import group_error_limit
 from tq3.codec.norms import read_norms
 from tq3.codec.reference import Floats, Words
 from tq3.errors import BadInput, StorageError
+from tq3.format.files import Source
 from tq3.format.layout import GroupLayout
-from tq3.pipelines.checks import Fault, unreadable
-from tq3.pipelines.kept import NOWHERE, Kept, compare_kept
-from tq3.plan.files import Source
 from tq3.plan.plan import Block
+from tq3.verification.checks import Fault, unreadable
+from tq3.verification.kept import NOWHERE, Kept, compare_kept
 
 # A threshold met exactly may go either way in other arithmetic, and a norm may round differently.
 HAIR = 0.01

@@ -11,14 +11,14 @@ import numpy as np
 
 from tq3.codec.norms import NORM_TYPES, read_norms
 from tq3.errors import BadInput, StorageError
+from tq3.format.checkpoint import Located
 from tq3.format.config import FILE_NAME as TQ_CONFIG
+from tq3.format.files import CONFIG, Source
 from tq3.format.layout import NORMS
 from tq3.format.manifest import Digest, Piece
-from tq3.pipelines.checks import Fault, Faults, unreadable
-from tq3.pipelines.structure import Structure
-from tq3.plan.files import CONFIG, Source
 from tq3.plan.plan import BLOCK_BYTES
-from tq3.plan.sources import Located
+from tq3.verification.checks import Fault, Faults, unreadable
+from tq3.verification.structure import Structure
 
 _LONGEST_NORM = 4
 

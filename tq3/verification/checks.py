@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tq3.errors import BadInput, StorageError, Tq3Error, VerificationFailed
-from tq3.plan.sources import CONTINUE
+from tq3.format.checkpoint import CONTINUE
 from tq3.units import counted
 
 # Identifiers are stable: scripts look for them. docs/verify.md says more of some.

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from tq3.errors import UsageError
+from tq3.events import StrPath
 from tq3.format.arguments import of_its_types
 from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
+from tq3.format.files import CONFIG, read_object
 from tq3.format.recipe import Recipe
 from tq3.format.request import kept_as, width_options
-from tq3.hub.card import fill_in, read_template
 from tq3.hub.metadata import is_model_id, make_metadata, metadata_block, read_metadata
 from tq3.pipelines.describe import describe
 from tq3.pipelines.description import Description
-from tq3.pipelines.events import StrPath
-from tq3.pipelines.quality import read_quality
-from tq3.plan.files import CONFIG, read_object
 from tq3.plan.restoring import read_tq_config
+from tq3.publication.quality import read_quality
+from tq3.publication.template import fill_in, read_template
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import SOURCE_CARD
 from tq3.units import count, printable, size

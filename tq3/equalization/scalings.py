@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tq3.equalization.channels import Layer, Mlp, TextModel, text_model
 from tq3.errors import BadInput
-from tq3.format.balance import Balance
+from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import FILE_NAME
+from tq3.format.equalization import Balance
 from tq3.format.header import FLOATS
-from tq3.plan.channels import Layer, Mlp, TextModel, text_model
-from tq3.plan.sources import Checkpoint, Located
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.header import FLOATS
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.pipelines.checks import Fault
-from tq3.pipelines.structure import Structure
 from tq3.plan.plan import Action, Task
-from tq3.plan.sources import Checkpoint, Located
+from tq3.verification.checks import Fault
+from tq3.verification.structure import Structure
 
 _WHY = "compared with the source"
 

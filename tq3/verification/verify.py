@@ -7,26 +7,26 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from tq3.codec.backend import Backend, get_backend
+from tq3.equalization.scaled_source import SCALED, balanced
 from tq3.errors import UsageError
+from tq3.events import Checking, Notice, Progress, Run, StrPath
 from tq3.format import manifest as tq_manifest
 from tq3.format.arguments import of_its_types
+from tq3.format.checkpoint import read_checkpoint
+from tq3.format.files import Source
 from tq3.hub.options import HubOptions
-from tq3.pipelines.balanced import SCALED, balanced
-from tq3.pipelines.checks import Verification
-from tq3.pipelines.checksums import Looked, Reader, Stretch, plan_stretches
-from tq3.pipelines.comparing import Compared, Comparer
-from tq3.pipelines.events import Checking, Notice, Progress, Run, StrPath
-from tq3.pipelines.judging import Judge
+from tq3.parallel import in_parallel
 from tq3.pipelines.machine import check_workers, peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
-from tq3.pipelines.pairing import pair_up
-from tq3.pipelines.shards import in_parallel
-from tq3.pipelines.structure import Structure, examine
-from tq3.plan.files import Source
 from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Block, Task
 from tq3.plan.precision import main_dtype
-from tq3.plan.sources import read_checkpoint
+from tq3.verification.checks import Verification
+from tq3.verification.checksums import Looked, Reader, Stretch, plan_stretches
+from tq3.verification.comparing import Compared, Comparer
+from tq3.verification.judging import Judge
+from tq3.verification.pairing import pair_up
+from tq3.verification.structure import Structure, examine
 
 
 @of_its_types

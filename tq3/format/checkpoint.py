@@ -9,9 +9,9 @@ from typing import Any
 
 from tq3.errors import BadInput
 from tq3.format import config as tq_config
+from tq3.format.files import CONFIG, Files, read_object
 from tq3.format.header import TensorInfo, read_header
-from tq3.plan.files import CONFIG, Files, read_object
-from tq3.plan.weight_files import (
+from tq3.format.weight_files import (
     SINGLE,
     SUFFIX,
     choose_index,

@@ -8,25 +8,25 @@ from itertools import islice
 from pathlib import Path
 
 from tq3.errors import BadInput, NetworkError, UsageError
-from tq3.format import config as tq_config
-from tq3.format import manifest
-from tq3.format.arguments import of_its_types
-from tq3.hub.card import is_untouched
-from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
-from tq3.hub.sharing import look_up, reasons_to_ask
-from tq3.pipelines.card import CardFacts, gather_facts, write_card
-from tq3.pipelines.events import (
+from tq3.events import (
     Notice,
     Progress,
     Run,
     StrPath,
     Uploading,
 )
-from tq3.pipelines.publication import Publication
-from tq3.pipelines.publishable import choose_files
-from tq3.pipelines.verify import verify_checkpoint
+from tq3.format import config as tq_config
+from tq3.format import manifest
+from tq3.format.arguments import of_its_types
+from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
+from tq3.hub.sharing import look_up, reasons_to_ask
+from tq3.publication.card import CardFacts, gather_facts, write_card
+from tq3.publication.files import choose_files
+from tq3.publication.result import Publication
+from tq3.publication.template import is_untouched
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import CARD, is_loaded_by_hosts
+from tq3.verification.verify import verify_checkpoint
 
 MayShare = Callable[[Sequence[str]], bool]
 
@@ -58,7 +58,7 @@ def push_checkpoint(
     private: make the repository so, where it is not there yet
     revision: the branch, made where it is not there; create_pr: a pull request to the main one
     dry_run: write nothing there; overwrite_card: replace a README.md that somebody wrote
-    base_model, template: see `tq3.pipelines.card.make_card`
+    base_model, template: see `tq3.publication.card.make_card`
     bars: let huggingface_hub draw its progress bars while it uploads
 
     Raises VerificationFailed for a checkpoint that is not sound, NetworkError for what the Hub

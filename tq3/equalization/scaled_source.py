@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tq3.codec import reference
 from tq3.codec.backend import Backend, as_words, get_backend
 from tq3.codec.reference import Words
-from tq3.format.balance import LARGEST, STEPS, Balance
-from tq3.plan.balancing import Scaling, Scalings, plan_balance
-from tq3.plan.files import Source
-from tq3.plan.sources import Checkpoint, Located, read_checkpoint
+from tq3.equalization.scalings import Scaling, Scalings, plan_balance
+from tq3.format.checkpoint import Checkpoint, Located, read_checkpoint
+from tq3.format.equalization import LARGEST, STEPS, Balance
+from tq3.format.files import Source
 
 # What is said where a source is compared.
 SCALED = (

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tq3.errors import BadInput
-from tq3.plan.files import Files
+from tq3.format.files import Files
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

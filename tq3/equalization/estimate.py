@@ -18,10 +18,8 @@ from typing import cast
 
 import numpy as np
 
-from tq3.format.balance import LARGEST, STEPS
-from tq3.pipelines.balanced import storable
-from tq3.pipelines.events import Progress, Run
-from tq3.pipelines.sizes import (
+from tq3.equalization.channels import Layer, Mlp
+from tq3.equalization.column_sizes import (
     Looked,
     Matrix,
     Numbers,
@@ -30,10 +28,12 @@ from tq3.pipelines.sizes import (
     read_vector,
     read_words,
 )
-from tq3.plan.balancing import Scalings, plan_balance
-from tq3.plan.channels import Layer, Mlp
-from tq3.plan.files import Source
-from tq3.plan.sources import Checkpoint
+from tq3.equalization.scaled_source import storable
+from tq3.equalization.scalings import Scalings, plan_balance
+from tq3.events import Progress, Run
+from tq3.format.checkpoint import Checkpoint
+from tq3.format.equalization import LARGEST, STEPS
+from tq3.format.files import Source
 
 # d = a**A / w**(1 - A). Half would be best if sizes were known, not estimated.
 _SHARE = 0.4
