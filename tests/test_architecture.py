@@ -25,21 +25,33 @@ MAY_IMPORT = {
     "plan": {"format", "codec"},
     "storage": {"format", "plan"},
     "hub": {"format", "plan", "storage"},
-    "pipelines": {"format", "codec", "plan", "storage", "hub"},
+    # What runs tell, and what they work with.
+    "events": {"plan"},
+    "equalization": {"format", "codec", "plan", "events"},
+    "pipelines": {"format", "codec", "plan", "storage", "hub", "events", "equalization"},
+    "verification": {
+        *("format", "codec", "plan", "storage", "hub", "events", "equalization", "pipelines"),
+    },
+    "publication": {"format", "plan", "storage", "hub", "events", "pipelines", "verification"},
     "runtime": {"format", "codec"},
     # A wing: it reads headers and tq_config.json, and puts modules of the runtime into a host.
     "integrations": {"format", "runtime"},
     # Another wing, which only cli imports: models of a host whose weights it reads itself.
-    "evaluation": {"format", "codec", "plan", "storage", "hub", "pipelines", "integrations"},
+    "evaluation": {
+        *("format", "codec", "plan", "storage", "hub", "events", "equalization", "pipelines"),
+        "integrations",
+    },
 }
-FREE = {"errors", "units", "version"}
+FREE = {"errors", "parallel", "units", "version"}
 TOP = {"cli", "api", "__init__", "__main__"}
 
 THIRD_PARTY = {
     "format": {"xxhash", "tomli"},
     "codec": {"numpy"},
     "hub": {"huggingface_hub", "yaml"},
+    "equalization": {"numpy"},
     "pipelines": {"numpy"},
+    "verification": {"numpy"},
     "cli": {"typer", "rich"},
     "runtime": {"cuda", "numpy", "torch"},
     "integrations": {"accelerate", "torch", "transformers", "vllm"},

@@ -42,7 +42,7 @@ def compress(
     nonfinite: str = "error",
     scale: str = "search",
     norms: str | None = None,
-    balance: bool = False,
+    equalize: bool = False,
     workers: int | None = None,
     backend: str | None = None,
     overwrite: bool = False,
@@ -82,7 +82,7 @@ def compress(
         nonfinite=nonfinite,
         scale=scale,
         norms=norms,
-        balance=balance,
+        equalize=equalize,
     )
     run = compress_checkpoint(
         source,

@@ -13,8 +13,8 @@ from typing import Any
 import higgs
 import llama
 from allocation import Costs, Sensitivity, layer_of
-from balance import Balance
 from bench import Bench
+from equalize import Factors
 from models import TWINS
 from ours import Coded, Format, Way, by_role, everywhere
 from sensitivity import ROLES
@@ -34,10 +34,10 @@ BASES = {
     "F16 norms of 128": Format(3, norms="float16"),
     SMALL: Format(3, 64, norms="float16"),
 }
-BALANCED = ("F16 norms of 128", SMALL)
+EQUALIZED = ("F16 norms of 128", SMALL)
 CHECKED = {"gemma": "F16 norms of 128", "smollm2": SMALL, "smollm2-twin30": SMALL}
 CHECKED_PEERS = ("Q3_K", "mix Q3_K_M", "IQ4_XS")
-BALANCED_PEERS = ("Q3_K", "IQ4_XS", "HIGGS 4 bits")
+EQUALIZED_PEERS = ("Q3_K", "IQ4_XS", "HIGGS 4 bits")
 # The widths that the first experiments tried by hand; all other roles have 3 bits.
 BY_HAND = {"v4": ("v",), "v4 down4": ("v", "down")}
 
@@ -71,10 +71,10 @@ def check(bench: Bench, sensitivity: Sensitivity) -> list[dict[str, Any]]:
             point
             for point in (
                 *_chosen(bench, model, sensitivity, family),
-                *_balanced(bench, model, sensitivity),
+                *_equalized(bench, model, sensitivity),
             )
             if point.label.endswith((f"{family}, 3.44 bits", f"{family}, 3.85 bits"))
-            or point.label == f"balanced, {SMALL}, 4 bits"
+            or point.label == f"equalized, {SMALL}, 4 bits"
         ]
         small = replace(BASES[SMALL], bits=4)
         uniform = Point(f"tq3, {SMALL}", f"uniform {small}", everywhere(small))
@@ -100,9 +100,9 @@ def points(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point
             yield from _chosen(bench, model, sensitivity, family)
     yield from _joint(bench, model, sensitivity)
     yield from _by_hand()
-    yield from _balanced(bench, model, sensitivity)
+    yield from _equalized(bench, model, sensitivity)
     yield from _peers(bench.n_layers(model))
-    yield from _balanced_peers(bench, model)
+    yield from _equalized_peers(bench, model)
 
 
 def _chosen(bench: Bench, model: str, sensitivity: Sensitivity, family: str) -> Iterator[Point]:
@@ -116,22 +116,22 @@ def _chosen(bench: Bench, model: str, sensitivity: Sensitivity, family: str) -> 
                 yield Point(f"tq3, {family}", f"{family}, {budget} bits", plan.way(base))
 
 
-def _balanced(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point]:
-    """Half-size norms again, with balanced columns: chosen widths, and 4 bits everywhere."""
-    balance = Balance(bench.folder(model))
-    for family in BALANCED:
+def _equalized(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point]:
+    """Half-size norms again, with equalized columns: chosen widths, and 4 bits everywhere."""
+    factors = Factors(bench.folder(model))
+    for family in EQUALIZED:
         uniform = Point("", f"{family}, 4 bits", everywhere(replace(BASES[family], bits=4)))
         for point in (*_chosen(bench, model, sensitivity, family), uniform):
-            name = f"balanced, {point.label}"
-            yield Point(f"tq3 --balance, {family}", name, balance.way(point.way))
+            name = f"equalized, {point.label}"
+            yield Point(f"tq3 --equalize, {family}", name, factors.way(point.way))
 
 
-def _balanced_peers(bench: Bench, model: str) -> Iterator[Point]:
+def _equalized_peers(bench: Bench, model: str) -> Iterator[Point]:
     """What other schemes would gain by the same factors, which their tools don't use."""
-    balance = Balance(bench.folder(model))
+    factors = Factors(bench.folder(model))
     for peer in _peers(bench.n_layers(model)):
-        if peer.label in BALANCED_PEERS:
-            yield Point("others, balanced", f"balanced, {peer.label}", balance.way(peer.way))
+        if peer.label in EQUALIZED_PEERS:
+            yield Point("others, equalized", f"equalized, {peer.label}", factors.way(peer.way))
 
 
 def _joint(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point]:

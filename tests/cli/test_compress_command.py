@@ -18,7 +18,7 @@ from factories import (
 
 import tq3 as library
 
-DRY = ("--balance", "--dry-run")
+DRY = ("--equalize", "--dry-run")
 
 
 @pytest.fixture
@@ -50,17 +50,17 @@ def test_it_writes_what_the_library_writes_with_the_same_options(tq3, source, tm
     assert contents(tmp_path / "out") == contents(tmp_path / "same")
 
 
-def test_balance_arrives_and_is_shown_and_the_card_asks_for_it(tq3, tmp_path):
+def test_equalize_arrives_and_is_shown_and_the_card_asks_for_it(tq3, tmp_path):
     source = tiny_checkpoint(tmp_path / "in", whole_llama(), config=whole_llama_config())
-    result = tq3("compress", source, tmp_path / "out", "--balance")
+    result = tq3("compress", source, tmp_path / "out", "--equalize")
     assert result.exit_code == 0 and "a first pass" in result.stderr
-    library.compress(source, tmp_path / "same", balance=True)
+    library.compress(source, tmp_path / "same", equalize=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "same")
     asked = [("inspect", tmp_path / "out"), ("compress", source, *DRY)]
-    for shown in (tq3(*each) for each in (*asked, ("inspect", source, "--balance"))):
-        assert "columns " in shown.stdout and "balanced" in shown.stdout
-    assert "found --balance" in tq3("inspect", tmp_path / "out", "--balance").stderr
-    assert "tq3 compress in OUT --bits 3 --balance\n" in library.make_card(tmp_path / "out")
+    for shown in (tq3(*each) for each in (*asked, ("inspect", source, "--equalize"))):
+        assert "columns " in shown.stdout and "equalized" in shown.stdout
+    assert "found --equalize" in tq3("inspect", tmp_path / "out", "--equalize").stderr
+    assert "tq3 compress in OUT --bits 3 --equalize\n" in library.make_card(tmp_path / "out")
 
 
 def test_without_options_it_writes_what_the_library_writes_without(tq3, source, tmp_path):

@@ -105,7 +105,7 @@ USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
         lambda path: compress(path, "--sensitive-bits", 4, "--target-bpw", 3.5),
         "leave --sensitive-bits out",
     ),
-    "no such recipe": (lambda path: compress(path, "--recipe", "worst"), "balanced, best, native"),
+    "no such recipe": (lambda path: compress(path, "--recipe", "worst"), "best, mixed, native"),
     "a recipe that is not there": (
         lambda path: compress(path, "--recipe", path / "mine.toml"),
         "No such file",

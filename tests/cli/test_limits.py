@@ -27,7 +27,7 @@ def follow_with_little(*arguments):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    follow(*arguments)
+    return follow(*arguments)
 Screen.follow = follow_with_little
 main()
 """

@@ -122,7 +122,7 @@ PLACES: dict[str, Made] = {
 COMMANDS: dict[str, Callable[[object, Path], tuple[object, ...]]] = {
     "compress": lambda one, path: ("compress", one, path / "out"),
     "compress, dry": lambda one, path: ("compress", one, "--dry-run"),
-    "compress, balanced": lambda one, path: ("compress", one, path / "out", "--balance"),
+    "compress, equalized": lambda one, path: ("compress", one, path / "out", "--equalize"),
     "inspect": lambda one, path: ("inspect", one),
     "restore": lambda one, path: ("restore", one, path / "out"),
     "verify": lambda one, path: ("verify", one),

@@ -96,7 +96,7 @@ def test_the_weight_files_are_no_larger_than_the_size_asked_for(tq3, source, tmp
     "options",
     [
         ("--target-bpw", 3.1),
-        ("--recipe", "balanced", "--lm-head", 4),
+        ("--recipe", "mixed", "--lm-head", 4),
         ("--target-bpw", 3.1, "--norms", "float16"),
     ],
 )
@@ -125,8 +125,8 @@ def test_a_dry_run_shows_the_choice_and_why(tq3, source):
 
 
 def test_a_target_beyond_all_that_the_recipe_allows_is_told_by_plan_and_run(tq3, source, tmp_path):
-    options = ("--recipe", "balanced", "--target-size", "14GiB")
-    told = "14 GiB, but the widest output that recipe 'balanced' allows has"
+    options = ("--recipe", "mixed", "--target-size", "14GiB")
+    told = "14 GiB, but the widest output that recipe 'mixed' allows has"
     shown = " ".join(tq3("compress", source, "--dry-run", *options).stdout.split())
     assert f"target {told}" in shown
     result = tq3("compress", source, tmp_path / "out", *options)
@@ -134,7 +134,7 @@ def test_a_target_beyond_all_that_the_recipe_allows_is_told_by_plan_and_run(tq3,
     # So large, and no larger: a byte less is a target to choose by.
     n_bytes = weight_bytes(tmp_path / "out")
     for size in (n_bytes, n_bytes - 1):
-        options = ("--recipe", "balanced", "--target-size", size)
+        options = ("--recipe", "mixed", "--target-size", size)
         assert "but the widest" not in tq3("compress", source, "--dry-run", *options).stdout
 
 
@@ -187,16 +187,16 @@ def test_another_recipe_does_not_continue_what_one_began(tq3, source, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        library.compress(source, tmp_path / "out", recipe="balanced", workers=1, on_event=stop)
+        library.compress(source, tmp_path / "out", recipe="mixed", workers=1, on_event=stop)
     result = tq3("compress", source, tmp_path / "out", "--recipe", "best")
     assert result.exit_code == 2
-    assert "--recipe balanced became --recipe best" in result.stderr
-    assert tq3("compress", source, tmp_path / "out", "--recipe", "balanced").exit_code == 0
+    assert "--recipe mixed became --recipe best" in result.stderr
+    assert tq3("compress", source, tmp_path / "out", "--recipe", "mixed").exit_code == 0
 
 
 def test_a_card_tells_the_widths_and_the_command(tq3, source, tmp_path):
-    options = ("--recipe", "balanced", "--target-bpw", 3.6, "--embeddings", 4)
+    options = ("--recipe", "mixed", "--target-bpw", 3.6, "--embeddings", 4)
     assert tq3("compress", source, tmp_path / "out", *options).exit_code == 0
     card = tq3("card", tmp_path / "out").stdout
-    assert "--recipe balanced --target-bpw 3.6 --embeddings 4" in card
+    assert "--recipe mixed --target-bpw 3.6 --embeddings 4" in card
     assert "3 and 4 bits" in card

@@ -60,9 +60,9 @@ def test_figures_are_those_of_source_and_restored_model(architecture: Architectu
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
-def test_balanced_columns_are_compared_with_the_balanced_source(architecture, tmp_path):
+def test_equalized_columns_are_compared_with_the_equalized_source(architecture, tmp_path):
     """Else every tensor would be all error, and a class alone would not be the same model."""
-    pair = make_pair(architecture, tmp_path, bits=4, balance=True)
+    pair = make_pair(architecture, tmp_path, bits=4, equalize=True)
     found, notices = evaluation_of(pair, by_class=True)
     assert SCALED in notices
     assert all(tensor.error < 0.02 for tensor in found.tensors)

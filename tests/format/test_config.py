@@ -38,7 +38,7 @@ CONFIGS = st.builds(
     kept_source_dtype=st.dictionaries(TEXTS, TEXTS, max_size=3),
     float32_norms=st.dictionaries(TEXTS, TEXTS, max_size=3),
     recipe=st.none() | st.just(recipe_record(Recipe())),
-    balance=st.dictionaries(TEXTS, st.lists(st.integers(0, 32)).map(bytes), max_size=3),
+    factors=st.dictionaries(TEXTS, st.lists(st.integers(0, 32)).map(bytes), max_size=3),
     measured_error=st.none() | st.builds(MeasuredError, st.floats(0, 1), st.floats(0, 9), TEXTS),
 )
 

@@ -27,7 +27,7 @@ def test_other_options_are_the_recipes_own():
 
 
 def test_a_recipe_is_named():
-    assert make_recipe(recipe="balanced").widths == load_widths("balanced")
+    assert make_recipe(recipe="mixed").widths == load_widths("mixed")
 
 
 def test_a_target_alone_asks_for_the_best_recipe():
@@ -37,7 +37,7 @@ def test_a_target_alone_asks_for_the_best_recipe():
 
 
 def test_a_target_takes_the_place_of_the_recipes_own():
-    widths = make_recipe(recipe="balanced", target_bpw=3.4).widths
+    widths = make_recipe(recipe="mixed", target_bpw=3.4).widths
     assert widths
     assert widths.targets == {"target_bpw": 3.4}
 
@@ -73,10 +73,10 @@ def test_options_that_contradict_each_other_are_refused_with_a_way_out(options, 
 
 KEPT_AS: list[tuple[dict[str, Any], str]] = [
     ({}, "float16"),
-    ({"bits": 4, "balance": True}, "float16"),
+    ({"bits": 4, "equalize": True}, "float16"),
     ({"recipe": "native"}, "float16"),
     ({"recipe": "native", "keep_dtype": "source"}, "source"),
-    ({"recipe": "balanced"}, "source"),
+    ({"recipe": "mixed"}, "source"),
     ({"target_size": "13GiB"}, "source"),
     ({"lm_head": 4}, "source"),
     ({"recipe": "best", "keep_dtype": "float16"}, "float16"),

@@ -20,7 +20,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_three_recipes_come_along_and_each_is_sound():
-    assert recipe_names() == ["balanced", "best", "native"]
+    assert recipe_names() == ["best", "mixed", "native"]
     for name in recipe_names():
         widths = load_widths(name)
         widths.check()
@@ -145,7 +145,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["none", "sensitivities", "../native", "", "missing.toml", "."])
 def test_what_is_no_recipe_is_refused_with_the_names_of_those_that_are(recipe):
-    with pytest.raises(UsageError, match="balanced, best, native"):
+    with pytest.raises(UsageError, match="best, mixed, native"):
         load_widths(recipe)
 
 

@@ -306,13 +306,13 @@ def test_a_run_on_the_hub_refuses_to_write_less_than_it_can(hub, tmp_path, monke
         tq3.compress(MODEL, tmp_path / "out")
 
 
-def test_columns_are_balanced_over_the_network_too(start_hub, tmp_path):
+def test_columns_are_equalized_over_the_network_too(start_hub, tmp_path):
     folder = tiny_checkpoint(
         tmp_path / "models" / MODEL, whole_llama(), shards=2, config=whole_llama_config()
     )
     start_hub("--seed", tmp_path / "models")
-    tq3.compress(MODEL, tmp_path / "out", balance=True)
-    tq3.compress(folder, tmp_path / "same", balance=True)
+    tq3.compress(MODEL, tmp_path / "out", equalize=True)
+    tq3.compress(folder, tmp_path / "same", equalize=True)
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
     assert tq3.verify(tmp_path / "out", source=MODEL).faults == ()

@@ -87,7 +87,7 @@ def test_no_tensor_is_held_twice(tmp_path):
     packed. And experts that the host joins: it does that for one layer at a time.
     """
     wide = gemma(tmp_path / "wide", 2**15)
-    options = ({}, {"recipe": "balanced"}, {"lm_head": 4, "embeddings": 4})
+    options = ({}, {"recipe": "mixed"}, {"lm_head": 4, "embeddings": 4})
     folders = [packed(wide, tmp_path / str(i), **each) for i, each in enumerate(options)]
     folders += [packed(mixture(tmp_path / "experts", 32), tmp_path / "mixture")]
     small = [gemma(tmp_path / "small", 256), mixture(tmp_path / "few", 2)]

@@ -137,10 +137,10 @@ def test_a_shard_that_was_not_taken_is_the_model_once_more_whatever_its_name(tmp
     assert f"and not the shard {shard}, which vLLM would take" in notice
 
 
-@pytest.mark.parametrize("balance", [False, True])
-def test_a_slip_of_the_pen_ends_the_run_before_it_begins(source, tmp_path, balance):
+@pytest.mark.parametrize("equalize", [False, True])
+def test_a_slip_of_the_pen_ends_the_run_before_it_begins(source, tmp_path, equalize):
     with pytest.raises(UsageError, match="--also 'onxx' matches no file"):
-        tq3.compress(source, tmp_path / "out", also="onxx", balance=balance)
+        tq3.compress(source, tmp_path / "out", also="onxx", equalize=equalize)
     assert not (tmp_path / "out").exists()
 
 

@@ -113,7 +113,7 @@ def test_bits_of_a_code_are_counted_whatever_groups_and_padding_add(group_size, 
     names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(8)]
     vision = TensorInfo("visual.blocks.0.mlp.fc1.weight", "BF16", (4096, cols))
     model = checkpoint(vision, *(TensorInfo(name, "BF16", (256, cols)) for name in names))
-    plan = plan_compression(model, make_recipe(recipe="balanced", group_size=group_size))
+    plan = plan_compression(model, make_recipe(recipe="mixed", group_size=group_size))
     found = widths_of(plan)
     assert found.pop(vision.name) == 4
     assert sorted(bits or 0 for bits in found.values()) == [3] * 6 + [4] * 2
@@ -162,7 +162,7 @@ WAYS_OUT: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], str]] = {
 @pytest.mark.parametrize(("tables", "options", "advice"), WAYS_OUT.values(), ids=WAYS_OUT)
 def test_a_size_that_is_too_small_names_only_what_still_helps(tables, options, advice):
     with pytest.raises(UsageError) as caught:
-        recipe = make_recipe(recipe="balanced", target_size=1, **options)
+        recipe = make_recipe(recipe="mixed", target_size=1, **options)
         plan_compression(checkpoint(*tables, *layer(0)), recipe)
     assert str(caught.value.fix).removeprefix("name ").startswith(advice)
 
@@ -238,11 +238,11 @@ def test_only_compresses_what_the_recipe_would_leave():
         "model.layers.0.mlp.up_proj.weight",
     )
     model = checkpoint(*(TensorInfo(name, "BF16", (256, 128)) for name in names))
-    recipe = make_recipe(recipe="balanced", target_bpw=4.25, only=["lm_head.*", "*.gate.weight"])
+    recipe = make_recipe(recipe="mixed", target_bpw=4.25, only=["lm_head.*", "*.gate.weight"])
     assert widths_of(plan_compression(model, recipe)) == dict(zip(names, (4, 4, None), strict=True))
 
 
-@pytest.mark.parametrize("recipe", ["balanced", "best"])
+@pytest.mark.parametrize("recipe", ["mixed", "best"])
 @pytest.mark.parametrize("size", ["14GiB", 16_500_000_000, "20GB"])
 def test_a_model_of_27_billion_weights_fits_to_the_byte_and_joined_tensors_are_alike(recipe, size):
     asked = make_recipe(recipe=recipe, target_size=size, lm_head=4, embeddings=4)

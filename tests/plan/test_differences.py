@@ -20,9 +20,9 @@ def asked(**options: Any) -> Any:
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "recipe": (
-        {"recipe": "balanced"},
+        {"recipe": "mixed"},
         {"recipe": "best"},
-        ["--recipe balanced became --recipe best"],
+        ["--recipe mixed became --recipe best"],
     ),
     "a recipe for bits": (
         {"bits": 4},
@@ -40,8 +40,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["--target-size 13 GiB became --target-size 14 GiB"],
     ),
     "bits a weight": (
-        {"recipe": "balanced", "target_bpw": 3.5},
-        {"recipe": "balanced", "target_bpw": 3.4},
+        {"recipe": "mixed", "target_bpw": 3.5},
+        {"recipe": "mixed", "target_bpw": 3.4},
         ["--target-bpw 3.5 became --target-bpw 3.4"],
     ),
     "another kind of target": (
@@ -50,8 +50,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["--target-bpw 3.5 became no --target-bpw", "no --target-size became --target-size 1 GB"],
     ),
     "the target of a file": (
-        {"recipe": "balanced"},
-        {"recipe": "balanced", "target_bpw": 3.5},
+        {"recipe": "mixed"},
+        {"recipe": "mixed", "target_bpw": 3.5},
         ["target_width 3.25 became no target_width", "no --target-bpw became --target-bpw 3.5"],
     ),
     "head": ({}, {"lm_head": 4}, ["no --lm-head became --lm-head 4"]),

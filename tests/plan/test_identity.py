@@ -12,7 +12,7 @@ from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import recipe_record
 from tq3.format.recipe import Recipe
 from tq3.plan.compressing import plan_compression
-from tq3.plan.identity import Identity, before_balance, identify, with_balance
+from tq3.plan.identity import Identity, before_factors, identify, with_factors
 
 TENSORS = {"a.weight": random_tensor(4, 256, seed=1), "b.weight": random_tensor(8, 128, seed=2)}
 
@@ -90,10 +90,10 @@ def test_a_record_of_another_kind_differs_in_that_alone():
 
 
 def test_before_factors_are_known_all_else_is_compared():
-    one, other = (with_balance(identity(balance=True), {"norm": bytes([e])}) for e in (1, 2))
+    one, other = (with_factors(identity(equalize=True), {"norm": bytes([e])}) for e in (1, 2))
     unsaid = ["the tensors in the source, or what this version of tq3 makes of them"]
     assert one.differences(through_json(other)) == unsaid
-    for earlier, told in ((other, []), (identity(), ["no --balance became --balance"])):
+    for earlier, told in ((other, []), (identity(), ["no --equalize became --equalize"])):
         record = through_json(earlier)
-        assert before_balance(identity(balance=True), record).differences(record) == told
-    assert identity().differences(through_json(one)) == ["--balance became no --balance"]
+        assert before_factors(identity(equalize=True), record).differences(record) == told
+    assert identity().differences(through_json(one)) == ["--equalize became no --equalize"]

@@ -140,7 +140,7 @@ def test_stacks_of_all_experts_are_alone():
 
 def test_a_recipe_gives_kept_experts_no_width_and_meets_its_target():
     names = names_of("qwen3_moe")
-    recipe = make_recipe(recipe="balanced", target_bpw=3.5, keep=(names[0],))
+    recipe = make_recipe(recipe="mixed", target_bpw=3.5, keep=(names[0],))
     widths = widths_of(plan_of(names, recipe))
     by_set = defaultdict(set)
     for name, bits in widths.items():

@@ -132,8 +132,8 @@ def test_others_take_norms_of_half_the_size_for_whole_ones():
 
 
 @pytest.mark.parametrize("bpw", [3.3, 3.5, 3.8, 4.1])
-def test_a_balanced_model_of_27_billion_weights_can_be_read_by_others(bpw):
-    recipe = make_recipe(recipe="balanced", target_bpw=bpw)
+def test_a_equalized_model_of_27_billion_weights_can_be_read_by_others(bpw):
+    recipe = make_recipe(recipe="mixed", target_bpw=bpw)
     plan = plan_compression(qwen(), recipe)
     widths = {task.name: task.layout.bits for task in plan.tasks if task.layout}
     config = describe_compression(

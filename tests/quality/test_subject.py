@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from balance import Balance
+from equalize import Factors
 from models import take_off_grid
 from ours import Coded, Format
 from subject import Subject
@@ -101,7 +101,7 @@ def test_an_exact_reading_is_kept_in_a_file(model, windows, tmp_path: Path):
     assert torch.equal(Subject(model, windows, tmp_path / "exact.pt").exact_loss, first)
 
 
-def test_balanced_matrices_are_other_ones_and_come_back_scaled(model, tmp_path):
+def test_equalized_matrices_are_other_ones_and_come_back_scaled(model, tmp_path):
     model.save_pretrained(tmp_path)
     seen = {}
 
@@ -109,7 +109,7 @@ def test_balanced_matrices_are_other_ones_and_come_back_scaled(model, tmp_path):
         seen[name] = weight
         return Coded(weight, 0)
 
-    way = Balance(tmp_path).way(exactly)
+    way = Factors(tmp_path).way(exactly)
     for name, linear in model.model.named_modules(prefix="model"):
         if isinstance(linear, torch.nn.Linear):
             weight = linear.weight.detach()

@@ -52,7 +52,7 @@ RecipeOpt = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE.toml",
-        help="Widths by role: native, balanced, best, or a file (docs/recipes.md).",
+        help="Widths by role: native, mixed, best, or a file (docs/recipes.md).",
     ),
 ]
 TargetSizeOpt = Annotated[
@@ -128,10 +128,10 @@ NormsOpt = Annotated[
         "makes may misread. [default: float32]"
     ),
 ]
-BalanceOpt = Annotated[
+EqualizeOpt = Annotated[
     bool,
     typer.Option(
-        "--balance",
+        "--equalize",
         help="Scale columns before they are coded, and what feeds them the other way: the model "
         "computes the same and loses less, but kept tensors differ from the source's. A pass more.",
     ),
@@ -226,7 +226,7 @@ class WidthOptions:
     lm_head: LmHeadOpt = None
     embeddings: EmbeddingsOpt = None
     norms: NormsOpt = None
-    balance: BalanceOpt = False
+    equalize: EqualizeOpt = False
 
 
 @dataclass

@@ -208,8 +208,8 @@ def _add_coding(table: Table, d: Description) -> None:
         add(table, "norms", ", ".join(tensors))
     if d.scale:
         add(table, "scales", _SCALES[d.scale])
-    if d.balanced_columns:
-        add(table, "columns", "balanced: the source's function, with other weights")
+    if d.equalized:
+        add(table, "columns", "equalized: the source's function, with other weights")
 
 
 def _classes(d: Description) -> Table:

@@ -1,4 +1,4 @@
-"""The factors of balanced columns, from weights alone: one pass over the layers, in their order.
+"""The factors of equalized columns, from weights alone: one pass over the layers, in their order.
 
 A rotation spreads a group's error evenly over its columns. With factors d on the columns, w and a
 the sizes (root mean squares) of a column's weights and of what it multiplies, the loss grows as
@@ -29,7 +29,7 @@ from tq3.equalization.column_sizes import (
     read_words,
 )
 from tq3.equalization.scaled_source import storable
-from tq3.equalization.scalings import Scalings, plan_balance
+from tq3.equalization.scalings import Scalings
 from tq3.events import Progress, Run
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.equalization import LARGEST, STEPS
@@ -49,13 +49,15 @@ _NODES = np.linspace(-3.5, 3.5, 41)
 _QUIET = np.errstate(all="ignore")
 
 
-def measure_balance(files: Source, checkpoint: Checkpoint, workers: int) -> Run[dict[str, bytes]]:
+def estimate_factors(
+    files: Source, checkpoint: Checkpoint, scalings: Scalings, workers: int
+) -> Run[dict[str, bytes]]:
     """Factors for the checkpoint: link -> exponents, as tq_config.json records them.
 
-    Reads each matrix of the text model once. Raises UsageError or BadInput for a model whose
-    tensors can't be balanced, before a weight is read.
+    scalings: as `plan_scalings` makes them of the checkpoint
+    Reads each matrix of the text model once.
     """
-    return (yield from _Pass(files, plan_balance(checkpoint), checkpoint, workers).run())
+    return (yield from _Pass(files, scalings, checkpoint, workers).run())
 
 
 class _Pass:
@@ -69,7 +71,7 @@ class _Pass:
         self._model = scalings.model
         self._tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
         self._workers = workers
-        self._balance: dict[str, bytes] = {}
+        self._factors: dict[str, bytes] = {}
         self._started = time.perf_counter()
         names = {name for name, each in scalings.by_name.items() if each.columns}
         names |= {self._model.embeddings, *(layer.out for layer in self._model.layers)}
@@ -82,7 +84,7 @@ class _Pass:
         for layer in self._model.layers:
             signal += yield from self._attention(layer, signal)
             signal += yield from self._mlps(layer, signal)
-        return self._balance
+        return self._factors
 
     def _embedded(self) -> Run[Signal]:
         """What comes in, as if every token were as frequent as any other."""
@@ -174,14 +176,14 @@ class _Pass:
         steps -= steps.mean(1, keepdims=True)
         steps[~np.isfinite(steps)] = 0
         rounded = np.clip(np.rint(steps), -LARGEST, LARGEST).astype(np.int8)
-        self._balance[name] = rounded.tobytes()
+        self._factors[name] = rounded.tobytes()
 
     def _note_norm(self, name: str, signal: Signal, squares: Sequence[Numbers]) -> None:
         """The same for channels that a norm puts out: factors by which its gains can be divided."""
         self._note(name, signal, squares)
         info, stored = self._tensors[name].info, read_words(self._files, self._tensors[name])
         offset = self._model.family.offset
-        self._balance[name] = storable(self._balance[name], stored, info.dtype, offset)
+        self._factors[name] = storable(self._factors[name], stored, info.dtype, offset)
 
     def _look_at(self, given: Mapping[str, Signal | None]) -> Run[list[Looked]]:
         matrices = [Matrix(self._tensors[name], signal) for name, signal in given.items()]

@@ -1,4 +1,4 @@
-"""A checkpoint whose columns are balanced, read as if it lay on the disk.
+"""A checkpoint whose columns are equalized, read as if it lay on the disk.
 
 Headers and sizes are those of the source; weights are scaled as they are read and rounded to their
 own type. So whatever reads a source reads this one: to compress it, to compare with it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from functools import lru_cache
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,14 @@ from numpy.typing import NDArray
 from tq3.codec import reference
 from tq3.codec.backend import Backend, as_words, get_backend
 from tq3.codec.reference import Words
-from tq3.equalization.scalings import Scaling, Scalings, plan_balance
-from tq3.format.checkpoint import Checkpoint, Located, read_checkpoint
-from tq3.format.equalization import LARGEST, STEPS, Balance
-from tq3.format.files import Source
+from tq3.equalization.scalings import Scaling, Scalings, plan_scalings
+from tq3.format.checkpoint import Checkpoint, Located
+from tq3.format.equalization import LARGEST, STEPS, Factors
+from tq3.format.files import ForwardingSource, Source
 
 # What is said where a source is compared.
 SCALED = (
-    "columns are balanced: before it was compared, the source was scaled by the factors that the "
+    "columns are equalized: before it was compared, the source was scaled by the factors that the "
     "checkpoint records"
 )
 # Weights scaled at one time: their float32 values stay in a core's cache.
@@ -35,26 +34,25 @@ _GAIN_ERROR = 2**-8
 Floats = NDArray[np.float32]
 
 
-def balanced(files: Source, balance: Balance) -> Source:
+def equalized(files: Source, checkpoint: Checkpoint, factors: Factors) -> Source:
     """`files` with every tensor scaled by the recorded factors; without any `files` themselves.
 
-    Raises UsageError or BadInput where the factors are not for this checkpoint.
+    checkpoint: what `files` hold. Raises UsageError or BadInput where the factors are not for it.
     """
-    if not balance:
+    if not factors:
         return files
-    checkpoint = read_checkpoint(files)
-    scalings = plan_balance(checkpoint)
-    scalings.check(balance)
-    return cast(Source, _BalancedFiles(files, checkpoint, scalings, balance))
+    scalings = plan_scalings(checkpoint)
+    scalings.check(factors)
+    return ScaledSource(files, checkpoint, scalings, factors)
 
 
-class _BalancedFiles:
+class ScaledSource(ForwardingSource):
     """Everything but weights as the source answers it."""
 
     def __init__(
-        self, files: Source, checkpoint: Checkpoint, scalings: Scalings, balance: Balance
+        self, files: Source, checkpoint: Checkpoint, scalings: Scalings, factors: Factors
     ) -> None:
-        self._files = files
+        super().__init__(files)
         self._codec = get_backend()
         self._starts: dict[str, list[int]] = {}
         self._tensors: dict[str, list[Located]] = {}
@@ -65,10 +63,7 @@ class _BalancedFiles:
             self._tensors.setdefault(tensor.file, []).append(tensor)
         self._scalings = scalings.by_name
         # A few tensors are read at one time. All factors as floats could take a gigabyte.
-        self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], balance))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
+        self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], factors))
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """As `Files.read`."""
@@ -104,20 +99,20 @@ class _Scaler:
     columns: (stack, columns) or None; rows: (stack * rows,) or None, both float32
     """
 
-    def __init__(self, scaling: Scaling, balance: Balance) -> None:
+    def __init__(self, scaling: Scaling, factors: Factors) -> None:
         stack, rows, columns = scaling.shape
         self._shape = scaling.shape
         self._offset = scaling.offset
         self._columns: Floats | None = None
         self._rows: Floats | None = None
         if link := scaling.columns:
-            runs = factors_of(balance[link.name]).reshape(-1, 1, scaling.run)
+            runs = factors_of(factors[link.name]).reshape(-1, 1, scaling.run)
             repeated = np.broadcast_to(runs, (len(runs), scaling.repeats, scaling.run))
             self._columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
         if link := scaling.rows:
             divided = np.ones((stack, rows), np.float32)
-            factors = factors_of(balance[link.name], sign=-1).reshape(stack, link.size)
-            divided[:, rows - link.size :] = factors
+            inverses = factors_of(factors[link.name], sign=-1).reshape(stack, link.size)
+            divided[:, rows - link.size :] = inverses
             self._rows = divided.reshape(-1)
 
     def scale(self, words: Words, first: int, dtype: str, codec: Backend) -> None:

@@ -1,4 +1,4 @@
-"""What balanced columns do to a tensor: whose factors multiply its columns or divide its rows."""
+"""What equalized columns do to a tensor: whose factors multiply its columns or divide its rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tq3.equalization.channels import Layer, Mlp, TextModel, text_model
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import FILE_NAME
-from tq3.format.equalization import Balance
+from tq3.format.equalization import Factors
 from tq3.format.header import FLOATS
 
 
@@ -49,7 +49,7 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Scalings:
-    """model: the tensors by what they do; by_name: what balancing does to each that it changes."""
+    """model: the tensors by what they do; by_name: each tensor that is scaled, and how."""
 
     model: TextModel
     by_name: Mapping[str, Scaling]
@@ -58,23 +58,23 @@ class Scalings:
     def links(self) -> dict[str, Link]:
         return {link.name: link for each in self.by_name.values() for link in each.links}
 
-    def check(self, balance: Balance) -> None:
+    def check(self, factors: Factors) -> None:
         """Raise BadInput for recorded factors that are not those of these channels."""
         links = self.links
-        for name in sorted(links.keys() | balance.keys()):
+        for name in sorted(links.keys() | factors.keys()):
             wanted = links[name].stack * links[name].size if name in links else 0
-            if len(balance.get(name, b"")) != wanted:
+            if len(factors.get(name, b"")) != wanted:
                 raise BadInput(
-                    "tq3.balance does not fit the source",
+                    "tq3.equalization does not fit the source",
                     file=FILE_NAME,
                     tensor=name,
-                    found=f"{len(balance.get(name, b''))} factors",
+                    found=f"{len(factors.get(name, b''))} factors",
                     expected=wanted,
                     fix="name the checkpoint that it was made from",
                 )
 
 
-def plan_balance(checkpoint: Checkpoint) -> Scalings:
+def plan_scalings(checkpoint: Checkpoint) -> Scalings:
     """Raises UsageError for an unknown architecture, BadInput where tensors don't fit together."""
     model = text_model(checkpoint)
     plan = _Planner(model, {tensor.info.name: tensor for tensor in checkpoint.tensors})
@@ -168,10 +168,10 @@ class _Planner:
 
     def _misfit(self, name: str, found: str, expected: str) -> BadInput:
         return BadInput(
-            "can't balance: its shape does not fit",
+            "can't equalize: its shape does not fit",
             file=self._tensors[name].file,
             tensor=name,
             found=found,
             expected=expected,
-            fix="compress without --balance",
+            fix="compress without --equalize",
         )

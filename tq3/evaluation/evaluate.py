@@ -70,8 +70,8 @@ def evaluate(
     start = time.perf_counter()
     with open_source(source, source_hub) as originals, open_source(path, hub) as compressed:
         path, source = os.fspath(path), os.fspath(source)
-        original, ours, is_balanced = open_both(originals, compressed)
-        if is_balanced:
+        original, ours, is_equalized = open_both(originals, compressed)
+        if is_equalized:
             yield Notice(SCALED)
         check_belong_together(ours, original, path, source)
         with small_files(originals) as folder:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tq3.codec.backend import get_backend
-from tq3.equalization.scaled_source import balanced
+from tq3.equalization.scaled_source import equalized
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located, read_checkpoint
 from tq3.format.files import Source
@@ -85,7 +85,7 @@ class Tensors:
 
 
 def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors, bool]:
-    """An ordinary checkpoint, the TQ3 checkpoint made from it, and whether columns are balanced.
+    """An ordinary checkpoint, the TQ3 checkpoint made from it, and whether columns are equalized.
 
     Where they are the first one's are, too: it computes the same, and weights can
     be compared. Raises BadInput for a quantised source, and where the other one is none of ours.
@@ -94,9 +94,9 @@ def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors, bool]
     check_ordinary(checkpoint, _WHICH)
     ours = read_checkpoint(files)
     config = read_tq_config(files, ours.config)
-    original = Tensors(balanced(originals, config.balance), checkpoint, {})
+    original = Tensors(equalized(originals, checkpoint, config.factors), checkpoint, {})
     compressed = Tensors(files, ours, packed_layouts(ours, config))
-    return original, compressed, bool(config.balance)
+    return original, compressed, bool(config.factors)
 
 
 def check_belong_together(ours: Tensors, original: Tensors, out: str, source: str) -> None:

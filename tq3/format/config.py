@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.equalization import Balance, balance_from_record, balance_record
+from tq3.format.equalization import Factors, factors_from_record, factors_record
 from tq3.format.json_reading import parse_object
 from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
 from tq3.format.width_record import WidthRecord, is_numbers, width_reader
@@ -47,7 +47,7 @@ class TqConfig:
     kept_source_dtype: name -> reason, for floats that are not F16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     widths: of tensors whose width is not `bits`, where `sensitive_bits` can't say it
-    balance: factors of channels, where columns were balanced
+    factors: of channels, where columns were equalized
     """
 
     bits: int
@@ -67,7 +67,7 @@ class TqConfig:
     recipe: Mapping[str, Any] | None = None
     measured_error: MeasuredError | None = None
     widths: WidthRecord = field(default_factory=dict)
-    balance: Balance = field(default_factory=dict)
+    factors: Factors = field(default_factory=dict)
 
     def width_reader(self) -> Callable[[str], int]:
         """The recorded width of a name: by `widths`, else by the rule of existing readers."""
@@ -106,8 +106,8 @@ class TqConfig:
             "recipe": self.recipe,
             "measured_error": asdict(self.measured_error) if self.measured_error else None,
         }
-        if self.balance:
-            known["tq3"]["balance"] = balance_record(self.balance)
+        if self.factors:
+            known["tq3"]["equalization"] = factors_record(self.factors)
         text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
         # A folder after which the model is named need not be called in UTF-8.
         return text.encode("utf-8", "replace").decode("utf-8")
@@ -166,7 +166,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         widths=_widths(_typed(ours, "widths", dict, {})),
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
-        balance=balance_from_record(_items(ours, "balance", dict, str), FILE_NAME),
+        factors=factors_from_record(_items(ours, "equalization", dict, str), FILE_NAME),
     )
 
 

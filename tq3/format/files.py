@@ -82,6 +82,70 @@ class Source(Files, Protocol):
         """Have reads under way end soon, by any error: nobody waits for them."""
 
 
+class ForwardingSource:
+    """A source that answers as another one does, for classes that change a part of it."""
+
+    def __init__(self, files: Source) -> None:
+        self._files = files
+        self.label = files.label
+
+    @property
+    def folder(self) -> Path | None:
+        return self._files.folder
+
+    @property
+    def origin(self) -> Origin:
+        return self._files.origin
+
+    @property
+    def is_pinned(self) -> bool:
+        return self._files.is_pinned
+
+    @property
+    def connections(self) -> int:
+        return self._files.connections
+
+    @property
+    def n_received(self) -> int | None:
+        return self._files.n_received
+
+    def names(self) -> list[str]:
+        return self._files.names()
+
+    def tree(self) -> list[str]:
+        return self._files.tree()
+
+    def has(self, name: str) -> bool:
+        return self._files.has(name)
+
+    def has_unfinished_run(self) -> bool:
+        return self._files.has_unfinished_run()
+
+    def size(self, name: str) -> int:
+        return self._files.size(name)
+
+    def stamp(self, name: str) -> str:
+        return self._files.stamp(name)
+
+    def expect(self, names: Iterable[str]) -> None:
+        self._files.expect(names)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        return self._files.read(name, offset, length)
+
+    def place(self, name: str) -> str:
+        return self._files.place(name)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self._files.read_into(name, offset, buffer)
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        return self._files.parts(name)
+
+    def give_up(self) -> None:
+        self._files.give_up()
+
+
 def read_object(files: Files, name: str) -> dict[str, Any]:
     """A JSON object from the folder. Raises BadInput."""
     # People edit config.json by hand; of a key that is there twice every host takes the last.

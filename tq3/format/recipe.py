@@ -51,7 +51,7 @@ class Recipe:
     scale: how codes are chosen, by "search" for the smallest error or from the "norm" as published
     norms: how norms are stored, as "float32" or as "float16", which other readers may not know
     widths: by role, in place of `bits` and `sensitive_bits`
-    balance: scale columns for smaller errors where it counts, and what feeds them the other way
+    equalize: scale columns for smaller errors where it counts, and what feeds them inversely
     """
 
     bits: int = 3
@@ -66,7 +66,7 @@ class Recipe:
     scale: str = "search"
     norms: str = "float32"
     widths: Widths | None = None
-    balance: bool = False
+    equalize: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, Widths=Any)  # Widths checks itself

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tq3.equalization.estimate import measure_balance
-from tq3.equalization.scaled_source import balanced
-from tq3.equalization.scalings import plan_balance
+from tq3.equalization.estimate import estimate_factors
+from tq3.equalization.scaled_source import ScaledSource
+from tq3.equalization.scalings import plan_scalings
 from tq3.errors import BadInput
-from tq3.events import Event, Notice, Report, Run, StrPath
+from tq3.events import Notice, Report, Run, StrPath
 from tq3.format import config as tq_config
 from tq3.format.arguments import of_its_types
 from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
-from tq3.format.equalization import UNBALANCED, Balance
+from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.files import CONFIG, Source, read_text
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
@@ -31,7 +30,7 @@ from tq3.plan import joined
 from tq3.plan.allocation import spare_target
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed
-from tq3.plan.identity import Identity, before_balance, with_balance
+from tq3.plan.identity import Identity, before_factors, with_factors
 from tq3.plan.learned import NOTHING_LEARNED, Learned
 from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import RENAMED
@@ -67,32 +66,13 @@ def compress_checkpoint(
     """
     with open_source(source, hub) as files:
         job = _Compression(files, recipe, verbatim_config, selection)
-        if recipe.balance:
-            balance = yield from _measured(job, workers, Path(out), overwrite, resume)
-            job = _Compression(
-                balanced(files, balance), recipe, verbatim_config, selection, balance
-            )
+        if recipe.equalize:
+            yield from job.equalize(workers, Path(out), overwrite, resume)
         return (
             yield from run_job(
                 job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
             )
         )
-
-
-def _measured(
-    job: _Compression, workers: int | None, out: Path, overwrite: bool, resume: bool
-) -> Generator[Event, None, Balance]:
-    """The factors of balanced columns, by a first pass over the weights."""
-    files = job.files
-    workers = check_workers(workers, files.connections)
-    # What is refused is refused before a pass is spoken of.
-    job.sidecars()
-    plan_balance(job.checkpoint)
-    check_target(out, files.folder, overwrite=overwrite)
-    expected = partial(before_balance, job.identity())
-    check_continuation(out, expected, resume=resume and not overwrite)
-    yield Notice("a first pass measures the columns, which --balance scales")
-    return (yield from measure_balance(files, job.checkpoint, workers))
 
 
 class _Compression(Job):
@@ -109,18 +89,32 @@ class _Compression(Job):
         recipe: Recipe,
         verbatim_config: bool,
         selection: Selection,
-        balance: Balance = UNBALANCED,
     ) -> None:
         super().__init__(files, read_checkpoint(files), selection)
         self.plan = first_plan(files, self.checkpoint, recipe)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
-        self._balance = balance
+        self._factors: Factors = NO_FACTORS
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
         spare = spare_target(self.plan, recipe)
         self._notices += [Notice(f"the target is {spare}")] if spare else []
         self._notices += map(Notice, worth_knowing(files, self.plan, recipe))
+
+    def equalize(self, workers: int | None, out: Path, overwrite: bool, resume: bool) -> Run[None]:
+        """Estimate the factors by a first pass over the weights, and read scaled ones from then on.
+
+        What is refused is refused before that pass is spoken of.
+        """
+        workers = check_workers(workers, self.files.connections)
+        self.sidecars()
+        scalings = plan_scalings(self.checkpoint)
+        check_target(out, self.files.folder, overwrite=overwrite)
+        expected = partial(before_factors, self.identity())
+        check_continuation(out, expected, resume=resume and not overwrite)
+        yield Notice("a first pass measures the columns, which --equalize scales")
+        self._factors = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
+        self.files = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
@@ -128,7 +122,7 @@ class _Compression(Job):
 
     def identity(self) -> Identity:
         """With the factors, on which every byte depends, too."""
-        return with_balance(super().identity(), self._balance)
+        return with_factors(super().identity(), self._factors)
 
     def adopt(self, learned: Learned) -> None:
         """Plan with what an earlier run learned, or this one."""
@@ -190,5 +184,5 @@ class _Compression(Job):
             revision=revision,
             writer=self.writer,
             error=error,
-            balance=self._balance,
+            factors=self._factors,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from tq3.equalization.scalings import plan_balance
+from tq3.equalization.scalings import plan_scalings
 from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Files, Source
@@ -62,8 +62,8 @@ def _describe_plan(
     selection: Selection,
 ) -> Description:
     sidecars = side_files(files, checkpoint, plan, selection, written=(CONFIG,), renamed=RENAMED)
-    if recipe.balance:
-        plan_balance(checkpoint)  # which refuses what it does not know
+    if recipe.equalize:
+        plan_scalings(checkpoint)  # which refuses what it does not know
     config = describe_compression(
         plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
     )
@@ -85,7 +85,7 @@ def _describe_plan(
         bits=config.bits,
         group_size=recipe.group_size,
         scale=recipe.scale,
-        balanced_columns=recipe.balance,
+        equalized=recipe.equalize,
         original_model=None,
         source_revision=None,
         source_dtype=None,
@@ -116,7 +116,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         bits=config.bits,
         group_size=config.group_size,
         scale=recorded.scale if recorded else None,
-        balanced_columns=bool(config.balance),
+        equalized=bool(config.factors),
         original_model=config.original_model,
         source_revision=config.source_revision,
         source_dtype=config.source_dtype,

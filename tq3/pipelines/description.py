@@ -54,7 +54,7 @@ class Description:
     """A TQ3 checkpoint, or with `planned` one that compress would make.
 
     scale, source_bytes, measured_error: None where nobody recorded them
-    balanced_columns: whether columns were scaled, and what feeds them the other way
+    equalized: whether columns were scaled, and what feeds them the other way
     choice: widths by role, and what they are expected to cost
     peak_memory_bytes: what compress would need, for a plan
     notices: what the user should know beside the figures
@@ -79,7 +79,7 @@ class Description:
     peak_memory_bytes: int | None = None
     spare_target: str | None = None
     notices: tuple[str, ...] = ()
-    balanced_columns: bool = False
+    equalized: bool = False
     side_files: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 

@@ -40,10 +40,10 @@ def restore_checkpoint(
 ) -> Run[Report]:
     """Decode the TQ3 checkpoint `path` into the new folder `out`, telling what happens.
 
-    Names and shapes are the source's, and so are values but for the error of the codes; those of a
-    balanced checkpoint stay balanced, and compute the same. Every BF16, F16 and F32 tensor becomes
-    `dtype` ("bfloat16", "float16" or "float32"), rounded to nearest even; but what compress would
-    keep in F32, such as a router's correction bias, stays F32. Other options as in
+    Names and shapes are the source's, and so are values but for the error of the codes; those of an
+    equalized checkpoint stay equalized, and compute the same. Every BF16, F16 and F32 tensor
+    becomes `dtype` ("bfloat16", "float16" or "float32"), rounded to nearest even; but what compress
+    would keep in F32, such as a router's correction bias, stays F32. Other options as in
     `tq3.pipelines.compress.compress_checkpoint`.
     """
     if dtype not in DTYPES:
@@ -51,9 +51,9 @@ def restore_checkpoint(
     check_shard_bytes(max_shard_bytes)
     with open_source(path, hub) as files:
         job = _Restoration(files, dtype, max_shard_bytes, selection)
-        if job.is_balanced:
+        if job.is_equalized:
             yield Notice(
-                "columns are balanced: the model computes what its source does, with other weights"
+                "columns are equalized: the model computes what its source does, with other weights"
             )
         if dtype == "bfloat16" and job.source_dtype == "float16":
             yield Notice(
@@ -79,7 +79,7 @@ class _Restoration(Job):
     ) -> None:
         super().__init__(files, read_checkpoint(files), selection)
         config = read_tq_config(files, self.checkpoint.config)
-        self.is_balanced = bool(config.balance)
+        self.is_equalized = bool(config.factors)
         self.source_dtype = config.source_dtype
         self.plan = plan_restoration(self.checkpoint, config, DTYPES[dtype], max_shard_bytes)
         self._options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}

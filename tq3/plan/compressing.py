@@ -11,7 +11,7 @@ from math import prod
 from tq3.errors import UsageError
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
-from tq3.format.equalization import UNBALANCED, Balance
+from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
@@ -76,7 +76,7 @@ def describe_compression(
     revision: str | None,
     writer: str,
     error: MeasuredError | None,
-    balance: Balance = UNBALANCED,
+    factors: Factors = NO_FACTORS,
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
     layouts = {task.name: task.layout for task in plan.tasks if task.layout}
@@ -101,7 +101,7 @@ def describe_compression(
         recipe=recipe_record(recipe),
         measured_error=error,
         widths=record,
-        balance=balance,
+        factors=factors,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.config import FORMAT_VERSION
-from tq3.format.equalization import Balance
+from tq3.format.equalization import Factors
 from tq3.format.widths import BY_NAME
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.units import exact_size
@@ -29,7 +29,7 @@ class Identity:
 
     sources: file -> its stamp, which changes when the file does
     options: what was asked for; they explain a difference, since the plan says nearly all
-    balance: of the factors by which weights are scaled; empty for a run without any
+    factors: digest of those by which weights are scaled; empty for a run without any
     """
 
     command: str
@@ -37,7 +37,7 @@ class Identity:
     options: Mapping[str, Any]
     plan: str
     versions: str = VERSIONS
-    balance: str = ""
+    factors: str = ""
 
     def to_record(self) -> dict[str, Any]:
         """The identity as JSON."""
@@ -55,7 +55,7 @@ class Identity:
         told += _stamp_changes(record.get("sources") or {}, self.sources)
         if self._is_stricter(record.get("options") or {}):
             told.append("--nonfinite keep became --nonfinite error")
-        same = all(record.get(key) == getattr(self, key) for key in ("plan", "balance"))
+        same = all(record.get(key) == getattr(self, key) for key in ("plan", "factors"))
         if not same and not told:
             told += option_changes(record.get("options") or {}, self.options)
         if not same and not told:
@@ -74,22 +74,22 @@ def identify(
     return Identity(command, dict(checkpoint.stamps), dict(options), _plan_digest(plan))
 
 
-def with_balance(identity: Identity, balance: Balance) -> Identity:
+def with_factors(identity: Identity, factors: Factors) -> Identity:
     """The identity of a run whose weights are scaled by these factors; the same without any."""
-    if not balance:
+    if not factors:
         return identity
     state = hashlib.sha256()
-    for name, exponents in balance.items():
+    for name, exponents in factors.items():
         state.update(f"{name!r} {len(exponents)}\n".encode() + exponents)
-    return replace(identity, balance=state.hexdigest())
+    return replace(identity, factors=state.hexdigest())
 
 
-def before_balance(identity: Identity, record: Mapping[str, Any]) -> Identity:
-    """The identity of a run that will be balanced, as if by the factors of an earlier run.
+def before_factors(identity: Identity, record: Mapping[str, Any]) -> Identity:
+    """The identity of a run that will be equalized, as if by the factors of an earlier run.
 
-    By factors that are those of no run, where the earlier one was not balanced.
+    By factors that are those of no run, where the earlier one was not equalized.
     """
-    return replace(identity, balance=record.get("balance") or "not yet known")
+    return replace(identity, factors=record.get("factors") or "not yet known")
 
 
 def _plan_digest(plan: Plan) -> str:

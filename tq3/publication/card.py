@@ -225,8 +225,8 @@ def _options(recipe: Recipe) -> Iterator[str]:
         value = getattr(recipe, field)
         if value != getattr(defaults, field):
             yield from (option, str(value))
-    if recipe.balance:
-        yield "--balance"
+    if recipe.equalize:
+        yield "--equalize"
     for glob in recipe.keep:
         yield from ("--keep", glob)
     for glob in recipe.only:

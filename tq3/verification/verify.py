@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from tq3.codec.backend import Backend, get_backend
-from tq3.equalization.scaled_source import SCALED, balanced
+from tq3.equalization.scaled_source import SCALED, equalized
 from tq3.errors import UsageError
 from tq3.events import Checking, Notice, Progress, Run, StrPath
 from tq3.format import manifest as tq_manifest
@@ -60,8 +60,6 @@ def verify_checkpoint(
         connections = max(each.connections for each in (files, originals or files))
         workers = check_workers(workers, connections)
         found = examine(files)
-        if originals and found.config:
-            originals = balanced(originals, found.config.balance)
         job = _Job(files, originals, codec, workers, found, structure_only=structure)
         yield job.checking()
         yield from job.look_at_bytes()
@@ -165,6 +163,9 @@ class _Job:
             return Judge((), scale, None)
         original = read_checkpoint(self._originals)
         check_ordinary(original)
+        if self._structure.config:
+            factors = self._structure.config.factors
+            self._originals = equalized(self._originals, original, factors)
         if not self._structure.weight_files:
             return Judge((), scale, None)  # said already, and once is enough
         tasks, faults = pair_up(self._structure, original)
@@ -209,7 +210,7 @@ class _Job:
 
 
 def _notices(structure: Structure, originals: Source | None) -> Iterator[str]:
-    if originals and structure.config and structure.config.balance:
+    if originals and structure.config and structure.config.factors:
         yield SCALED
     if structure.weight_files and not structure.needs_manifest:
         yield (

@@ -1,4 +1,4 @@
-"""Tiny models whose channels are uneven, and their checkpoints with balanced columns.
+"""Tiny models whose channels are uneven, and their checkpoints with equalized columns.
 
 The first is saved in float32, so that scaling it changes logits by rounding alone.
 """
@@ -20,17 +20,18 @@ from tiny_models import (
     Architecture,
 )
 
-from tq3.equalization.estimate import measure_balance
-from tq3.equalization.scaled_source import balanced
+from tq3.equalization.estimate import estimate_factors
+from tq3.equalization.scaled_source import equalized
+from tq3.equalization.scalings import plan_scalings
 from tq3.events import follow
 from tq3.format.checkpoint import read_checkpoint
-from tq3.format.equalization import Balance
+from tq3.format.equalization import Factors
 from tq3.storage.local import LocalFiles
 
 _HYBRID = SIZES | GATED_DELTANET
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
 _KEPT: frozenset[str] = frozenset()
-BALANCED = (
+EQUALIZED = (
     *ARCHITECTURES,
     Architecture(
         "llama with biases",
@@ -97,18 +98,20 @@ def write_uneven_checkpoint(
     model.to(dtype).save_pretrained(folder, **architecture.save_options)
 
 
-def balance_of(folder: Path) -> Balance:
+def factors_of_folder(folder: Path) -> Factors:
     """The factors that compress would choose."""
     with LocalFiles(folder) as files:
-        return follow(measure_balance(files, read_checkpoint(files), workers=2))
+        checkpoint = read_checkpoint(files)
+        run = estimate_factors(files, checkpoint, plan_scalings(checkpoint), workers=2)
+        return follow(run)
 
 
-def write_balanced(source: Path, out: Path, balance: Balance) -> None:
-    """The source with balanced columns, as an ordinary checkpoint."""
+def write_equalized(source: Path, out: Path, factors: Factors) -> None:
+    """The source with equalized columns, as an ordinary checkpoint."""
     out.mkdir()
     (out / "config.json").write_bytes((source / "config.json").read_bytes())
     with LocalFiles(source) as files:
-        scaled = balanced(files, balance)
+        scaled = equalized(files, read_checkpoint(files), factors)
         tensors = {}
         for tensor in read_checkpoint(scaled).tensors:
             info = tensor.info

@@ -1,7 +1,7 @@
-"""Balanced columns, by the product's own factors, for any way to write a matrix.
+"""Equalized columns, by the product's own factors, for any way to write a matrix.
 
 Matrices are scaled, written, and scaled back: the same as a checkpoint that holds the scaled
-matrices and the other gains, as `tq3 compress --balance` writes it.
+matrices and the other gains, as `tq3 compress --equalize` writes it.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ import torch
 from ours import Coded, Way
 from torch import Tensor
 
-from tq3.equalization.estimate import measure_balance
+from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import factors_of
-from tq3.equalization.scalings import Link, Scaling, plan_balance
+from tq3.equalization.scalings import Link, Scaling, plan_scalings
 from tq3.events import follow
 from tq3.format.checkpoint import read_checkpoint
 from tq3.storage.local import LocalFiles
 
 
-class Balance:
+class Factors:
     """Factors of columns and rows of all matrices of the checkpoint in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         with LocalFiles(folder) as files:
             checkpoint = read_checkpoint(files)
-            self._scalings = plan_balance(checkpoint).by_name
-            self._balance = follow(measure_balance(files, checkpoint, workers=2))
+            scalings = plan_scalings(checkpoint)
+            self._scalings = scalings.by_name
+            self._factors = follow(estimate_factors(files, checkpoint, scalings, workers=2))
 
     def way(self, inner: Way) -> Way:
-        """`inner` on the balanced matrices, what comes out scaled back."""
+        """`inner` on the equalized matrices, what comes out scaled back."""
 
         def code(name: str, weight: Tensor) -> Coded | None:
             factors = self._factors(self._scalings[name])
@@ -48,4 +49,4 @@ class Balance:
         return factors / self._of(scaling.rows)[:, None] if scaling.rows else factors
 
     def _of(self, link: Link) -> Tensor:
-        return torch.from_numpy(factors_of(self._balance[link.name]))
+        return torch.from_numpy(factors_of(self._factors[link.name]))

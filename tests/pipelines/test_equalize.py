@@ -1,6 +1,6 @@
-"""--balance: tensors are scaled as recorded, what can't be scaled is refused, nothing is forgotten.
+"""--equalize: tensors are scaled as recorded; what can't be scaled is refused.
 
-tests/models/test_balanced_models.py: that models compute the same.
+tests/models/test_equalized_models.py: that models compute the same.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from spoiling import change_tensors, read_shard, set_key
 import tq3
 from tq3.codec import reference
 from tq3.equalization import column_sizes as sizes
-from tq3.equalization.scaled_source import SCALED, balanced, storable
+from tq3.equalization.scaled_source import SCALED, equalized, storable
 from tq3.errors import BadInput, UsageError
 from tq3.events import Notice
 from tq3.format.checkpoint import read_checkpoint
-from tq3.format.equalization import STEPS, balance_from_record
+from tq3.format.equalization import STEPS, factors_from_record
 from tq3.storage.local import LocalFiles
 
 WIDTH, HEAD = 128, 32
@@ -47,13 +47,13 @@ def source(tmp_path: Path) -> Path:
 
 
 def recorded_factors(folder: Path) -> dict[str, np.ndarray]:
-    record = json.loads((folder / "tq_config.json").read_text())["tq3"]["balance"]
-    exponents = balance_from_record(record, "tq_config.json")
+    record = json.loads((folder / "tq_config.json").read_text())["tq3"]["equalization"]
+    exponents = factors_from_record(record, "tq_config.json")
     return {n: 2.0 ** (np.frombuffer(e, np.int8) / STEPS) for n, e in exponents.items()}
 
 
 def test_columns_are_multiplied_and_what_feeds_them_is_divided(source, tmp_path):
-    tq3.compress(source, tmp_path / "tq3", balance=True, keep="*")
+    tq3.compress(source, tmp_path / "tq3", equalize=True, keep="*")
     before, after = llama(), read_shard(tmp_path / "tq3" / "model.safetensors")
     factors = recorded_factors(tmp_path / "tq3")
     attention, mlp = factors[NORM], factors[LAYER + "post_attention_layernorm.weight"]
@@ -84,8 +84,8 @@ def test_columns_are_multiplied_and_what_feeds_them_is_divided(source, tmp_path)
 
 
 def test_codes_are_those_of_the_scaled_weights(source, tmp_path):
-    tq3.compress(source, tmp_path / "tq3", balance=True)
-    kept = tq3.Recipe(keep=("*",), keep_dtype="source", balance=True)
+    tq3.compress(source, tmp_path / "tq3", equalize=True)
+    kept = tq3.Recipe(keep=("*",), keep_dtype="source", equalize=True)
     list(tq3.compress_checkpoint(source, tmp_path / "kept", kept))
     scaled = read_shard(tmp_path / "kept" / "model.safetensors")
     stored = read_shard(tmp_path / "tq3" / "model.safetensors")
@@ -99,16 +99,16 @@ def test_codes_are_those_of_the_scaled_weights(source, tmp_path):
 def test_factors_do_not_depend_on_workers_or_on_who_is_first(source, tmp_path, monkeypatch):
     monkeypatch.setattr(sizes, "_PIECE_WEIGHTS", 1000)
     for workers in (1, 4):
-        tq3.compress(source, tmp_path / str(workers), balance=True, workers=workers)
+        tq3.compress(source, tmp_path / str(workers), equalize=True, workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "4")
 
 
 @pytest.mark.parametrize("length", [2, 6, 254, 256, 258, 1000])
 def test_any_stretch_of_a_tensor_is_scaled_as_the_whole(source, tmp_path, length):
-    tq3.compress(source, tmp_path / "tq3", balance=True)
-    record = json.loads((tmp_path / "tq3" / "tq_config.json").read_text())["tq3"]["balance"]
+    tq3.compress(source, tmp_path / "tq3", equalize=True)
+    record = json.loads((tmp_path / "tq3" / "tq_config.json").read_text())["tq3"]["equalization"]
     with LocalFiles(source) as files:
-        scaled = balanced(files, balance_from_record(record, ""))
+        scaled = equalized(files, read_checkpoint(files), factors_from_record(record, ""))
         for located in read_checkpoint(scaled).tensors:
             info = located.info
             if "layers.1.self_attn" not in info.name:
@@ -133,13 +133,13 @@ def test_a_tensor_without_elements_is_not_taken_for_the_one_that_begins_where_it
     stored = {}
     for path in (source, beside):
         out = tmp_path / f"{path.name}-tq3"
-        tq3.compress(path, out, balance=True, keep="*")
+        tq3.compress(path, out, equalize=True, keep="*")
         stored[path] = {n: t.data for n, t in read_shard(out / "model.safetensors").items()}
     assert stored[beside] == stored[source] | {"z.empty": b""}
 
 
 def test_a_checkpoint_is_sound_beside_its_source(source, tmp_path):
-    tq3.compress(source, tmp_path / "tq3", balance=True)
+    tq3.compress(source, tmp_path / "tq3", equalize=True)
     result = tq3.verify(tmp_path / "tq3", source=source)
     assert result.faults == ()
     assert SCALED in result.notices
@@ -148,17 +148,17 @@ def test_a_checkpoint_is_sound_beside_its_source(source, tmp_path):
     assert all(line.exact or line.n_rounded for line in kept)  # rounded: tiny values
 
 
-def test_restore_says_that_the_weights_are_balanced(source, tmp_path):
-    tq3.compress(source, tmp_path / "tq3", balance=True)
+def test_restore_says_that_the_weights_are_equalized(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", equalize=True)
     events = list(tq3.restore_checkpoint(tmp_path / "tq3", tmp_path / "restored"))
-    assert any(isinstance(e, Notice) and "balanced" in e.text for e in events)
+    assert any(isinstance(e, Notice) and "equalized" in e.text for e in events)
     stored = read_shard(tmp_path / "tq3" / "model.safetensors")[NORM].values
     restored = read_shard(tmp_path / "restored" / "model.safetensors")[NORM].values
     np.testing.assert_allclose(restored, stored, rtol=2**-8)
 
 
 def test_a_norm_that_was_not_scaled_is_found(source, tmp_path):
-    tq3.compress(source, tmp_path / "tq3", balance=True)
+    tq3.compress(source, tmp_path / "tq3", equalize=True)
 
     def put_back(tensors: dict[str, Tensor]) -> None:
         tensors[NORM] = tensor(llama()[NORM].values, "F16")
@@ -168,8 +168,8 @@ def test_a_norm_that_was_not_scaled_is_found(source, tmp_path):
     assert ("TQ504", NORM) in {(fault.check, fault.tensor) for fault in faults}
 
 
-def test_a_balanced_checkpoint_is_not_taken_for_another_models(source, tmp_path):
-    tq3.compress(source, tmp_path / "tq3", balance=True)
+def test_a_equalized_checkpoint_is_not_taken_for_another_models(source, tmp_path):
+    tq3.compress(source, tmp_path / "tq3", equalize=True)
     other = tiny_checkpoint(tmp_path / "other", llama(layers=1), config=CONFIG)
     with pytest.raises(BadInput, match="does not fit the source"):
         tq3.verify(tmp_path / "tq3", source=other)
@@ -177,18 +177,18 @@ def test_a_balanced_checkpoint_is_not_taken_for_another_models(source, tmp_path)
 
 @pytest.mark.parametrize("text", ["?", "gYGB", 3])
 def test_damaged_factors_are_a_fault(source, tmp_path, text):
-    tq3.compress(source, tmp_path / "tq3", balance=True)
-    set_key("tq_config.json", "tq3.balance", {NORM: text})(tmp_path / "tq3")
+    tq3.compress(source, tmp_path / "tq3", equalize=True)
+    set_key("tq_config.json", "tq3.equalization", {NORM: text})(tmp_path / "tq3")
     faults = tq3.verify(tmp_path / "tq3", structure=True).faults
     assert "TQ103" in {fault.check for fault in faults}
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(source, tmp_path):
-    tq3.compress(source, tmp_path / "whole", balance=True)
+    tq3.compress(source, tmp_path / "whole", equalize=True)
     with counted_blocks(limit=5), pytest.raises(Stopped):
-        tq3.compress(source, tmp_path / "out", balance=True, workers=1)
+        tq3.compress(source, tmp_path / "out", equalize=True, workers=1)
     with counted_blocks() as carried:
-        tq3.compress(source, tmp_path / "out", balance=True)
+        tq3.compress(source, tmp_path / "out", equalize=True)
     assert len(carried) == len(llama()) - 5
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -196,24 +196,24 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(source, tmp_path):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_run_with_another_choice_is_not_continued(source, tmp_path, first):
     with counted_blocks(limit=5), pytest.raises(Stopped):
-        tq3.compress(source, tmp_path / "out", balance=first, workers=1)
-    words = {True: "--balance", False: "no --balance"}
+        tq3.compress(source, tmp_path / "out", equalize=first, workers=1)
+    words = {True: "--equalize", False: "no --equalize"}
     with pytest.raises(UsageError, match=f"{words[first]} became {words[not first]}"):
-        tq3.compress(source, tmp_path / "out", balance=not first)
+        tq3.compress(source, tmp_path / "out", equalize=not first)
 
 
 @pytest.mark.parametrize(
     ("first", "words"),
     [
-        ({"balance": False}, "no --balance became --balance"),
-        ({"balance": True, "bits": 4}, "--bits 4 became --bits 3"),
-        ({"balance": True, "norms": "float16"}, "--norms float16 became --norms float32"),
+        ({"equalize": False}, "no --equalize became --equalize"),
+        ({"equalize": True, "bits": 4}, "--bits 4 became --bits 3"),
+        ({"equalize": True, "norms": "float16"}, "--norms float16 became --norms float32"),
     ],
 )
 def test_an_impossible_continuation_is_refused_before_the_pass(source, tmp_path, first, words):
     with counted_blocks(limit=5), pytest.raises(Stopped):
         tq3.compress(source, tmp_path / "out", **first, workers=1)
-    recipe = tq3.Recipe(balance=True)
+    recipe = tq3.Recipe(equalize=True)
     with pytest.raises(UsageError, match=words):
         next(tq3.compress_checkpoint(source, tmp_path / "out", recipe))
     anew = next(tq3.compress_checkpoint(source, tmp_path / "out", recipe, resume=False))
@@ -225,7 +225,7 @@ def test_a_target_that_is_not_free_is_refused_before_the_pass(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     with pytest.raises(UsageError, match="not empty"):
-        next(tq3.compress_checkpoint(source, tmp_path / "out", tq3.Recipe(balance=True)))
+        next(tq3.compress_checkpoint(source, tmp_path / "out", tq3.Recipe(equalize=True)))
 
 
 def gains_of(file: Path, scale: np.ndarray | float = 1.0) -> np.ndarray:
@@ -248,7 +248,7 @@ def test_gains_that_are_stored_less_one_are_divided_by_what_their_readers_are_mu
         tensors[name] = tensor(tensors[name].values * columns)
     config = CONFIG | {"model_type": "qwen3_5"}
     source = tiny_checkpoint(tmp_path / "source", tensors, config=config)
-    tq3.compress(source, tmp_path / "tq3", balance=True)
+    tq3.compress(source, tmp_path / "tq3", equalize=True)
     factors = recorded_factors(tmp_path / "tq3")[NORM]
     assert factors.max() > 8 and factors.min() < 1 / 8
     stored = gains_of(tmp_path / "tq3" / "model.safetensors", factors)
@@ -278,13 +278,13 @@ def test_a_nan_is_told_by_the_run_and_not_by_the_pass(tmp_path):
     tensors[name] = tensor(values)
     path = tiny_checkpoint(tmp_path / "source", tensors, config=CONFIG)
     with pytest.raises(BadInput, match="not a finite weight"):
-        tq3.compress(path, tmp_path / "out", balance=True)
-    tq3.compress(path, tmp_path / "kept", balance=True, nonfinite="keep", overwrite=True)
+        tq3.compress(path, tmp_path / "out", equalize=True)
+    tq3.compress(path, tmp_path / "kept", equalize=True, nonfinite="keep", overwrite=True)
     assert visible(tmp_path / "kept")
 
 
 def test_a_run_that_is_left_in_the_pass_leaves_nothing(source, tmp_path):
-    run = tq3.compress_checkpoint(source, tmp_path / "out", tq3.Recipe(balance=True))
+    run = tq3.compress_checkpoint(source, tmp_path / "out", tq3.Recipe(equalize=True))
     assert len(list(islice(run, 4))) == 4
     run.close()
     assert not (tmp_path / "out").exists()
@@ -292,5 +292,7 @@ def test_a_run_that_is_left_in_the_pass_leaves_nothing(source, tmp_path):
 
 def test_without_the_option_nothing_is_recorded(source, tmp_path):
     tq3.compress(source, tmp_path / "tq3")
-    assert "balance" not in json.loads((tmp_path / "tq3" / "tq_config.json").read_text())["tq3"]
-    assert not tq3.inspect(tmp_path / "tq3").balanced_columns
+    assert (
+        "equalization" not in json.loads((tmp_path / "tq3" / "tq_config.json").read_text())["tq3"]
+    )
+    assert not tq3.inspect(tmp_path / "tq3").equalized

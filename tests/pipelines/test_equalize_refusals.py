@@ -1,4 +1,4 @@
-"""What --balance can't balance is refused by plan and run alike, before a pass begins."""
+"""What --equalize can't equalize is refused by plan and run alike, before a pass begins."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("message", MISFITS)
-def test_what_can_not_be_balanced_is_refused_and_nothing_written(message, tmp_path):
+def test_what_can_not_be_equalized_is_refused_and_nothing_written(message, tmp_path):
     tensors, config, error = MISFITS[message]
     path = tiny_checkpoint(tmp_path / "source", tensors, config=config)
     for run in (
-        lambda: tq3.preview(path, tq3.Recipe(balance=True)),
-        lambda: next(tq3.compress_checkpoint(path, tmp_path / "out", tq3.Recipe(balance=True))),
+        lambda: tq3.preview(path, tq3.Recipe(equalize=True)),
+        lambda: next(tq3.compress_checkpoint(path, tmp_path / "out", tq3.Recipe(equalize=True))),
     ):
         with pytest.raises(error or Tq3Error, match=message):
             run()  # which says nothing before
@@ -90,14 +90,14 @@ def unfinished(tmp_path):
     """A target with a run that was stopped after some blocks, and its source."""
     path = tiny_checkpoint(tmp_path / "source", llama(), config=CONFIG)
     with counted_blocks(5), pytest.raises(Stopped):
-        tq3.compress(path, tmp_path / "out", balance=True, workers=1)
+        tq3.compress(path, tmp_path / "out", equalize=True, workers=1)
     return path, tmp_path / "out"
 
 
 CHANGED = {
-    "--norms float32 became --norms float16": {"norms": "float16", "balance": True},
-    "--bits 3 became --bits 4": {"bits": 4, "balance": True},
-    "--balance became no --balance": {},
+    "--norms float32 became --norms float16": {"norms": "float16", "equalize": True},
+    "--bits 3 became --bits 4": {"bits": 4, "equalize": True},
+    "--equalize became no --equalize": {},
 }
 
 
@@ -112,26 +112,26 @@ def test_a_run_that_can_not_go_on_is_refused_before_a_weight_is_read(unfinished,
     assert contents(out) == before
 
 
-def test_nor_does_a_balanced_run_go_on_with_another(tmp_path):
+def test_nor_does_a_equalized_run_go_on_with_another(tmp_path):
     path = tiny_checkpoint(tmp_path / "source", llama(), config=CONFIG)
     with counted_blocks(5), pytest.raises(Stopped):
         tq3.compress(path, tmp_path / "out", workers=1)
-    with pytest.raises(UsageError, match="no --balance became --balance"):
-        next(tq3.compress_checkpoint(path, tmp_path / "out", tq3.Recipe(balance=True)))
+    with pytest.raises(UsageError, match="no --equalize became --equalize"):
+        next(tq3.compress_checkpoint(path, tmp_path / "out", tq3.Recipe(equalize=True)))
 
 
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": False}])
 def test_a_run_that_gives_the_other_up_begins_its_pass(unfinished, options):
     source, out = unfinished
-    tq3.compress(source, out, balance=True, bits=4, **options)
-    tq3.compress(source, out.with_name("alone"), balance=True, bits=4)
+    tq3.compress(source, out, equalize=True, bits=4, **options)
+    tq3.compress(source, out.with_name("alone"), equalize=True, bits=4)
     assert contents(out) == contents(out.with_name("alone"))
 
 
-def test_the_same_balanced_run_goes_on(unfinished):
+def test_the_same_equalized_run_goes_on(unfinished):
     source, out = unfinished
     events = []
-    assert tq3.compress(source, out, balance=True, on_event=events.append).share_before > 0
+    assert tq3.compress(source, out, equalize=True, on_event=events.append).share_before > 0
     assert any(isinstance(event, Progress) for event in events)
-    tq3.compress(source, out.with_name("alone"), balance=True)
+    tq3.compress(source, out.with_name("alone"), equalize=True)
     assert contents(out) == contents(out.with_name("alone"))

@@ -1,4 +1,4 @@
-"""Balanced columns in each architecture: the same logits, other weights, a sound checkpoint."""
+"""Equalized columns in each architecture: the same logits, other weights, a sound checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from balanced_models import BALANCED, balance_of, write_balanced, write_uneven_checkpoint
+from equalized_models import EQUALIZED, factors_of_folder, write_equalized, write_uneven_checkpoint
 from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
 from tq3_folder import read_tensors
 
@@ -36,34 +36,34 @@ def logits(architecture: Architecture, folder: Path) -> torch.Tensor:
 
 
 def test_every_architecture_that_is_known_is_tested():
-    tested = {each.config.model_type for each in BALANCED}
+    tested = {each.config.model_type for each in EQUALIZED}
     assert tested == set(FAMILIES)
 
 
-@pytest.mark.parametrize("architecture", BALANCED, ids=lambda a: a.name)
-def test_a_balanced_model_computes_the_same(architecture, tmp_path):
+@pytest.mark.parametrize("architecture", EQUALIZED, ids=lambda a: a.name)
+def test_a_equalized_model_computes_the_same(architecture, tmp_path):
     """In float64, from weights of float32, which the factors round."""
     write_uneven_checkpoint(architecture, tmp_path / "source")
-    balance = balance_of(tmp_path / "source")
-    write_balanced(tmp_path / "source", tmp_path / "balanced", balance)
-    exact, found = (logits(architecture, tmp_path / name) for name in ("source", "balanced"))
+    factors = factors_of_folder(tmp_path / "source")
+    write_equalized(tmp_path / "source", tmp_path / "equalized", factors)
+    exact, found = (logits(architecture, tmp_path / name) for name in ("source", "equalized"))
     lost = (found - exact).abs() / exact.std()
     assert float(lost.mean()) < 1e-5
     assert float(lost.max()) < 1e-3
 
-    before, after = (read_tensors(tmp_path / name) for name in ("source", "balanced"))
+    before, after = (read_tensors(tmp_path / name) for name in ("source", "equalized"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     unchanged = BEHIND if "gemma3" in architecture.name else ASIDE
     assert changed == {n for n in before if ".layers." in n and not any(p in n for p in unchanged)}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
-def test_compress_balance_writes_a_checkpoint_that_verify_finds_sound(architecture, tmp_path):
+def test_compress_equalize_writes_a_checkpoint_that_verify_finds_sound(architecture, tmp_path):
     """With vision towers and MTP layers, which are left alone."""
     write_checkpoint(architecture, tmp_path / "source")
-    tq3.compress(tmp_path / "source", tmp_path / "tq3", balance=True)
+    tq3.compress(tmp_path / "source", tmp_path / "tq3", equalize=True)
     result = tq3.verify(tmp_path / "tq3", source=tmp_path / "source")
     assert result.faults == ()
     # Tiny values of an embedding in BF16 may be rounded; nothing else is.
     assert all(line.exact is not False or line.n_rounded for line in result.comparisons)
-    assert tq3.inspect(tmp_path / "tq3").balanced_columns
+    assert tq3.inspect(tmp_path / "tq3").equalized
