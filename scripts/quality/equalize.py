@@ -28,7 +28,7 @@ class Factors:
             checkpoint = read_checkpoint(files)
             scalings = plan_scalings(checkpoint)
             self._scalings = scalings.by_name
-            self._factors = follow(estimate_factors(files, checkpoint, scalings, workers=2))
+            self._exponents = follow(estimate_factors(files, checkpoint, scalings, workers=2))
 
     def way(self, inner: Way) -> Way:
         """`inner` on the equalized matrices, what comes out scaled back."""
@@ -49,4 +49,4 @@ class Factors:
         return factors / self._of(scaling.rows)[:, None] if scaling.rows else factors
 
     def _of(self, link: Link) -> Tensor:
-        return torch.from_numpy(factors_of(self._factors[link.name]))
+        return torch.from_numpy(factors_of(self._exponents[link.name]))
