@@ -86,21 +86,30 @@ def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupL
     }
 
 
+def wrong_widths(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> dict[str, int]:
+    """Name -> recorded width of the tensors that have another one.
+
+    A record knows two widths at most, and none by name where parts of names can't tell them apart.
+    """
+    if not config.sensitive_bits and len({layout.bits for layout in layouts.values()}) > 1:
+        return {}
+    recorded = {name: config.width_by_name(name) for name in layouts}
+    return {name: bits for name, bits in recorded.items() if layouts[name].bits != bits}
+
+
 def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
     """What tq3 wrote down must be true to the last tensor. Other writers may count differently."""
     for name in (*config.shapes, *config.original_in_dims):
         if name not in layouts:
             raise BadInput("a shape for a tensor that is not there", file=FILE_NAME, tensor=name)
-    width_of = config.width_reader()
-    for name, layout in layouts.items():
-        if layout.bits != width_of(name):
-            raise BadInput(
-                "its width is not the recorded one",
-                file=FILE_NAME,
-                tensor=name,
-                found=f"{layout.bits} bits",
-                expected=width_of(name),
-            )
+    for name, bits in wrong_widths(config, layouts).items():
+        raise BadInput(
+            "its width is not the recorded one",
+            file=FILE_NAME,
+            tensor=name,
+            found=f"{layouts[name].bits} bits",
+            expected=bits,
+        )
     if config.compressed_layers not in (None, len(layouts)):
         raise BadInput(
             "not all compressed tensors are there",

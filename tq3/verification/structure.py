@@ -31,7 +31,7 @@ from tq3.format.weight_files import (
     plain_path,
 )
 from tq3.plan.quantised import says_nothing
-from tq3.plan.restoring import find_tq_config, packed_layouts
+from tq3.plan.restoring import find_tq_config, packed_layouts, wrong_widths
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.sidecars import is_loaded_by_hosts
 from tq3.verification.checks import Fault, Faults
@@ -280,11 +280,10 @@ def _check_number(found: Structure, config: TqConfig) -> None:
 
 
 def _check_widths(found: Structure, config: TqConfig) -> None:
-    width_of = config.width_reader()
-    for name, layout in found.layouts.items():
-        # Other writers do not record every width.
-        if config.writer and layout.bits != width_of(name):
-            what = f"{layout.bits} bits", f"{width_of(name)}"
-            found.faults.add(
-                Fault("TQ210", "not of the recorded width", tq_config.FILE_NAME, name, *what)
-            )
+    # Other writers do not record every width.
+    wrong = wrong_widths(config, found.layouts) if config.writer else {}
+    for name, bits in wrong.items():
+        what = f"{found.layouts[name].bits} bits", f"{bits}"
+        found.faults.add(
+            Fault("TQ210", "not of the recorded width", tq_config.FILE_NAME, name, *what)
+        )
