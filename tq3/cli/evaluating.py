@@ -49,6 +49,10 @@ BosOpt = Annotated[
         show_default=False,
     ),
 ]
+SaveOpt = Annotated[
+    bool,
+    typer.Option("--save", help="Write the figures into OUT, for its model card."),
+]
 DownloadOpt = Annotated[
     bool,
     typer.Option(
@@ -73,6 +77,7 @@ def evaluate(
     by_class: ByClassOpt = False,
     bos: BosOpt = None,
     plot: PlotOpt = None,
+    save: SaveOpt = False,
     revision: opt.RevisionOpt = None,
     source_revision: opt.SourceRevisionOpt = None,
     download: DownloadOpt = False,
@@ -88,6 +93,8 @@ def evaluate(
         plotting = _part("plotting") if plot else None
         if plotting:
             plotting.check_file(plot)
+        saving = _part("saving") if save else None
+        checkpoint = saving.check_folder(path) if saving else None
         run = evaluation.evaluate(
             path,
             source,
@@ -104,6 +111,8 @@ def evaluate(
         screen.evaluation(evaluated, of_evaluation(evaluated))
         if plotting:
             plotting.draw(evaluated, plot)
+        if saving:
+            saving.save(evaluated, path, checkpoint)
 
 
 def _part(name: str) -> Any:
