@@ -155,6 +155,10 @@ class Faults:
         except BadInput as error:
             self.add(_from_error(check, error, file, tensor))
 
+    def take(self, check: str, error: BadInput) -> None:
+        """Take in an error that names its file."""
+        self.add(_from_error(check, error, str(error.file), None))
+
     def tell_of(self, file: str) -> bool:
         """Whether something is wrong with the file as a whole."""
         return any(key[1:] == (file, None) for key in self._found)
