@@ -23,9 +23,9 @@ cuda: build/venv/test  ## CUDA kernels, on a processor: emulated, compiled and c
 	$(BIN)/pytest --numprocesses auto --dist loadscope tests/cuda
 
 ptx: build/venv/test  ## what `make cuda` skips while kernels do not change: their PTX interpreted, and that recorded
-	rm -f tests/cuda/ptx/passed.txt
+	rm -f tests/support/cuda/ptx/passed.txt
 	$(BIN)/pytest --numprocesses auto tests/cuda/test_ptx_kernels.py
-	$(BIN)/python tests/cuda/record.py
+	PYTHONPATH=tests $(BIN)/python -m support.cuda.record
 
 check: build/venv/test build/venv/lint  ## linters, types, generated documents
 	$(BIN)/ruff check .

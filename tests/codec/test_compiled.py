@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import tiny_checkpoint
+from support.factories import tiny_checkpoint
 
 import tq3
 
