@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PROMPT = "The capital of France is"
+PROMPT = "Photosynthesis is the process by which"
 MEASURE = Path(__file__).parent / "measure_generation.py"
 
 
@@ -35,8 +35,8 @@ def main() -> None:
     for kind, figures in found.items():
         print(f"  {kind:10}{figures['text']!r}")
     print(
-        "\nGreedy text. A model of 135 million weights suffers at 3 bits: expect other words, and"
-        "\nworse ones. Its embedding, kept in 16 bits, is more than half of the packed bytes."
+        "\nGreedy text of a model of 135 million weights, which has few to spare: 4 bits and equalized"
+        "\ncolumns keep it sane, 3 bits would not. Its embedding, kept in 16 bits, is half of the bytes."
     )
 
 
