@@ -35,8 +35,9 @@ def main() -> None:
     for kind, figures in found.items():
         print(f"  {kind:10}{figures['text']!r}")
     print(
-        "\nGreedy text of a model of 135 million weights, which has few to spare: 4 bits and equalized"
-        "\ncolumns keep it sane, 3 bits would not. Its embedding, kept in 16 bits, is half of the bytes."
+        "\nGreedy text. A model of 135 million weights has few to spare: with 4 bits and equalized"
+        "\ncolumns it stays sane, with 3 bits it would not. Its embedding, kept in 16 bits, is half"
+        "\nof the packed bytes."
     )
 
 
