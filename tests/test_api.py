@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, read_tensors, tiny_checkpoint
+from support.factories import contents, random_tensor, read_tensors, tiny_checkpoint
 
 import tq3
 from tq3.cli import app as commands

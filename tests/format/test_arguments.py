@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
-from factories import contents, tiny_checkpoint
+from support.factories import contents, tiny_checkpoint
 
 import tq3
 from tq3.errors import UsageError

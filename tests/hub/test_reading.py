@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
-from factories import random_tensor, tiny_checkpoint
-from hubs import TOKEN
-from reading import HASTY, IMPATIENT, MODEL, WEIGHTS, read
+from support.factories import random_tensor, tiny_checkpoint
+from support.hub.hubs import TOKEN
+from support.hub.reading import HASTY, IMPATIENT, MODEL, WEIGHTS, read
 
 from tq3.errors import NetworkError
 from tq3.hub.files import HubFiles

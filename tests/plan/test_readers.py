@@ -9,7 +9,7 @@ from math import prod
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from listings import checkpoint, qwen
+from support.plan.listings import checkpoint, qwen
 
 from tq3.format.config import TqConfig
 from tq3.format.header import TensorInfo
