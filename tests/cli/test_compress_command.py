@@ -162,7 +162,7 @@ def test_a_dry_run_lists_every_tensor_with_its_reason(tq3, source, tmp_path):
 def test_a_dry_run_in_json_is_the_library_s_preview(tq3, source, tmp_path):
     options = ("--dry-run", "--json", "--bits", 2, "--workers", 3)
     result = tq3("compress", source, tmp_path / "out", *options)
-    expected = library.preview(source, library.Recipe(bits=2), workers=3).to_dict()
+    expected = library.preview(source, recipe=library.Recipe(bits=2), workers=3).to_dict()
     assert json.loads(result.stdout) == json.loads(json.dumps(expected))
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -20,15 +20,12 @@ from tq3 import events
 from tq3.cli import stops, tables
 from tq3.cli.progress import ProgressLine
 from tq3.errors import StorageError, Tq3Error, is_lack_of_memory
-from tq3.hub.options import HubOptions
 from tq3.publication.result import Publication
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.units import counted, printable, share, size
 from tq3.verification.checks import Verification
 
 _PIPE_WIDTH = 1000
-
-Result = TypeVar("Result")
 
 
 class Screen:
@@ -65,12 +62,8 @@ class Screen:
             self._end(stops.SENTENCE, stops.INTERRUPTED, repeatable=True)
         self._progress.stop()
 
-    def hub_options(self, revision: str | None, download: bool) -> HubOptions:
-        """How to read a repository, with huggingface_hub's bars where ours would be shown."""
-        return HubOptions(revision=revision, download=download, show_download=self.draws)
-
-    def follow(self, run: events.Run[Result], out: Path | None = None) -> Result:
-        """Show a run's events and return its result; `out`: the folder that it writes."""
+    def watch(self, out: Path | None = None) -> events.OnEvent:
+        """What shows the events of a run; `out`: the folder that it writes."""
 
         def show(event: events.Event) -> None:
             if isinstance(event, events.Planned) and out:
@@ -78,9 +71,7 @@ class Screen:
             if not self._quiet:
                 self._show(event)
 
-        result = events.follow(run, show)
-        self._progress.stop()
-        return result
+        return show
 
     @property
     def draws(self) -> bool:
@@ -119,6 +110,7 @@ class Screen:
 
     def evaluation(self, evaluation: Any, shown: Iterable[Table]) -> None:
         """Show what an evaluation found, as one object or as these tables."""
+        self._progress.stop()
         if self._json:
             self._object(evaluation.to_dict())
         elif not self._quiet:
@@ -167,6 +159,7 @@ class Screen:
 
     def report(self, report: events.Report, out: Path) -> None:
         """Show the figures of a finished run, which wrote `out`."""
+        self._progress.stop()
         if self._json:
             figures = {"ratio": report.ratio, "gb_per_second": report.gb_per_second}
             self._object({"out": str(out), **asdict(report), **figures})
@@ -175,6 +168,7 @@ class Screen:
 
     def verification(self, verification: Verification) -> None:
         """Show what was found; raise VerificationFailed where that is a fault."""
+        self._progress.stop()
         if self._json:
             self._object(verification.to_dict())
         elif not self._quiet:
@@ -185,6 +179,7 @@ class Screen:
 
     def publication(self, publication: Publication) -> None:
         """Show what a push did, or would do."""
+        self._progress.stop()
         if self._json:
             self._object(publication.to_dict())
         elif not self._quiet:

@@ -30,8 +30,9 @@ from tq3.evaluation.tensors import (
     check_belong_together,
     open_both,
 )
-from tq3.events import Notice, Run, StrPath
+from tq3.events import Notice, Run
 from tq3.format.arguments import of_its_types
+from tq3.format.options import StrPath
 from tq3.hub.options import HubOptions
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
