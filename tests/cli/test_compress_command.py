@@ -125,6 +125,8 @@ def test_globs_say_what_travels_and_what_stays(tq3, source, tmp_path):
         *("model.gguf", "notes.txt", "voices.pt"),
     }
     assert "voices.pt (asked for by --without)" in result.stdout
+    asked = "--also '*.gguf' --without 'notes*' --without voices.pt"
+    assert asked in library.make_card(tmp_path / "out")
     back = tq3("restore", tmp_path / "out", tmp_path / "back", "--without", "*.gguf")
     assert "model.gguf (asked for by --without)" in back.stdout
     planned = tq3("compress", source, "--dry-run", *globs)

@@ -82,7 +82,7 @@ def broken_config(path: Path) -> Arguments:
 
 USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
     "bits": (lambda path: compress(path, "--bits", 5), "'5' is not one of '2', '3', '4'"),
-    "group size": (lambda path: compress(path, "--group-size", 100), "Invalid value for '--group-size'"),
+    "group size": (lambda path: compress(path, "--group-size", 100), "for '--group-size'"),
     "keep dtype": (lambda path: compress(path, "--keep-dtype", "int8"), "--keep-dtype"),
     "nonfinite": (lambda path: compress(path, "--nonfinite", "hide"), "--nonfinite"),
     "sensitive bits": (lambda path: compress(path, "--sensitive-bits", 9), "--sensitive-bits"),

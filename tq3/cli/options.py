@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
-from typer.models import ArgumentInfo
+from typer.models import ArgumentInfo, OptionInfo
 
 from tq3.format.arguments import signature_of
 from tq3.format.options import FIRST, OUTPUT, PANELS, Option, RunOptions
@@ -20,6 +20,7 @@ from tq3.format.recipe import Recipe
 from tq3.hub.options import HubOptions
 from tq3.storage.selection import Selection
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 # What happens without an option, by its keyword.
 _DEFAULTS = {
     field.name: getattr(settings, field.name)
@@ -85,35 +86,35 @@ def takes_keywords(function: Callable[..., None]) -> Callable[..., None]:
 
     It hears of those that are given. A keyword without an `Option` is for Python alone.
     """
-    own: list[inspect.Parameter] = []
-    options: dict[str, inspect.Parameter] = {}
-    choices: dict[str, dict[str, Any]] = {}
-    for name, parameter in signature_of(function).parameters.items():
-        option = next(iter(getattr(parameter.annotation, "__metadata__", ())), None)
-        if isinstance(option, Option):
-            kind = get_args(parameter.annotation)[0]
-            choices[name] = {str(each): each for each in _choices(kind)}
-            options[name] = _parameter(name, kind, option)
-        elif parameter.default is not ...:
-            own.append(parameter)
+    kinds = {name: each.annotation for name, each in signature_of(function).parameters.items()}
+    shapes = {name: one for name in kinds for one in getattr(kinds[name], "__metadata__", ())}
+    keywords = {
+        name: _parameter(name, get_args(kinds[name])[0], option)
+        for name, option in shapes.items()
+        if isinstance(option, Option)
+    }
+    numbers = {name for name in keywords if int in map(type, _choices(get_args(kinds[name])[0]))}
 
     @wraps(function)
     def run(**values: Any) -> None:
-        given = {
-            name: choices[name].get(value, value) if isinstance(value, str) else value
-            for name, value in values.items()
-            if name in options and value not in (None, [], options[name].default)
-        }
-        function(**{each.name: values[each.name] for each in own}, **given)
+        for name, parameter in keywords.items():
+            if values[name] in (None, [], parameter.default):
+                del values[name]
+            elif name in numbers:
+                values[name] = int(values[name])
+        function(**values)
 
-    arguments = [each for each in own if isinstance(each.annotation.__metadata__[0], ArgumentInfo)]
-    flags = [each for each in own if each not in arguments]
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for each in (*arguments, *options.values(), *flags)
-        ]
-    )
+    def place(name: str) -> tuple[int, int]:
+        option = shapes[name]
+        panel = PANELS.index(option.panel) if isinstance(option, Option) else 0
+        return (ArgumentInfo, Option, OptionInfo).index(type(option)), panel
+
+    own = inspect.signature(function).parameters
+    parameters = [
+        keywords.get(name) or own[name].replace(annotation=kinds[name], kind=_KEYWORD)
+        for name in sorted(shapes, key=place)
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
 
 
@@ -131,9 +132,7 @@ def _parameter(name: str, kind: Any, option: Option) -> inspect.Parameter:
     shape = typer.Option(
         flag, help=text, metavar=option.metavar, rich_help_panel=option.panel, show_default=False
     )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[parsed, shape]
-    )
+    return inspect.Parameter(name, _KEYWORD, default=default, annotation=Annotated[parsed, shape])
 
 
 def _parsed(kind: Any) -> Any:

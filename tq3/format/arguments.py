@@ -53,7 +53,7 @@ class _Unfit(Exception):
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     """The signature of a function, its `**options: Unpack[TypedDict]` taken apart into keywords.
 
-    Their default is `...`: a keyword that is not given is not passed on.
+    Their default is None, or `...` for those that can't be None: what is not given is not passed.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -64,7 +64,12 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
             continue
         (keywords,) = get_args(kind)
         parameters += [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=each)
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if type(None) in _members(_bare(each)) else ...,
+                annotation=each,
+            )
             for name, each in get_type_hints(keywords, include_extras=True).items()
         ]
     return inspect.Signature(parameters, return_annotation=hints["return"])
