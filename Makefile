@@ -5,10 +5,14 @@ BIN := $(CURDIR)/build/venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 VLLM := $(CURDIR)/build/venv-vllm/bin
 HARNESS := $(CURDIR)/build/venv-harness
+DEV := $(CURDIR)/build/venv-dev/bin
 WHEEL = $$(echo build/wheel/tq3-*.whl)
 SOURCES := $(shell find tq3 -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check docs slow sanitize neon fuzz cuda ptx vllm harness clean
+.PHONY: help demo test dev check docs slow sanitize neon fuzz cuda ptx vllm harness clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## (.*)/  make \1\t\2/' | expand -t 18
 
 demo: build/venv/demo  ## a real model compressed, verified, restored, served packed and compared
 	PATH="$(BIN):$$PATH" sh scripts/demo.sh
@@ -23,9 +27,12 @@ cuda: build/venv/test  ## CUDA kernels, on a processor: emulated, compiled and c
 	$(BIN)/pytest --numprocesses auto --dist loadscope tests/cuda
 
 ptx: build/venv/test  ## what `make cuda` skips while kernels do not change: their PTX interpreted, and that recorded
-	rm -f tests/cuda/ptx/passed.txt
+	rm -f tests/support/cuda/ptx/passed.txt
 	$(BIN)/pytest --numprocesses auto tests/cuda/test_ptx_kernels.py
-	$(BIN)/python tests/cuda/record.py
+	PYTHONPATH=tests $(BIN)/python -m support.cuda.record
+
+dev: build/venv-dev/made  ## an environment whose tq3 is this folder: Python as it is, C++ compiled anew when it changed
+	@echo "build/venv-dev/bin/python -m pytest tests/plan"
 
 check: build/venv/test build/venv/lint  ## linters, types, generated documents
 	$(BIN)/ruff check .
@@ -80,6 +87,16 @@ build/venv/demo: build/venv/tq3 constraints.txt
 
 build/venv/test: build/venv/demo
 	$(PIP) install -c constraints.txt "$(WHEEL)[test]"
+	touch $@
+
+# Its packages are those of build/venv. An import of tq3 compiles what changed, in seconds.
+build/venv-dev/made: build/venv/test
+	$(PYTHON) -m venv build/venv-dev
+	$(DEV)/python -c "import site; print('$(CURDIR)/build/venv/' + site.getsitepackages()[0].split('/venv-dev/')[1], \
+	  file=open(site.getsitepackages()[0] + '/beside.pth', 'w'))"
+	command -v cmake > /dev/null && command -v ninja > /dev/null || $(DEV)/python -m pip install --quiet cmake ninja
+	PATH="$(DEV):$$PATH" $(DEV)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
+	  -Ceditable.rebuild=true -Ceditable.verbose=false -Cbuild-dir=build/dev
 	touch $@
 
 # There are wheels of atheris for some Pythons only; the script says so where it is missing.

@@ -28,9 +28,9 @@ compile() {
         -static -I$codec "$@"
 }
 compile tests/codec/neon_driver.cpp $codec/dispatch.cpp $codec/neon.cpp $codec/portable.cpp -o "$work/driver"
-python3 tests/codec/neon_check.py qemu-aarch64 "$work/driver"
+PYTHONPATH=tests python3 -m support.codec.neon_check qemu-aarch64 "$work/driver"
 
 compile -march=armv8.2-a+dotprod -c $runtime/neon.cpp -o "$work/neon.o"
 compile -I$runtime tests/runtime/linear_driver.cpp $runtime/linear_dispatch.cpp $runtime/layer.cpp \
     $runtime/portable.cpp "$work/neon.o" -o "$work/linear_driver"
-python3 tests/runtime/driver_check.py qemu-aarch64 "$work/linear_driver"
+PYTHONPATH=tests python3 -m support.runtime.driver_check qemu-aarch64 "$work/linear_driver"

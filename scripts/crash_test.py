@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from crashes import Case, crash
-from factories import Tensor, contents, random_tensor, spoiled, tiny_checkpoint
+from support.crashes import Case, crash
+from support.factories import Tensor, contents, random_tensor, spoiled, tiny_checkpoint
 
 import tq3
 

@@ -79,8 +79,8 @@ build_kernels() {
 
 seconds=${1:-}
 if python3 -c "import atheris" 2>/dev/null; then
-    fuzz headers 100000 4096 python3 tests/fuzz/fuzz.py headers
-    fuzz folders 50000 4096 python3 tests/fuzz/fuzz.py folders
+    fuzz headers 100000 4096 env PYTHONPATH=tests python3 -m support.fuzz.fuzz headers
+    fuzz folders 50000 4096 env PYTHONPATH=tests python3 -m support.fuzz.fuzz folders
 else
     skip readers "there is no atheris for this Python"
 fi

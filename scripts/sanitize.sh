@@ -39,7 +39,7 @@ esac
 # shellcheck disable=SC2086
 compile $amx tests/runtime/linear_driver.cpp "$runtime/linear_dispatch.cpp" "$runtime/layer.cpp" $objects -pthread \
     -o "$work/linear_driver"
-PYTHONDONTWRITEBYTECODE=1 python tests/runtime/driver_check.py "$work/linear_driver"
+PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests python -m support.runtime.driver_check "$work/linear_driver"
 
 # The sanitizers' libraries must come first in the process; Python itself was built without them. libstdc++ comes with
 # them so that they find the real `throw`.

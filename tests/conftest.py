@@ -1,4 +1,4 @@
-"""Settings of the whole suite. Lying here, it also makes `factories` importable below."""
+"""Settings of the whole suite."""
 
 from __future__ import annotations
 

@@ -201,8 +201,8 @@ def why_none() -> str:
 
 def rehearsal() -> Processor:
     """This processor as all modules see it from now on, with the tests' emulated kernels."""
-    sys.path += [str(ROOT / "tests" / folder) for folder in ("cuda", "runtime")]
-    from emulated import Device  # noqa: PLC0415  of a clone
+    sys.path.append(str(ROOT / "tests"))
+    from support.cuda.emulated import Device  # noqa: PLC0415  of a clone
 
     device: Any = Device()
     support.launcher = lambda _: device

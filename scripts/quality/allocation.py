@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ours import Coded, Format, Way
 from torch import Tensor
 
+from quality.ours import Coded, Format, Way
 from tq3.plan.knapsack import Item, Option, solve
 from tq3.plan.roles import role_of
 

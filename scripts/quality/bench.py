@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import models
-import texts
 import torch
-from ours import Coded, Way
-from subject import Reading, Subject
 from transformers import AutoTokenizer
+
+from quality import models, texts
+from quality.ours import Coded, Way
+from quality.subject import Reading, Subject
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import higgs
-import llama
-from allocation import Costs, Sensitivity, layer_of
-from bench import Bench
-from equalize import Factors
-from models import TWINS
-from ours import Coded, Format, Way, by_role, everywhere
-from sensitivity import ROLES
-from texts import ASIDE, TUNING
 from torch import Tensor
 
+from quality import higgs, llama
+from quality.allocation import Costs, Sensitivity, layer_of
+from quality.bench import Bench
+from quality.equalize import Factors
+from quality.models import TWINS
+from quality.ours import Coded, Format, Way, by_role, everywhere
+from quality.sensitivity import ROLES
+from quality.texts import ASIDE, TUNING
 from tq3.plan.roles import role_of
 
 TEXTS = (TUNING, ASIDE)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from ours import Coded, Way
 from torch import Tensor
 
+from quality.ours import Coded, Way
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import factors_of
 from tq3.equalization.scalings import Link, Scaling, plan_scalings

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bench import Bench, standard_error
-from models import TWINS
-from ours import RULES, Format, everywhere
-from texts import ASIDE, TUNING
+from quality.bench import Bench, standard_error
+from quality.models import TWINS
+from quality.ours import RULES, Format, everywhere
+from quality.texts import ASIDE, TUNING
 
 TEXTS = (TUNING, ASIDE)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import llama
-import models
-from bench import Bench, relative_error
-from ours import Coded, Format
 from torch import Tensor
+
+from quality import llama, models
+from quality.bench import Bench, relative_error
+from quality.ours import Coded, Format
 
 SPREADS = (0.0, 0.1, 0.3)
 SCHEMES = ("Q3_K", "IQ4_XS", "Q4_K", "tq3 3 bits", "tq3 4 bits")

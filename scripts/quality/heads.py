@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bench import Bench, relative_error, standard_error
-from models import TWINS
-from ours import Format
-from texts import TUNING
+from quality.bench import Bench, relative_error, standard_error
+from quality.models import TWINS
+from quality.ours import Format
+from quality.texts import TUNING
 
 PLACES = {"embeddings": (True, False), "head": (False, True), "both": (True, True)}
 

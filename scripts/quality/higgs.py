@@ -8,8 +8,9 @@ Transformers itself would pad rows of 640 to 1024 and store 1.6 times the bits.
 from __future__ import annotations
 
 import torch
-from ours import Coded
 from transformers.integrations.higgs import get_higgs_grid
+
+from quality.ours import Coded
 
 HADAMARD = 1024
 _GROUP = 256  # a scale is stored for so many weights, though all of a transform share it

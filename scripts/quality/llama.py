@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from ours import Coded
+
+from quality.ours import Coded
 
 # These do without an importance matrix; IQ2_XS and smaller ones don't.
 TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "Q4_K", "Q5_K")
@@ -68,7 +69,7 @@ def _library() -> ctypes.CDLL:
     """Found, not imported: the package itself needs nothing of us."""
     spec = importlib.util.find_spec("xllamacpp")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("xllamacpp is not installed; see scripts/quality/run.py")
+        raise ModuleNotFoundError("xllamacpp is not installed; see scripts/measure_quality.py")
     (file,) = Path(spec.origin).parent.glob("xllamacpp*.so")
     library = ctypes.CDLL(str(file))
     sizes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)

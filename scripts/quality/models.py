@@ -53,7 +53,7 @@ def _gguf(name: str, work: Path) -> Path:
         try:
             files = importlib.metadata.files(package) or []
         except importlib.metadata.PackageNotFoundError:
-            sys.exit(f"The package {package} is not installed; see scripts/quality/run.py.")
+            sys.exit(f"The package {package} is not installed; see scripts/measure_quality.py.")
         parts += [Path(str(file.locate())) for file in files if ".gguf" in file.name]
     joined = work / f"{name}.gguf"
     with joined.open("wb") as out:

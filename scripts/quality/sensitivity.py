@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from allocation import PARTS, layer_of, parts
-from bench import Bench, Figure
-from models import TWINS
-from ours import Coded, Format, Way, by_role
-from texts import NO_TEXT, TUNING
 from torch import Tensor
 
+from quality.allocation import PARTS, layer_of, parts
+from quality.bench import Bench, Figure
+from quality.models import TWINS
+from quality.ours import Coded, Format, Way, by_role
+from quality.texts import NO_TEXT, TUNING
 from tq3.plan.roles import role_of
 
 ROLES = ("q", "k", "v", "o", "gate_up", "down")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import file_bytes, random_tensor, safetensors_bytes
+from support.factories import file_bytes, random_tensor, safetensors_bytes
 
 GIB = 2**30
 LIMITED = """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import make
 import pytest
-from cases import ALL, Case
-from factories import contents
+from support.broken import make
+from support.broken.cases import ALL, Case
+from support.factories import contents
 from typer.testing import CliRunner, Result
 
 from tq3.cli.app import app
@@ -39,7 +39,7 @@ def check_refusal(result: Result, case: Case) -> None:
 
 @pytest.mark.parametrize("name", make.CASES)
 def test_a_broken_folder_is_refused_by_file_and_fault_and_nothing_is_published(tmp_path, name):
-    case, source = make.CASES[name], make.HERE / name
+    case, source = make.CASES[name], make.FOLDER / name
     for command in ALL:
         result = run(command, source, tmp_path / command)
         if command in case.commands:
@@ -53,7 +53,7 @@ def test_a_broken_folder_is_refused_by_file_and_fault_and_nothing_is_published(t
 
 def test_the_committed_corpus_is_what_its_maker_writes(tmp_path):
     make.write(tmp_path)
-    folders = [path for path in make.HERE.iterdir() if path.is_dir() and path.name[0] not in "._"]
+    folders = [path for path in make.FOLDER.iterdir() if path.is_dir() and path.name[0] not in "._"]
     committed = {
         f"{folder.name}/{file}": content
         for folder in folders

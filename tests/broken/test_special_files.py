@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, tiny_checkpoint, write_index
+from support.factories import contents, random_tensor, tiny_checkpoint, write_index
 from typer.testing import CliRunner, Result
 
 from tq3.cli.app import app

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import (
+from support.factories import (
     contents,
     llama_tensors,
     random_tensor,

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from crash_child import STEPS
-from crashes import Case, crash
-from factories import (
+from support.crash_child import STEPS
+from support.crashes import Case, crash
+from support.factories import (
     contents,
     expert_tensors,
     mixed_tensors,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import random_tensor, spoiled, tiny_checkpoint
+from support.factories import random_tensor, spoiled, tiny_checkpoint
 
 import tq3 as library
 from tq3.cli.progress import ProgressLine

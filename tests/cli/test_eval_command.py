@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluated import Pair, make_pair
-from tiny_models import ARCHITECTURES
+from support.evaluation.evaluated import Pair, make_pair
+from support.models.tiny_models import ARCHITECTURES
 from typer.testing import CliRunner, Result
 
 from tq3.cli.app import app

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, tiny_checkpoint, visible
-from processes import PROGRAM, end_of, start
+from support.factories import contents, random_tensor, tiny_checkpoint, visible
+from support.processes import PROGRAM, end_of, start
 
 needs_linux = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="asks Linux for the size of the address space"

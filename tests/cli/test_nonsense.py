@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import llama_tensors, tiny_checkpoint
 from huggingface_hub import constants
+from support.factories import llama_tensors, tiny_checkpoint
 from typer.testing import Result
 
 import tq3 as library

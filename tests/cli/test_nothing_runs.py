@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from factories import tiny_checkpoint
+from support.factories import tiny_checkpoint
 
 PROGRAM = str(Path(sys.executable).with_name("tq3"))
 CONFIG = {

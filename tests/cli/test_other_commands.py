@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from factories import contents, llama_tensors, random_tensor, tiny_checkpoint
+from support.factories import contents, llama_tensors, random_tensor, tiny_checkpoint
 from typer.testing import CliRunner
 
 import tq3 as library

@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 
-from factories import tiny_checkpoint
-from processes import PROGRAM
+from support.factories import tiny_checkpoint
+from support.processes import PROGRAM
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path):

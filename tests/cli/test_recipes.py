@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, read_tensors, tiny_checkpoint
+from support.factories import contents, random_tensor, read_tensors, tiny_checkpoint
 
 import tq3 as library
 

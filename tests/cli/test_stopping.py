@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories import contents, slow_checkpoint, tiny_checkpoint, visible
-from processes import PROGRAM, end_of, has_done_work, start, wait_until
+from support.factories import contents, slow_checkpoint, tiny_checkpoint, visible
+from support.processes import PROGRAM, end_of, has_done_work, start, wait_until
 
 # A second is what is promised; the machine may be busy with other tests.
 SOON_SECONDS = 3

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from factories import llama_tensors, random_tensor, tiny_checkpoint
-from processes import PROGRAM
+from support.factories import llama_tensors, random_tensor, tiny_checkpoint
+from support.processes import PROGRAM
 
 import tq3
 

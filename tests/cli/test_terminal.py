@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from factories import random_tensor, slow_checkpoint, tiny_checkpoint, visible
 from rich.console import Console
+from support.factories import random_tensor, slow_checkpoint, tiny_checkpoint, visible
 
 import tq3 as library
 from tq3.cli.progress import ProgressLine

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from factories import llama_tensors, of_another_writer, random_tensor, tiny_checkpoint
+from support.factories import llama_tensors, of_another_writer, random_tensor, tiny_checkpoint
 
 import tq3 as library
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from float_mode import flushing_denormals, is_flushing_denormals
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import (
+from support.codec.float_mode import flushing_denormals, is_flushing_denormals
+from support.codec.matrices import (
     BITS,
     DTYPES,
     GROUPS,

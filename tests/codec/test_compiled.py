@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import tiny_checkpoint
+from support.factories import tiny_checkpoint
 
 import tq3
 
@@ -48,6 +48,8 @@ def module_of(package: Path, module: str) -> Path | None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The package, to be spoiled."""
+    if module_of(PACKAGE, "codec/_native") is None:
+        pytest.skip("an editable installation has its compiled modules elsewhere")
     shutil.copytree(PACKAGE, tmp_path / "copy" / "tq3")
     return tmp_path / "copy" / "tq3"
 

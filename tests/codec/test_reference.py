@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-from factories import Tensor
 from scipy.integrate import quad
 from scipy.stats import norm as gaussian
+from support.factories import Tensor
 
 from tq3.codec import reference, tables
 from tq3.format.recipe import SCALES

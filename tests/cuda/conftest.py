@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from emulated import Device
+from support.cuda.emulated import Device
 
 from tq3.runtime.cuda import support
 

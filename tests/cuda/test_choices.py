@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
-from emulated import Device
-from layers import activations, layer
+from support.cuda.emulated import Device
+from support.runtime.layers import activations, layer
 
 from tq3.runtime.cuda import calls, crossings, layout, linear, support
 from tq3.runtime.cuda import pairs as pairs_of_experts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-import through_driver
+from support.cuda import through_driver
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
@@ -91,7 +91,7 @@ def test_the_driver_gets_code_grid_stream_and_arguments(folder):
 MODULES = """
 import contextlib, torch
 from test_modules_in_tiles import filled, tiled
-from layers import activations
+from support.runtime.layers import activations
 from torch import nn
 from tq3.format.layout import GroupLayout
 from tq3.runtime.modules import (
@@ -145,8 +145,8 @@ def test_all_modules_go_through_the_driver(folder):
 MODELS = """
 import sys, torch, tq3
 from pathlib import Path
-from packed_models import load, logits
-from tiny_models import ARCHITECTURES, write_checkpoint
+from support.integrations.packed_models import load, logits
+from support.models.tiny_models import ARCHITECTURES, write_checkpoint
 from tq3.runtime.modules import PackedEmbedding, PackedExperts
 device = through_driver.device()
 for name, kind in (("llama", PackedEmbedding), ("qwen3_moe", PackedExperts)):
@@ -168,7 +168,7 @@ def test_models_of_transformers_go_through_the_driver(folder):
 
 EARLY = """
 import torch
-from layers import activations, layer
+from support.runtime.layers import activations, layer
 from tq3.runtime.cuda import calls, layout, many
 device = through_driver.device(processors=1, architecture={architecture!r})
 for processors in (1, 100):

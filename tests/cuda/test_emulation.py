@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from emulated import ORDERS, call, compiled
+from support.cuda.emulated import ORDERS, call, compiled
 
 every_order = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 

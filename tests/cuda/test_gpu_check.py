@@ -13,9 +13,7 @@ from pathlib import Path
 
 import gpu_check
 import pytest
-import through_driver
 import torch
-from emulated import Device
 from gpu import (
     cases,
     codes,
@@ -34,7 +32,9 @@ from gpu.plan import SMALL, Model, Moe
 from gpu.rows import Skipped, append, read
 from gpu.sections import INNER, SECTIONS, measure
 from gpu.table import markdown
-from instances import KERNELS, instances
+from support.cuda import through_driver
+from support.cuda.emulated import Device
+from support.cuda.instances import KERNELS, instances
 
 from tq3.runtime.cuda import crossings, source
 from tq3.runtime.cuda.calls import Call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import activations, error
+from support.runtime.layers import activations, error
 from test_modules_in_tiles import filled, tiled
 
 from tq3.format.layout import GroupLayout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import BITS, GROUPS, layer
+from support.runtime.layers import BITS, GROUPS, layer
 
 from tq3.runtime import reference
 from tq3.runtime.cuda import layout

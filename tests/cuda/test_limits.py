@@ -13,11 +13,13 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-import limits  # noqa: E402
-import sass  # noqa: E402
-from instances import ARCHITECTURES, instances  # noqa: E402
-from layers import BITS, GROUPS  # noqa: E402
-from limits import COLUMNS, loop_of, multiplications  # noqa: E402
+from support.cuda import (
+    limits,  # noqa: E402
+    sass,  # noqa: E402
+)
+from support.cuda.instances import ARCHITECTURES, instances  # noqa: E402
+from support.cuda.limits import COLUMNS, loop_of, multiplications  # noqa: E402
+from support.runtime.layers import BITS, GROUPS  # noqa: E402
 
 from tq3.runtime.cuda import compiler  # noqa: E402
 

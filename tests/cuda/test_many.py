@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulated import ORDERS, Device
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import BITS, DTYPES, GROUPS, ROTATIONS, SPECIAL, activations, assert_same, layer, spoil
+from support.cuda.emulated import ORDERS, Device
+from support.runtime.layers import (
+    BITS,
+    DTYPES,
+    GROUPS,
+    ROTATIONS,
+    SPECIAL,
+    activations,
+    assert_same,
+    layer,
+    spoil,
+)
 
 from tq3.runtime import generic
 from tq3.runtime.cuda import layout, many, source

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from layers import BITS, activations, assert_same, layer
+from support.runtime.layers import BITS, activations, assert_same, layer
 from torch import nn
 
 from tq3.format.layout import GroupLayout

@@ -7,10 +7,19 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from emulated import ORDERS, Device, call, compiled_kernel, multiply
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import BITS, DTYPES, GROUPS, SPECIAL, activations, assert_same, layer, spoil
+from support.cuda.emulated import ORDERS, Device, call, compiled_kernel, multiply
+from support.runtime.layers import (
+    BITS,
+    DTYPES,
+    GROUPS,
+    SPECIAL,
+    activations,
+    assert_same,
+    layer,
+    spoil,
+)
 
 from tq3.runtime import reference
 from tq3.runtime.cuda import calls, layout, source

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from ptx.elementwise import OPERATIONS  # noqa: E402
-from ptx.parsing import Fault, Unknown  # noqa: E402
-from ptx.snippets import compute, launch, place  # noqa: E402
+from support.cuda.ptx.elementwise import OPERATIONS  # noqa: E402
+from support.cuda.ptx.parsing import Fault, Unknown  # noqa: E402
+from support.cuda.ptx.snippets import compute, launch, place  # noqa: E402
 
 THREADS = 256
 

@@ -12,13 +12,15 @@ import torch
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-import record  # noqa: E402
 import test_multiply  # noqa: E402
 import test_rotate_quantise  # noqa: E402
-from emulated import multiply, quantise  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from layers import (  # noqa: E402
+from support.cuda import record  # noqa: E402
+from support.cuda.emulated import multiply, quantise  # noqa: E402
+from support.cuda.ptx.device import Device  # noqa: E402
+from support.cuda.ptx.parsing import Fault  # noqa: E402
+from support.runtime.layers import (  # noqa: E402
     BITS,
     DTYPES,
     GROUPS,
@@ -30,8 +32,6 @@ from layers import (  # noqa: E402
     problems,
     spoil,
 )
-from ptx.device import Device  # noqa: E402
-from ptx.parsing import Fault  # noqa: E402
 
 from tq3.runtime import arithmetic as fixed  # noqa: E402
 from tq3.runtime import generic, reference  # noqa: E402

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from ptx import machine  # noqa: E402
-from ptx.memory import sectors  # noqa: E402
-from ptx.parsing import Fault, Unknown, parse  # noqa: E402
-from ptx.shared import passes  # noqa: E402
-from ptx.snippets import launch, place  # noqa: E402
+from support.cuda.ptx import machine  # noqa: E402
+from support.cuda.ptx.memory import sectors  # noqa: E402
+from support.cuda.ptx.parsing import Fault, Unknown, parse  # noqa: E402
+from support.cuda.ptx.shared import passes  # noqa: E402
+from support.cuda.ptx.snippets import launch, place  # noqa: E402
 
 LANES = np.arange(32)
 ALL = np.ones((1, 32), bool)

@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from emulated import call, compiled  # noqa: E402
-from ptx.device import Device  # noqa: E402
-from ptx.snippets import launch, place  # noqa: E402
+from support.cuda.emulated import call, compiled  # noqa: E402
+from support.cuda.ptx.device import Device  # noqa: E402
+from support.cuda.ptx.snippets import launch, place  # noqa: E402
 
 from tq3.runtime.cuda import source  # noqa: E402
 from tq3.runtime.cuda.calls import Call  # noqa: E402

@@ -6,8 +6,8 @@ import contextlib
 
 import pytest
 import torch
-from emulated import Device
-from layers import activations
+from support.cuda.emulated import Device
+from support.runtime.layers import activations
 from test_modules_in_tiles import filled
 
 from tq3.errors import UsageError

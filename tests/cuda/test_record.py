@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-import record  # noqa: E402
-from instances import KERNELS  # noqa: E402
+from support.cuda import record  # noqa: E402
+from support.cuda.instances import KERNELS  # noqa: E402
 
 from tq3.runtime.cuda import source  # noqa: E402
 

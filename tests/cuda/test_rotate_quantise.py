@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulated import ORDERS, Device, call, compiled_kernel, quantise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import DTYPES, ROTATIONS, SPECIAL, activations, assert_same, spoil
+from support.cuda.emulated import ORDERS, Device, call, compiled_kernel, quantise
+from support.runtime.layers import DTYPES, ROTATIONS, SPECIAL, activations, assert_same, spoil
 
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime import reference

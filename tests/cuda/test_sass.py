@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sass import name, pipes, read
+from support.cuda.sass import name, pipes, read
 
 FACTS = """
 	//----- nvinfo : EIATTR_REGCOUNT

@@ -11,7 +11,7 @@ import pickle
 
 import pytest
 import torch
-from layers import calls_of
+from support.runtime.layers import calls_of
 from torch import nn
 from transformers import LlamaConfig, Qwen3_5TextConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluated import Pair, byte_tokenizer, evaluation_of, make_pair
-from tiny_models import ARCHITECTURES, Architecture
-from tq3_folder import read_tensors
+from support.evaluation.evaluated import Pair, byte_tokenizer, evaluation_of, make_pair
+from support.models.tiny_models import ARCHITECTURES, Architecture
+from support.models.tq3_folder import read_tensors
 from transformers import AutoTokenizer
 
 import tq3

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
-from tq3_folder import Tensors, read_tensors
+from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
+from support.models.tq3_folder import Tensors, read_tensors
 
 from tq3.errors import BadInput
 from tq3.evaluation import heads, streaming

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from evaluated import TEXT, byte_tokenizer
+from support.evaluation.evaluated import TEXT, byte_tokenizer
 
 import tq3
 from tq3.codec.backend import available_backends

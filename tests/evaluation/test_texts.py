@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from evaluated import byte_tokenizer
+from support.evaluation.evaluated import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from tq3.errors import UsageError

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import pytest
-from factories import contents, tiny_checkpoint
+from support.factories import contents, tiny_checkpoint
 
 import tq3
 from tq3.errors import UsageError

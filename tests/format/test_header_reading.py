@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import Tensor, file_bytes, raw_tensor, safetensors_bytes
+from support.factories import Tensor, file_bytes, raw_tensor, safetensors_bytes
 
 from tq3.errors import BadInput
 from tq3.format.header import DTYPE_BITS, Header, read_header

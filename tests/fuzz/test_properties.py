@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from itertools import chain
 
-import inputs
-import properties
-from factories import file_bytes, llama_tensors, safetensors_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.factories import file_bytes, llama_tensors, safetensors_bytes
+from support.fuzz import inputs, properties
 
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.header import TensorInfo

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from questions import ask, log_likelihoods, make_folders
+from support.evaluation.questions import ask, log_likelihoods, make_folders
 
 HARNESS = "tq3.evaluation.harness"
 PLAIN = "lm_eval"

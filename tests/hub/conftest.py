@@ -7,11 +7,11 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from factories import random_tensor, tiny_checkpoint
-from hubs import TOKEN, Hub
 from huggingface_hub import HfApi, constants
-from pushing import packed
-from reading import MODEL
+from support.factories import random_tensor, tiny_checkpoint
+from support.hub.hubs import TOKEN, Hub
+from support.hub.pushing import packed
+from support.hub.reading import MODEL
 
 
 @pytest.fixture

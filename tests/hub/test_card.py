@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from factories import contents, of_another_writer
 from huggingface_hub import ModelCard
-from pushing import REPO, SOURCE, SOURCE_CARD, packed
+from support.factories import contents, of_another_writer
+from support.hub.pushing import REPO, SOURCE, SOURCE_CARD, packed
 
 import tq3
 from tq3.errors import BadInput, StorageError, UsageError

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from evaluated import Pair, evaluation_of, make_pair
-from hubs import Hub
-from reading import HASTY
-from tiny_models import ARCHITECTURES
+from support.evaluation.evaluated import Pair, evaluation_of, make_pair
+from support.hub.hubs import Hub
+from support.hub.reading import HASTY
+from support.models.tiny_models import ARCHITECTURES
 
 SOURCE, OUT = "some-org/tiny", "some-org/tiny-TQ3"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from factories import tiny_checkpoint
-from hubs import TOKEN
 from huggingface_hub import HfApi, constants
+from support.factories import tiny_checkpoint
+from support.hub.hubs import TOKEN
 
 from tq3.errors import NetworkError
 from tq3.hub.failures import asking

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, tiny_checkpoint
-from hubs import WITH_XET, Hub
 from huggingface_hub import HfApi
-from processes import end_of, has_done_work, start, wait_until
+from support.factories import contents, random_tensor, tiny_checkpoint
+from support.hub.hubs import WITH_XET, Hub
+from support.processes import end_of, has_done_work, start, wait_until
 from typer.testing import CliRunner, Result
 
 from tq3.cli.app import app

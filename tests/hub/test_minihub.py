@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, tiny_checkpoint
-from hubs import WITH_XET, Hub
+from support.factories import contents, random_tensor, tiny_checkpoint
+from support.hub.hubs import WITH_XET, Hub
 
 TRANSFER = """
 import sys

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hubs import TOKEN
 from huggingface_hub import constants
-from reading import HASTY, MODEL, WEIGHTS, read
+from support.hub.hubs import TOKEN
+from support.hub.reading import HASTY, MODEL, WEIGHTS, read
 
 import tq3
 from tq3.errors import BadInput, NetworkError, StorageError

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from factories import contents
-from hubs import TOKEN, Hub
 from huggingface_hub import ModelCard, constants
-from pushing import (
+from support.factories import contents
+from support.hub.hubs import TOKEN, Hub
+from support.hub.pushing import (
     REPO,
     SOURCE,
     fetch,

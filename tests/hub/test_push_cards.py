@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hubs import Hub
-from pushing import REPO, fetch, notices_of, writes
+from support.hub.hubs import Hub
+from support.hub.pushing import REPO, fetch, notices_of, writes
 
 import tq3
 from tq3.errors import BadInput

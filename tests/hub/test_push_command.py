@@ -6,9 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hubs import TOKEN, Hub
 from huggingface_hub import HfApi
-from pushing import REPO, SOURCE, SOURCE_CARD, answer_in_terminal, packed, remote, run_tq3, writes
+from support.hub.hubs import TOKEN, Hub
+from support.hub.pushing import (
+    REPO,
+    SOURCE,
+    SOURCE_CARD,
+    answer_in_terminal,
+    packed,
+    remote,
+    run_tq3,
+    writes,
+)
 
 import tq3
 

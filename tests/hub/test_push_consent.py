@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hubs import Hub
-from pushing import REPO, SOURCE, SOURCE_CARD, notices_of, packed, remote, writes
+from support.hub.hubs import Hub
+from support.hub.pushing import REPO, SOURCE, SOURCE_CARD, notices_of, packed, remote, writes
 
 import tq3
 from tq3.errors import NetworkError, UsageError

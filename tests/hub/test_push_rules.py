@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hubs import Hub
-from pushing import REPO, fetch, notices_of, packed, remote, writes
+from support.hub.hubs import Hub
+from support.hub.pushing import REPO, fetch, notices_of, packed, remote, writes
 
 import tq3
 from tq3.errors import NetworkError, UsageError, VerificationFailed

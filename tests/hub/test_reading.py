@@ -9,10 +9,10 @@ from functools import partial
 
 import huggingface_hub
 import pytest
-from factories import random_tensor, tiny_checkpoint
-from hubs import TOKEN
 from huggingface_hub.utils import _http
-from reading import HASTY, IMPATIENT, MODEL, WEIGHTS, read
+from support.factories import random_tensor, tiny_checkpoint
+from support.hub.hubs import TOKEN
+from support.hub.reading import HASTY, IMPATIENT, MODEL, WEIGHTS, read
 
 from tq3.errors import NetworkError
 from tq3.hub.files import HubFiles

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import (
+from huggingface_hub import HfApi, constants, snapshot_download
+from support.factories import (
     contents,
     random_tensor,
     tiny_checkpoint,
     whole_llama,
     whole_llama_config,
 )
-from hubs import Hub
-from huggingface_hub import HfApi, constants, snapshot_download
+from support.hub.hubs import Hub
 
 import tq3
 from tq3.errors import BadInput, NetworkError, StorageError, UsageError

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from packed_models import Case, make_case
-from tiny_models import ARCHITECTURES
+from support.integrations.packed_models import Case, make_case
+from support.models.tiny_models import ARCHITECTURES
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES, ids=lambda a: a.name)

@@ -8,9 +8,9 @@ import peft
 import pytest
 import torch
 import transformers
-from packed_models import PROMPT, load, logits, make_case
 from peft import LoraConfig, get_peft_model
-from tiny_models import ARCHITECTURES
+from support.integrations.packed_models import PROMPT, load, logits, make_case
+from support.models.tiny_models import ARCHITECTURES
 
 from tq3.errors import UsageError
 from tq3.runtime.modules import PackedLinear, PackedWeight

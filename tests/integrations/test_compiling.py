@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from packed_models import PROMPT, assert_close, generated, load, logits
+from support.integrations.packed_models import PROMPT, assert_close, generated, load, logits
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from packed_models import load, logits
+from support.integrations.packed_models import load, logits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

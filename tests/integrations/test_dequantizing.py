@@ -8,9 +8,9 @@ import json
 
 import pytest
 import torch
-from packed_models import load, logits, make_case
+from support.integrations.packed_models import load, logits, make_case
+from support.models.tiny_models import ARCHITECTURES
 from test_devices import offloaded
-from tiny_models import ARCHITECTURES
 
 from tq3.errors import UsageError
 

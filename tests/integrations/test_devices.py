@@ -6,9 +6,17 @@ import pytest
 import torch
 import transformers
 from accelerate import cpu_offload, disk_offload
-from packed_models import PROMPT, assert_close, assert_greedy, generated, load, logits, make_case
-from tiny_models import ARCHITECTURES, Architecture
-from tq3_folder import read_tensors
+from support.integrations.packed_models import (
+    PROMPT,
+    assert_close,
+    assert_greedy,
+    generated,
+    load,
+    logits,
+    make_case,
+)
+from support.models.tiny_models import ARCHITECTURES, Architecture
+from support.models.tq3_folder import read_tensors
 
 import tq3
 

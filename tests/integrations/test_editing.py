@@ -8,9 +8,9 @@ import json
 import pytest
 import torch
 import transformers
-from packed_models import load, logits, make_case
-from tiny_models import ARCHITECTURES, SIZES, Architecture
-from tq3_folder import read_tensors
+from support.integrations.packed_models import load, logits, make_case
+from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture
+from support.models.tq3_folder import read_tensors
 
 import tq3
 

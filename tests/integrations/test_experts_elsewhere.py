@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from packed_models import BOUND, assert_close
-from tq3_folder import compressed_names, read_tensors
+from support.integrations.packed_models import BOUND, assert_close
+from support.models.tq3_folder import compressed_names, read_tensors
 
 import tq3
 from tq3.errors import BadInput

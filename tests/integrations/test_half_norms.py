@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from packed_models import Case, changed, load, logits, make_case
-from tiny_models import ARCHITECTURES
-from tq3_folder import read_tensors
+from support.integrations.packed_models import Case, changed, load, logits, make_case
+from support.models.tiny_models import ARCHITECTURES
+from support.models.tq3_folder import read_tensors
 
 import tq3
 

@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 import transformers
-from packed_models import changed, generated, load, logits
 from safetensors.torch import save_file
+from support.integrations.packed_models import changed, generated, load, logits
 from transformers.quantizers import auto
 
 import tq3

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import transformers
-from packed_models import (
+from support.integrations.packed_models import (
     BOUND,
     BOUND_4_BITS,
     PROMPT,
@@ -21,8 +21,8 @@ from packed_models import (
     logits,
     make_case,
 )
-from tiny_models import ARCHITECTURES, SIZES, Architecture
-from tq3_folder import compressed_names, read_tensors
+from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture
+from support.models.tq3_folder import compressed_names, read_tensors
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 import tq3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import transformers
-from packed_models import changed, load
-from tiny_models import ARCHITECTURES
+from support.integrations.packed_models import changed, load
+from support.models.tiny_models import ARCHITECTURES
 from transformers.core_model_loading import Transpose, WeightConverter, WeightRenaming
 
 from tq3.errors import BadInput

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import transformers
-from packed_models import assert_close, load, logits, make_case
+from support.integrations.packed_models import assert_close, load, logits, make_case
+from support.models.tiny_models import Architecture
 from test_editing import GPT2
-from tiny_models import Architecture
 from torch import nn
 
 from tq3.integrations.transformers.reading import is_only_read

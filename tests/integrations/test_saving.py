@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 import transformers
-from packed_models import load, served
-from tq3_folder import read_tensors
+from support.integrations.packed_models import load, served
+from support.models.tq3_folder import read_tensors
 
 import tq3
 from tq3.errors import BadInput

@@ -6,8 +6,14 @@ import json
 
 import pytest
 import torch
-from packed_models import assert_same_logits, changed, load, make_case, read_tensors
-from tiny_models import ARCHITECTURES
+from support.integrations.packed_models import (
+    assert_same_logits,
+    changed,
+    load,
+    make_case,
+    read_tensors,
+)
+from support.models.tiny_models import ARCHITECTURES
 
 import tq3
 from tq3.errors import BadInput

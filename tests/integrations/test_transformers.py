@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from packed_models import (
+from support.integrations.packed_models import (
     assert_close,
     assert_greedy,
     assert_same_logits,
@@ -14,7 +14,7 @@ from packed_models import (
     packed_bytes,
     served,
 )
-from tq3_folder import compressed_names, read_tensors
+from support.models.tq3_folder import compressed_names, read_tensors
 
 import tq3.integrations.transformers
 from tq3.integrations.transformers import Tq3Config

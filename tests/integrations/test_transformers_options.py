@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from packed_models import (
+from safetensors.torch import save_file
+from support.integrations.packed_models import (
     PROMPT,
     Case,
     assert_close,
@@ -16,9 +17,8 @@ from packed_models import (
     make_case,
     packed_bytes,
 )
-from safetensors.torch import save_file
-from tiny_models import ARCHITECTURES, SIZES, Architecture
-from tq3_folder import read_tensors
+from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture
+from support.models.tq3_folder import read_tensors
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 

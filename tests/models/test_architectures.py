@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
-from tq3_folder import (
+from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
+from support.models.tq3_folder import (
     assert_same,
     assert_stored_is_reference,
     assert_stored_shapes,

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from equalized_models import EQUALIZED, factors_of_folder, write_equalized, write_uneven_checkpoint
-from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
-from tq3_folder import read_tensors
+from support.models.equalized_models import (
+    EQUALIZED,
+    factors_of_folder,
+    write_equalized,
+    write_uneven_checkpoint,
+)
+from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
+from support.models.tq3_folder import read_tensors
 
 import tq3
 from tq3.equalization.channels import FAMILIES

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tq3_folder import (
+from support.models.tq3_folder import (
     Tensors,
     assert_same,
     assert_stored_is_coded_by,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from beside import compressed
-from factories import of_another_writer, tiny_checkpoint
-from kinds import EVERY_KIND
+from support.factories import of_another_writer, tiny_checkpoint
+from support.pipelines.beside import compressed
+from support.pipelines.kinds import EVERY_KIND
 
 import tq3
 from tq3.plan.plan import Task

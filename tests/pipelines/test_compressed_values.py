@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from factories import contents, llama_tensors, random_tensor, read_tensors, tiny_checkpoint
-from kinds import (
+from support.factories import contents, llama_tensors, random_tensor, read_tensors, tiny_checkpoint
+from support.pipelines.kinds import (
     COMPRESSED,
     EVERY_KIND,
     FLOATS,

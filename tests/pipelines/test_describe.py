@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import (
+from support.factories import (
     contents,
     expert_tensors,
     file_bytes,
@@ -14,7 +14,7 @@ from factories import (
     random_tensor,
     tiny_checkpoint,
 )
-from kinds import COMPRESSED, EVERY_KIND
+from support.pipelines.kinds import COMPRESSED, EVERY_KIND
 
 import tq3
 from tq3.errors import BadInput

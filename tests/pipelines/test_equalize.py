@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import (
+from support.factories import (
     Tensor,
     contents,
     random_tensor,
@@ -21,8 +21,8 @@ from factories import (
     whole_llama,
     whole_llama_config,
 )
-from interrupting import Stopped, counted_blocks
-from spoiling import change_tensors, read_shard, set_key
+from support.pipelines.interrupting import Stopped, counted_blocks
+from support.pipelines.spoiling import change_tensors, read_shard, set_key
 
 import tq3
 from tq3.codec import reference

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from factories import (
+from support.factories import (
     Tensor,
     contents,
     random_tensor,
@@ -11,7 +11,7 @@ from factories import (
     whole_llama,
     whole_llama_config,
 )
-from interrupting import Stopped, counted_blocks
+from support.pipelines.interrupting import Stopped, counted_blocks
 
 import tq3
 from tq3.errors import BadInput, Tq3Error, UsageError

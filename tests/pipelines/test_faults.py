@@ -12,8 +12,8 @@ from threading import Lock
 
 import pytest
 import xxhash
-from factories import contents, mixed_tensors, tiny_checkpoint, too_large, visible
-from interrupting import BLOCK_BYTES, SHARD_BYTES
+from support.factories import contents, mixed_tensors, tiny_checkpoint, too_large, visible
+from support.pipelines.interrupting import BLOCK_BYTES, SHARD_BYTES
 
 import tq3
 from tq3.errors import StorageError, UsageError

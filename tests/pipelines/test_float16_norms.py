@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import (
+from support.factories import (
     Tensor,
     contents,
     mixed_tensors,
@@ -17,9 +17,9 @@ from factories import (
     spoiled,
     tiny_checkpoint,
 )
-from interrupting import BLOCK_BYTES, SHARD_BYTES, counted_blocks, end_after
-from kinds import EVERY_KIND, assert_same_tensors, compressed_output
-from spoiling import change_tensors, changed_bytes
+from support.pipelines.interrupting import BLOCK_BYTES, SHARD_BYTES, counted_blocks, end_after
+from support.pipelines.kinds import EVERY_KIND, assert_same_tensors, compressed_output
+from support.pipelines.spoiling import change_tensors, changed_bytes
 
 import tq3
 from tq3.codec import reference

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from factories import contents, hub_snapshot, random_tensor, tiny_checkpoint
+from support.factories import contents, hub_snapshot, random_tensor, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, StorageError, UsageError

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, tiny_checkpoint, visible
+from support.factories import contents, random_tensor, tiny_checkpoint, visible
 
 import tq3
 from tq3.errors import StorageError, UsageError

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import (
+from support.factories import (
     contents,
     expert_tensors,
     read_tensors,
@@ -14,8 +14,8 @@ from factories import (
     tiny_checkpoint,
     with_nan,
 )
-from interrupting import end_after, unfinished
-from kinds import as_float16, assert_same_tensors, encoded
+from support.pipelines.interrupting import end_after, unfinished
+from support.pipelines.kinds import as_float16, assert_same_tensors, encoded
 
 import tq3
 from tq3.events import Notice, Progress

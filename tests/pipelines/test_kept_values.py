@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beside import checks, compare
-from factories import (
+from support.factories import (
     Tensor,
     Tensors,
     of_another_writer,
@@ -17,8 +16,9 @@ from factories import (
     tensor,
     tiny_checkpoint,
 )
-from kinds import as_float16
-from spoiling import change_tensors
+from support.pipelines.beside import checks, compare
+from support.pipelines.kinds import as_float16
+from support.pipelines.spoiling import change_tensors
 
 import tq3
 from tq3.events import Event, Notice

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import file_bytes
+from support.factories import file_bytes
 
 from tq3.codec.backend import available_backends
 

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import Tensor, Tensors, contents, random_tensor, read_tensors, spoiled, visible
-from factories import tiny_checkpoint as checkpoint
-from kinds import as_float16, assert_same_tensors, encoded
+from support.factories import (
+    Tensor,
+    Tensors,
+    contents,
+    random_tensor,
+    read_tensors,
+    spoiled,
+    visible,
+)
+from support.factories import tiny_checkpoint as checkpoint
+from support.pipelines.kinds import as_float16, assert_same_tensors, encoded
 
 import tq3
 from tq3.errors import BadInput

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import (
+from support.factories import (
     Tensor,
     Tensors,
     file_bytes,
@@ -18,7 +18,7 @@ from factories import (
     tensor,
     tiny_checkpoint,
 )
-from kinds import assert_same_tensors, decoded, encoded, kept
+from support.pipelines.kinds import assert_same_tensors, decoded, encoded, kept
 
 import tq3
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from factories import Tensor, Tensors, random_tensor, read_tensors, spoiled, tiny_checkpoint
-from kinds import as_float16, assert_same_tensors, encoded
+from support.factories import Tensor, Tensors, random_tensor, read_tensors, spoiled, tiny_checkpoint
+from support.pipelines.kinds import as_float16, assert_same_tensors, encoded
 
 import tq3
 from tq3.events import Event, Notice, Progress

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories import tiny_checkpoint
+from support.factories import tiny_checkpoint
 
 import tq3
 

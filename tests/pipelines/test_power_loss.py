@@ -11,9 +11,9 @@ from pathlib import Path
 from threading import Lock
 
 import pytest
-from factories import contents, mixed_tensors, tiny_checkpoint, too_large, visible
-from interrupting import BLOCK_BYTES, SHARD_BYTES
-from power_loss import Disk, watched_disk
+from support.factories import contents, mixed_tensors, tiny_checkpoint, too_large, visible
+from support.pipelines.interrupting import BLOCK_BYTES, SHARD_BYTES
+from support.power_loss import Disk, watched_disk
 
 import tq3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import of_another_writer, random_tensor, tiny_checkpoint
+from support.factories import of_another_writer, random_tensor, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, Tq3Error

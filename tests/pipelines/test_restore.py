@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import (
+from support.factories import (
     Tensor,
     Tensors,
     contents,
@@ -19,8 +19,8 @@ from factories import (
     tensor,
     visible,
 )
-from factories import tiny_checkpoint as checkpoint
-from kinds import (
+from support.factories import tiny_checkpoint as checkpoint
+from support.pipelines.kinds import (
     COMPRESSED,
     EVERY_KIND,
     FLOATS,

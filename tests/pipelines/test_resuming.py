@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from factories import (
+from support.factories import (
     Tensor,
     contents,
     mixed_tensors,
@@ -18,7 +18,7 @@ from factories import (
     too_large,
     visible,
 )
-from interrupting import (
+from support.pipelines.interrupting import (
     BLOCK_BYTES,
     SHARD_BYTES,
     Stopped,

@@ -8,8 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import Tensor, contents, mixed_tensors, random_tensor, spoiled, tiny_checkpoint
-from interrupting import BLOCK_BYTES, SHARD_BYTES, counted_blocks, end_after
+from support.factories import (
+    Tensor,
+    contents,
+    mixed_tensors,
+    random_tensor,
+    spoiled,
+    tiny_checkpoint,
+)
+from support.pipelines.interrupting import BLOCK_BYTES, SHARD_BYTES, counted_blocks, end_after
 
 import tq3
 from tq3.errors import UsageError

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from factories import contents, file_bytes, mixed_tensors, random_tensor, tiny_checkpoint, too_large
-from interrupting import (
+from support.factories import (
+    contents,
+    file_bytes,
+    mixed_tensors,
+    random_tensor,
+    tiny_checkpoint,
+    too_large,
+)
+from support.pipelines.interrupting import (
     BLOCK_BYTES,
     SHARD_BYTES,
     copy_of,

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from factories import contents, mixed_tensors, tiny_checkpoint, too_large
-from interrupting import SHARD_BYTES, counted_blocks, number_of_calls
+from support.factories import contents, mixed_tensors, tiny_checkpoint, too_large
+from support.pipelines.interrupting import SHARD_BYTES, counted_blocks, number_of_calls
 
 import tq3
 from tq3.errors import UsageError

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import contents, of_another_writer, read_tensors, tiny_checkpoint
+from support.factories import contents, of_another_writer, read_tensors, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput, UsageError

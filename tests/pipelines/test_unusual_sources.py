@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import contents, llama_tensors, random_tensor, read_tensors, tiny_checkpoint
+from support.factories import contents, llama_tensors, random_tensor, read_tensors, tiny_checkpoint
 
 import tq3
 from tq3.events import Notice

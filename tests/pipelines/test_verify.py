@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import test_kept_values
 import test_verify_source
-from beside import checks
-from factories import Tensor
-from spoiling import (
+from support.factories import Tensor
+from support.pipelines.beside import checks
+from support.pipelines.spoiling import (
     FIRST,
     INDEX,
     SECOND,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, tiny_checkpoint
-from spoiling import flip, seal
+from support.factories import contents, random_tensor, tiny_checkpoint
+from support.pipelines.spoiling import flip, seal
 
 import tq3
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from beside import GROUP, compare, compressed
-from factories import Tensor, random_tensor, tensor
-from kinds import COMPRESSED, EVERY_KIND, FLOATS, OTHERS, decoded
+from support.factories import Tensor, random_tensor, tensor
+from support.pipelines.beside import GROUP, compare, compressed
+from support.pipelines.kinds import COMPRESSED, EVERY_KIND, FLOATS, OTHERS, decoded
 
 from tq3.codec.backend import available_backends
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from spoiling import seal
+from support.pipelines.spoiling import seal
 from test_memory import LARGE, LIMIT_BYTES, large_checkpoint
 
 import tq3

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from beside import checks
-from factories import Tensor, safetensors_bytes
-from spoiling import (
+from support.factories import Tensor, safetensors_bytes
+from support.pipelines.beside import checks
+from support.pipelines.spoiling import (
     FIRST,
     INDEX,
     SECOND,

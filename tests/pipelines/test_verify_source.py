@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beside import GROUP, compare, compressed
-from factories import Tensor, random_tensor, spoiled, tensor, tiny_checkpoint
-from kinds import EVERY_KIND, decoded
-from spoiling import SHARD, change_tensors, flip_in_tensor
+from support.factories import Tensor, random_tensor, spoiled, tensor, tiny_checkpoint
+from support.pipelines.beside import GROUP, compare, compressed
+from support.pipelines.kinds import EVERY_KIND, decoded
+from support.pipelines.spoiling import SHARD, change_tensors, flip_in_tensor
 
 import tq3
 

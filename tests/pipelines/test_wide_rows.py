@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from factories import file_bytes
+from support.factories import file_bytes
 
 COLS = 2**25 + 1
 SOURCE_BYTES = 2 * COLS

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import contents, random_tensor, read_tensors, tiny_checkpoint
+from support.factories import contents, random_tensor, read_tensors, tiny_checkpoint
 
 import tq3
 from tq3.errors import BadInput

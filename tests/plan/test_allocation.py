@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from listings import checkpoint, qwen
+from support.plan.listings import checkpoint, qwen
 
 from tq3 import units
 from tq3.codec.expected import expected_error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from listings import checkpoint, qwen
+from support.plan.listings import checkpoint, qwen
 
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint

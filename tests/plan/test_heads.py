@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from listings import checkpoint
+from support.plan.listings import checkpoint
 
 from tq3.errors import UsageError
 from tq3.format.header import TensorInfo

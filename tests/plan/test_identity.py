@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from factories import FakeFiles, random_tensor, safetensors_bytes
+from support.factories import FakeFiles, random_tensor, safetensors_bytes
 
 from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import recipe_record

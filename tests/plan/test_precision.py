@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from listings import checkpoint
+from support.plan.listings import checkpoint
 
 from tq3.format.header import TensorInfo
 from tq3.format.precision import STRETCH, kept_dtype, what_is_lost, what_may_be_lost

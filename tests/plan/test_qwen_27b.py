@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from listings import qwen
+from support.plan.listings import qwen
 
 from tq3.format.recipe import Recipe
 from tq3.plan.classes import class_of

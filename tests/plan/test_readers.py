@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from listings import checkpoint, qwen
+from support.plan.listings import checkpoint, qwen
 
 from tq3.format.config import TqConfig
 from tq3.format.header import TensorInfo

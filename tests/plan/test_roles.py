@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 import pytest
-from listings import qwen
+from support.plan.listings import qwen
 
 from tq3.format.widths import ROLES
 from tq3.plan.classes import EMBEDDINGS, class_of

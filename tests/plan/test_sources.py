@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from factories import FakeFiles
-from folders import INDEX, ONE, index, names_of, read, refusal, shard
+from support.factories import FakeFiles
+from support.plan.folders import INDEX, ONE, index, names_of, read, refusal, shard
 
 from tq3.errors import BadInput
 from tq3.format.checkpoint import read_checkpoint

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from factories import random_tensor, safetensors_bytes
-from folders import INDEX, index, names_of, read, refusal, shard
+from support.factories import random_tensor, safetensors_bytes
+from support.plan.folders import INDEX, index, names_of, read, refusal, shard
 
 SINGLE = "model.safetensors"
 CONSOLIDATED = "consolidated.safetensors.index.json"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from allocation import PARTS, Costs, Sensitivity, layer_of, parts
-from llama import type_in_mix
-from ours import Format
-from sensitivity import combined, slope
+from quality.allocation import PARTS, Costs, Sensitivity, layer_of, parts
+from quality.llama import type_in_mix
+from quality.ours import Format
+from quality.sensitivity import combined, slope
 
 SHAPES = {
     "self_attn.q_proj": (256, 128),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from equalize import Factors
-from models import take_off_grid
-from ours import Coded, Format
-from subject import Subject
+from quality.equalize import Factors
+from quality.models import take_off_grid
+from quality.ours import Coded, Format
+from quality.subject import Subject
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from tq3.evaluation.measures import Beside

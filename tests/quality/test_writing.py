@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 
-import higgs
 import pytest
 import torch
-from bench import relative_error
-from ours import RULES, Format
-from texts import paragraphs
+from quality import higgs
+from quality.bench import relative_error
+from quality.ours import RULES, Format
+from quality.texts import paragraphs
 
-# Not in the test environment: 34 MB for one script. scripts/quality/run.py says how to get it.
+# Not in the test environment: 34 MB for one script. scripts/measure_quality.py says how to get it.
 needs_llama = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("gguf") is None,
     reason="needs xllamacpp",
@@ -77,7 +77,7 @@ def test_higgs_has_the_error_of_its_grid_at_a_sixteenth_of_a_bit_more(weight, bi
     ],
 )
 def test_llamas_types_decode_what_they_encode(weight, kind, bits, at_most):
-    import llama  # noqa: PLC0415
+    from quality import llama  # noqa: PLC0415
 
     coded = llama.code(weight, kind)
     assert coded.bits == bits * weight.numel()

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from layers import activations, assert_same, calls_of, layer
+from support.runtime.layers import activations, assert_same, calls_of, layer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import BITS, DTYPES, GROUPS, assert_same, layer
+from support.runtime.layers import BITS, DTYPES, GROUPS, assert_same, layer
 
 import tq3.runtime.ops  # noqa: F401  it defines torch.ops.tq3
 from tq3.runtime import generic, reference, rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import BITS, DTYPES, activations, assert_same, decoded, error, layer
+from support.runtime.layers import BITS, DTYPES, activations, assert_same, decoded, error, layer
 from torch.utils.checkpoint import checkpoint
 
 from tq3.runtime import generic, gradient

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from layers import (
+from support.runtime.layers import (
     BITS,
     DTYPES,
     GROUPS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from layers import (
+from scipy.stats import norm
+from support.runtime.layers import (
     BITS,
     DTYPES,
     GROUPS,
@@ -16,7 +17,6 @@ from layers import (
     error,
     layer,
 )
-from scipy.stats import norm
 
 from tq3.codec import tables
 from tq3.runtime import arithmetic, generic, reference

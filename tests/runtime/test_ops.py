@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from layers import BITS, DTYPES, GROUPS, activations, assert_same, decoded, error, layer
+from support.runtime.layers import (
+    BITS,
+    DTYPES,
+    GROUPS,
+    activations,
+    assert_same,
+    decoded,
+    error,
+    layer,
+)
 
 import tq3.runtime.ops
 from tq3.runtime import reference

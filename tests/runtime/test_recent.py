@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from layers import activations, assert_same, layer
+from support.runtime.layers import activations, assert_same, layer
 
 from tq3.runtime import reference
 

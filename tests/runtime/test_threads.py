@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from layers import activations, assert_same, layer
+from support.runtime.layers import activations, assert_same, layer
 
 from tq3.runtime import reference
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from factories import contents
-from runs import (
+from support.factories import contents
+from support.storage.runs import (
     IDENTITY,
     MARKER,
     done,

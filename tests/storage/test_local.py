@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from factories import contents, hub_snapshot, tiny_checkpoint
+from support.factories import contents, hub_snapshot, tiny_checkpoint
 
 from tq3.errors import BadInput, StorageError
 from tq3.format.checkpoint import read_checkpoint

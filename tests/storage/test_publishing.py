@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from factories import contents
-from runs import MARKER, parts, plan_of, publish, target, visible, write_drafts
+from support.factories import contents
+from support.storage.runs import MARKER, parts, plan_of, publish, target, visible, write_drafts
 
 from tq3.errors import StorageError
 from tq3.format.manifest import parse_manifest

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import contents
-from runs import MARKER, needs_proc, plan_of, publish, target, visible, write_draft
+from support.factories import contents
+from support.storage.runs import MARKER, needs_proc, plan_of, publish, target, visible, write_draft
 
 from tq3.errors import StorageError
 from tq3.storage.journal import DoneBlock, Journal

@@ -8,8 +8,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from factories import contents
-from runs import parts, target
+from support.factories import contents
+from support.storage.runs import parts, target
 
 from tq3.errors import StorageError, UsageError
 from tq3.storage import locking

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import TABLE
-from checkpoints import make, write_tokenizer
-from engine import PROMPTS, agreement, engine, greedy
+from support.vllm_host.architectures import TABLE
+from support.vllm_host.checkpoints import make, write_tokenizer
+from support.vllm_host.engine import PROMPTS, agreement, engine, greedy
 
 from tq3.integrations.vllm import config, decoding
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from questions import ask, log_likelihoods, make_folders
+from support.evaluation.questions import ask, log_likelihoods, make_folders
 
 pytestmark = pytest.mark.vllm
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import through_driver
-from checkpoints import make, tiny
+from support.cuda import through_driver
+from support.vllm_host.checkpoints import make, tiny
 
 pytestmark = pytest.mark.vllm
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.vllm
 PROGRAM = """
 device = through_driver.device()
 from pathlib import Path
-from engine import PROMPTS, engine
+from support.vllm_host.engine import PROMPTS, engine
 from vllm import SamplingParams
 
 sampling = SamplingParams(max_tokens=2, temperature=0, detokenize=False, ignore_eos=True)

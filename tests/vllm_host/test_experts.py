@@ -6,8 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import make, stored_tensors, tiny, with_half_norms, without
-from engine import answers, assert_same, bytes_of_layers, engine, greedy, parameter
+from support.vllm_host.checkpoints import make, stored_tensors, tiny, with_half_norms, without
+from support.vllm_host.engine import (
+    answers,
+    assert_same,
+    bytes_of_layers,
+    engine,
+    greedy,
+    parameter,
+)
 
 from tq3.integrations.stored import Matrix, Stored
 from tq3.integrations.vllm.experts import expert_bits, stacks_below

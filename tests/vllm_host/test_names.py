@@ -6,8 +6,8 @@ import json
 import logging
 
 import pytest
-from checkpoints import as_published, make, tiny
-from engine import answers, assert_same, engine, greedy
+from support.vllm_host.checkpoints import as_published, make, tiny
+from support.vllm_host.engine import answers, assert_same, engine, greedy
 from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.quantization import (

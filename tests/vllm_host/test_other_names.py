@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from checkpoints import make, tiny, without
-from engine import answers, assert_same, bytes_of_layers, engine, greedy
+from support.vllm_host.checkpoints import make, tiny, without
+from support.vllm_host.engine import answers, assert_same, bytes_of_layers, engine, greedy
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from tq3.errors import UsageError

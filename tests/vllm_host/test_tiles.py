@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from checkpoints import make, tiny
-from emulated import Device
-from engine import engine, greedy
+from support.cuda.emulated import Device
+from support.vllm_host.checkpoints import make, tiny
+from support.vllm_host.engine import engine, greedy
 
 from tq3.runtime.cuda import support
 

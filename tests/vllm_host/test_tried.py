@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import make, tiny
-from engine import Token, answers, assert_same, engine, greedy
 from safetensors.torch import save_file
+from support.vllm_host.checkpoints import make, tiny
+from support.vllm_host.engine import Token, answers, assert_same, engine, greedy
 from vllm.lora.request import LoRARequest
 
 pytestmark = pytest.mark.vllm

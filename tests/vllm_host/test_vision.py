@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import make, tiny
-from tiny_models import QWEN_IMAGE
+from support.models.tiny_models import QWEN_IMAGE
+from support.vllm_host.checkpoints import make, tiny
 from vllm.config import set_current_vllm_config
 from vllm.distributed.parallel_state import (
     ensure_model_parallel_initialized,

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checkpoints import make, stored_tensors, tiny, with_half_norms
-from engine import answers, assert_same, bytes_of_layers, engine, greedy, parameter
+from support.vllm_host.checkpoints import make, stored_tensors, tiny, with_half_norms
+from support.vllm_host.engine import (
+    answers,
+    assert_same,
+    bytes_of_layers,
+    engine,
+    greedy,
+    parameter,
+)
 
 pytestmark = pytest.mark.vllm
 

@@ -1,0 +1,123 @@
+"""Compare the kernels inside tests/codec/neon_driver.cpp with the reference.
+
+Usage: python tests/codec/neon_check.py COMMAND...   (what starts the driver, e.g. an emulator)
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from support.codec.matrices import (
+    BITS,
+    DTYPES,
+    GROUPS,
+    ROW_KINDS,
+    assert_same_words,
+    decode,
+    encode,
+    matrix,
+    quiet_float32,
+    to_words,
+)
+from tq3.codec import reference, tables
+from tq3.format.recipe import SCALES
+
+KERNELS = ("neon", "portable")  # in the order of dispatch.cpp
+ENCODE, DECODE, CAST = range(3)
+
+
+class DrivenBackend:
+    """A backend in another process; see neon_driver.cpp for what is said."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
+        self.name = name
+        self._process = process
+
+    def encode(self, words, dtype, bits, group, packed, norms, scale) -> None:
+        data, outputs = words.tobytes(), [packed, norms]
+        out, _ = self._ask(ENCODE, bits, group, words.shape, dtype, dtype, data, outputs, scale)
+        packed[:] = out[: packed.nbytes].reshape(packed.shape)
+        norms[:] = out[packed.nbytes :].view(np.float32).reshape(norms.shape)
+
+    def decode(self, packed, norms, bits, group, words, dtype) -> None:
+        data = packed.tobytes() + norms.tobytes()
+        out, _ = self._ask(DECODE, bits, group, words.shape, dtype, dtype, data, [words])
+        words[:] = out.view(words.dtype).reshape(words.shape)
+
+    def cast(self, words, dtype, out, out_dtype) -> int:
+        shape = (1, words.size)
+        answer, overflowed = self._ask(CAST, 2, 32, shape, dtype, out_dtype, words.tobytes(), [out])
+        out[:] = answer.view(out.dtype).reshape(out.shape)
+        return overflowed
+
+    def _ask(self, operation, bits, group, shape, dtype, other, data, outputs, scale="norm") -> Any:
+        n_out = sum(output.nbytes for output in outputs)
+        dtypes = DTYPES.index(dtype), DTYPES.index(other)
+        kernel = KERNELS.index(self.name)
+        fields = [operation, kernel, bits, group, *shape, *dtypes, SCALES.index(scale)]
+        fields += [len(data), n_out]
+        self._process.stdin.write(np.array(fields, np.int64).tobytes())
+        constants = [tables.codebook(bits, group), tables.boundaries(bits, group)]
+        constants += [*tables.signs(group), np.sqrt([group]), 1 / np.sqrt([group])]
+        for constant in constants:
+            self._process.stdin.write(constant.astype(np.float32).tobytes())
+        self._process.stdin.write(data)
+        self._process.stdin.flush()
+        answer = self._process.stdout.read(n_out + 8)
+        assert len(answer) == n_out + 8, "the driver stopped"
+        overflowed = int(np.frombuffer(answer[n_out:], np.int64)[0])
+        return np.frombuffer(answer[:n_out], np.uint8), overflowed
+
+
+def check_encode_and_decode(
+    backend: DrivenBackend, dtype: str, bits: int, group: int, scale: str
+) -> None:
+    """Every kind of row, ends of rows inside a group and at its end, decoded to the same dtype."""
+    for cols in (group - 7, 2 * group + 1, 2 * group):
+        words = matrix([*ROW_KINDS, "gaussian", "gaussian"], cols, dtype, seed=bits * cols)
+        packed, norms = encode(backend, words, dtype, bits, group, scale)
+        with np.errstate(invalid="ignore"):
+            expected_packed, expected_norms = reference.encode(words, dtype, bits, group, scale)
+        np.testing.assert_array_equal(packed, expected_packed)
+        assert_same_words(norms.view(np.uint32), expected_norms.view(np.uint32), "F32")
+
+        decoded = decode(backend, packed, norms, bits, group, cols, dtype)
+        expected = to_words(reference.decode(packed, norms, bits, group, cols), dtype)
+        assert_same_words(decoded, expected, dtype)
+
+
+def check_cast(backend: DrivenBackend, source: str, target: str) -> None:
+    """Every 16-bit word; for float32 every upper half around its rounding points."""
+    words = np.arange(1 << 16, dtype=np.uint16)
+    if source == "F32":
+        lower = np.array([0, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001], np.uint32)
+        words = ((words.astype(np.uint32) << 16)[:, None] | lower).ravel()
+    out = np.empty(words.shape, np.uint32 if target == "F32" else np.uint16)
+    overflowed = backend.cast(words, source, out, target)
+    values = quiet_float32(words, source)
+    expected = to_words(values, target)
+    assert_same_words(out, expected, target)
+    now_infinite = np.isfinite(values) & np.isinf(quiet_float32(expected, target))
+    assert overflowed == np.count_nonzero(now_infinite)
+
+
+def main(command: list[str]) -> None:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        for name in KERNELS:
+            backend = DrivenBackend(process, name)
+            cases = list(product(DTYPES, BITS, GROUPS, SCALES))
+            for case in cases:
+                check_encode_and_decode(backend, *case)
+            for source in DTYPES:
+                for target in DTYPES:
+                    check_cast(backend, source, target)
+            print(f"{name}: {len(cases)} ways to encode and decode and 9 casts equal the reference")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
