@@ -103,16 +103,14 @@ def _words(name: str, value: Any) -> Iterator[str]:
     """An option and its value, as they are asked for; of a recipe file, a key and its value."""
     if name in ("target_size", "max_shard_size"):
         value = _size(value)
+    several = value if isinstance(value, list) else [value]
     if flag(name) == name:
-        yield from (
-            name,
-            ", ".join(map(str, value)) if isinstance(value, list) else str(value).lower(),
-        )
+        yield from (name, ", ".join(map(str, several)).lower())
     elif value is True:
         yield flag(name)
     elif value:
-        for each in value if isinstance(value, list) else [value]:
-            yield from (flag(name), f"{each:g}" if isinstance(each, float) else str(each))
+        for each in several:
+            yield from (flag(name), str(each))
 
 
 def _size(n_bytes: int) -> str:
