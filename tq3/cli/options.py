@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
-from tq3.format.arguments import signature_of
+from tq3.format.arguments import members, signature_of
 from tq3.format.options import FIRST, OUTPUT, PANELS, Option, RunOptions
 from tq3.format.recipe import Recipe
 from tq3.hub.options import HubOptions
@@ -139,15 +138,11 @@ def _parsed(kind: Any) -> Any:
     """What is read from the command line for a value of this type."""
     if choices := _choices(kind):
         return Literal[tuple(map(str, choices))]
-    members = _members(kind)
-    if Sequence[str] in members:
+    kinds = members(kind)
+    if Sequence in kinds:
         return list[str]
-    return str if str in members else members[0]
+    return str if str in kinds else kinds[0]
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
-    return next((get_args(one) for one in _members(kind) if get_origin(one) is Literal), ())
-
-
-def _members(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return next((get_args(one) for one in members(kind) if get_origin(one) is Literal), ())

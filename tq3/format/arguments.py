@@ -67,7 +67,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=None if type(None) in _members(_bare(each)) else ...,
+                default=None if type(None) in members(_bare(each)) else ...,
                 annotation=each,
             )
             for name, each in get_type_hints(keywords, include_extras=True).items()
@@ -114,10 +114,7 @@ def several(texts: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def only(kind: type[Kind], options: Mapping[str, Any]) -> Kind:
-    """Those of the options that `kind` has: keywords of a TypedDict, or the fields of a dataclass.
-
-    Of a dataclass it is the value, in which None stands for the default.
-    """
+    """Those of the options that are keywords of `kind`, a TypedDict."""
     names = get_type_hints(kind)
     return kind(**{name: value for name, value in options.items() if name in names})
 
@@ -133,17 +130,17 @@ def _bare(kind: Any) -> Any:
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:
-    members = _members(kind)
-    if isinstance(value, str) and not value and os.PathLike in members:
+    kinds = members(kind)
+    if isinstance(value, str) and not value and os.PathLike in kinds:
         # To the system it is the current folder: a variable of a shell that nobody set.
         raise UsageError(f"{name} is empty", expected="a path")
-    for member in members:
+    for member in kinds:
         fit = _choice if get_origin(member) is Literal else _FITS.get(member, _instance)
         try:
             return fit(member, value)
         except _Unfit:
             continue
-    expected = " or ".join(dict.fromkeys(map(_expected, members)))
+    expected = " or ".join(dict.fromkeys(map(_expected, kinds)))
     raise UsageError(f"{name} is {value!r}", expected=expected)
 
 
@@ -153,10 +150,10 @@ def _expected(kind: Any) -> str:
     return _WORDS.get(kind) or f"a {kind.__name__}"
 
 
-def _members(kind: Any) -> list[Any]:
+def members(kind: Any) -> list[Any]:
     """The types of a union, without what they hold but for the choices of a Literal."""
     if get_origin(kind) in (Union, types.UnionType):
-        return [member for part in get_args(kind) for member in _members(part)]
+        return [member for part in get_args(kind) for member in members(part)]
     return [kind if get_origin(kind) is Literal else get_origin(kind) or kind]
 
 

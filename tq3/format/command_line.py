@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any, get_type_hints
 
 from tq3.format.config import recipe_record
@@ -13,20 +12,17 @@ from tq3.format.request import kept_as, make_recipe
 from tq3.format.widths import BY_NAME, EXACT, is_recipe_file, recipe_names
 from tq3.units import exact_size
 
-
-@cache
-def _flags() -> dict[str, str]:
-    return {
-        name: option.flag(name)
-        for kind in (CompressKeywords, RestoreKeywords)
-        for name, hint in get_type_hints(kind, include_extras=True).items()
-        for option in getattr(hint, "__metadata__", ())
-    }
+_FLAGS: dict[str, str] = {
+    name: option.flag(name)
+    for kind in (CompressKeywords, RestoreKeywords)
+    for name, hint in get_type_hints(kind, include_extras=True).items()
+    for option in getattr(hint, "__metadata__", ())
+}
 
 
 def flag(keyword: str) -> str:
     """The option of a keyword, `--lm-head` of `lm_head`; what is no keyword stays as it is."""
-    return _flags().get(keyword, keyword)
+    return _FLAGS.get(keyword, keyword)
 
 
 def command_options(record: Mapping[str, Any]) -> Iterator[str]:
@@ -38,9 +34,8 @@ def command_options(record: Mapping[str, Any]) -> Iterator[str]:
     recipe = make_recipe(recipe=name) if name in recipe_names() else Recipe()
     usual = _width_options(recipe_record(recipe)) | _other_options(recipe_record(recipe))
     usual["keep_dtype"] = kept_as(name)
-    options = get_type_hints(CompressKeywords)
     for option, value in (_width_options(record) | _other_options(record)).items():
-        if option in options and (option in ("bits", "recipe") or value != usual.get(option)):
+        if option in _FLAGS and (option in ("bits", "recipe") or value != usual.get(option)):
             yield from _words(option, value)
 
 

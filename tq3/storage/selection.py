@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
@@ -30,8 +30,7 @@ class Selection:
 
     def to_record(self) -> dict[str, list[str]]:
         """As JSON, by the names of the options; nothing where nothing was asked for."""
-        found = {"also": list(self.also), "without": list(self.without)}
-        return {option: globs for option, globs in found.items() if globs}
+        return {option: list(globs) for option, globs in asdict(self).items() if globs}
 
     def takes(self, name: str) -> bool:
         """Whether the file is asked for."""
