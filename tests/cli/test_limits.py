@@ -28,7 +28,7 @@ def watch_with_little(*arguments):
     limit = pages * resource.getpagesize() + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return watch(*arguments)
-Screen.follow = watch_with_little
+Screen.watch = watch_with_little
 main()
 """
 
