@@ -122,11 +122,12 @@ def restore(
 
     Repositories, events and errors as in `compress`.
     """
+    shard_size = options.get("max_shard_size")
     run = restore_checkpoint(
         path,
         out,
         options.get("dtype", "bfloat16"),
-        max_shard_bytes=parse_size(options.get("max_shard_size") or DEFAULT_SHARD_SIZE),
+        max_shard_bytes=parse_size(DEFAULT_SHARD_SIZE if shard_size is None else shard_size),
         selection=Selection.of(options.get("also"), options.get("without")),
         hub=HubOptions(**only(HubKeywords, options)),
         **only(RunKeywords, options),
