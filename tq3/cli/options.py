@@ -204,7 +204,7 @@ RevisionOpt = Annotated[
 ]
 SourceRevisionOpt = Annotated[
     str | None,
-    typer.Option("--source-revision", metavar="REVISION", help="The same of --source."),
+    typer.Option("--source-revision", metavar="REVISION", help="Branch, tag or commit of SOURCE."),
 ]
 DownloadOpt = Annotated[
     bool,

@@ -104,7 +104,7 @@ def kept_as(widths: Widths | None) -> str:
 
 
 def width_options(recipe: Recipe) -> Iterator[str]:
-    """What to ask the command for, so that it chooses the same widths."""
+    """The options by which the command chooses the same widths."""
     widths = recipe.widths
     if not widths:
         yield from ("--bits", str(recipe.bits))

@@ -16,7 +16,7 @@ Globs: TypeAlias = str | Sequence[str] | None
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is wanted otherwise than the policy has it.
+    """The side files that the user wants to travel or to stay in spite of the policy.
 
     also: travels although it would stay behind; without: stays behind, even what `also` takes
     """
@@ -26,7 +26,7 @@ class Selection:
 
     @classmethod
     def of(cls, also: Globs, without: Globs) -> Selection:
-        """From one glob, several or none."""
+        """A selection from one glob, several or none."""
         return cls(_several(also), _several(without))
 
     def takes(self, name: str) -> bool:
