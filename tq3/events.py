@@ -45,7 +45,7 @@ class Rates:
 
     @property
     def binding(self) -> str:
-        """What has to be faster for the run to be: network or encoder."""
+        """The slower side, which decides how fast the run is: network or encoder."""
         return "encoder" if self.network > _NEARLY * self.encoder else "network"
 
 

@@ -41,13 +41,13 @@ class Screen:
         self._work_folder: Path | None = None
 
     def __enter__(self) -> Screen:
-        stops.end_the_run()
+        stops.interrupt_runs()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        stops.stand_back(failed=error is not None)
+        stops.restore_signals(failed=error is not None)
         if isinstance(error, OSError) and _is_hangup(error):
             error = KeyboardInterrupt()
         elif isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -186,7 +186,7 @@ class Screen:
             )
 
     def _table(self, table: Table) -> None:
-        """As wide as the terminal, or in a pipe as wide as it needs to be, for grep."""
+        """Print a table as wide as the terminal, in a pipe as wide as it needs to be, for grep."""
         if self._out.is_terminal:
             self._out.print(table)
             return

@@ -109,12 +109,12 @@ def check_fields(settings: Any) -> None:
 
 
 def several(texts: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One text, several or none, such as the globs of `keep`."""
+    """A tuple of the texts of an option that may be given once, often or not at all."""
     return (texts,) if isinstance(texts, str) else tuple(texts or ())
 
 
 def only(kind: type[Kind], options: Mapping[str, Any]) -> Kind:
-    """Those of the options that are keywords of `kind`, a TypedDict."""
+    """The part of the options that are keywords of `kind`, a TypedDict."""
     names = get_type_hints(kind)
     return kind(**{name: value for name, value in options.items() if name in names})
 

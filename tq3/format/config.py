@@ -40,7 +40,7 @@ class MeasuredError:
 
 @dataclass(frozen=True, slots=True)
 class TqConfig:
-    """What tq_config.json says.
+    """The content of tq_config.json.
 
     original_in_dims: name -> columns, for tensors whose columns are no multiple of the group
     shapes: name -> source shape, where it can't be derived from the stored tensors (3-D, padded)
@@ -74,7 +74,7 @@ class TqConfig:
         return width_reader(self.bits, self.widths) if self.widths else self.width_by_name
 
     def width_by_name(self, name: str) -> int:
-        """What existing readers take: they know two widths, the second by parts of names."""
+        """The width that existing readers take: they know two, the second by parts of names."""
         is_special = any(text in name for text in self.sensitive_patterns)
         return self.sensitive_bits if self.sensitive_bits and is_special else self.bits
 
@@ -119,7 +119,7 @@ def parse_tq_config(text: str) -> TqConfig:
 
 
 def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
-    """What config.json says in place of a missing tq_config.json, if it does. Raises BadInput.
+    """The record in config.json that stands in for a missing tq_config.json. Raises BadInput.
 
     Without `tq3`, which has the shapes, a padded tensor could not be told from a wider one.
     """
@@ -233,7 +233,7 @@ def _items(raw: Mapping[str, Any], key: str, container: type, kind: type) -> Any
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    """Of this very type: true is no number. Every number here counts something that fits a file."""
+    """Whether a value is of this very type (true is no number) and, as a number, fits a file."""
     if type(value) is not kind:
         return False
     return not isinstance(value, int) or 0 <= value < 2**63

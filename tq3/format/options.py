@@ -52,7 +52,7 @@ class Option:
 
 
 class ShardKeywords(TypedDict, total=False):
-    """How large files become."""
+    """How large output files may become."""
 
     max_shard_size: Annotated[
         float | str | None,
@@ -142,7 +142,7 @@ class RecipeKeywords(ShardKeywords, total=False):
 
 
 class MachineKeywords(TypedDict, total=False):
-    """What of the machine is used."""
+    """Which threads and kernels do the work."""
 
     workers: Annotated[
         int | None,
@@ -208,7 +208,7 @@ class HubKeywords(RevisionKeywords, total=False):
 
 
 class CompressKeywords(RecipeKeywords, RunKeywords, TravelKeywords, HubKeywords, total=False):
-    """Of `tq3.compress` and `tq3.preview`."""
+    """The keywords of `tq3.compress` and `tq3.preview`."""
 
     verbatim_config: Annotated[
         bool, Option("Copy config.json without adding quantization_config.", OUTPUT)
@@ -216,11 +216,11 @@ class CompressKeywords(RecipeKeywords, RunKeywords, TravelKeywords, HubKeywords,
 
 
 class InspectKeywords(RecipeKeywords, RevisionKeywords, total=False):
-    """Of `tq3.inspect`."""
+    """The keywords of `tq3.inspect`."""
 
 
 class RestoreKeywords(ShardKeywords, RunKeywords, TravelKeywords, HubKeywords, total=False):
-    """Of `tq3.restore`."""
+    """The keywords of `tq3.restore`."""
 
     dtype: Annotated[
         FloatDtype,
@@ -240,7 +240,7 @@ class BesideKeywords(HubKeywords, total=False):
 
 
 class VerifyKeywords(MachineKeywords, BesideKeywords, total=False):
-    """Of `tq3.verify`."""
+    """The keywords of `tq3.verify`."""
 
     source: Annotated[
         StrPath | None,
@@ -265,7 +265,7 @@ class CardKeywords(TypedDict, total=False):
 
 
 class PushKeywords(CardKeywords, total=False):
-    """Of `tq3.push`."""
+    """The keywords of `tq3.push`."""
 
     private: Annotated[bool, Option("Make the repository private, where it is new.")]
     revision: Annotated[

@@ -80,7 +80,7 @@ class Widths:
         return {key: value for key, value in found.items() if value is not None}
 
     def choices(self, role: str, *, only: bool = False) -> tuple[Width, ...]:
-        """What tensors of this role may become: widths, and None for uncompressed.
+        """The widths that tensors of this role may get; None for uncompressed.
 
         only: the tensor is one of those that --only names, whatever the recipe says
         """
@@ -110,7 +110,7 @@ class Widths:
             )
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON, in the words of a recipe file: `parse_widths` reads it."""
+        """The widths as JSON, in the words of a recipe file: `parse_widths` reads it."""
         choices = {OTHERS: self.others, **self.roles}
         return {
             "split_qkv": self.split_qkv,
@@ -154,7 +154,7 @@ def own_toml(name: str) -> dict[str, Any]:
 
 
 def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
-    """What a recipe file says, or a record of one. Raises BadInput with file and key."""
+    """The widths of a recipe file, or of a record of one. Raises BadInput with file and key."""
     _check_keys(raw, file)
     roles = raw.get("roles") or {}
     for role in roles:
@@ -180,7 +180,7 @@ def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
 
 
 def _check_keys(raw: Mapping[str, Any], file: str) -> None:
-    """Of the right types, or null in a record."""
+    """Check that keys are known and values of the right types, or null in a record."""
     for key, value in raw.items():
         if key not in _KEYS:
             raise _fault(file, f"unknown key {key!r}", expected=", ".join(_KEYS))

@@ -29,7 +29,7 @@ from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
 from tq3.plan import joined
-from tq3.plan.allocation import spare_target
+from tq3.plan.allocation import unreachable_target
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed
 from tq3.plan.identity import Identity, before_factors, with_factors
@@ -90,7 +90,7 @@ class _Compression(Job):
         self._factors: Factors = NO_FACTORS
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
-        spare = spare_target(self.plan, recipe)
+        spare = unreachable_target(self.plan, recipe)
         self._notices += [Notice(f"the target is {spare}")] if spare else []
         self._notices += map(Notice, worth_knowing(files, self.plan, recipe))
 
@@ -114,10 +114,10 @@ class _Compression(Job):
         return recipe_record(self._recipe)
 
     def identity(self) -> Identity:
-        """With the factors, on which every byte depends, too."""
+        """The run's identity with the factors, on which every byte depends, too."""
         return with_factors(super().identity(), self._factors)
 
-    def adopt(self, learned: Learned) -> None:
+    def apply(self, learned: Learned) -> None:
         """Plan with what an earlier run learned, or this one."""
         known = self._learned.reasons
         new = learned.reasons.items() - known.items()
@@ -133,7 +133,7 @@ class _Compression(Job):
     def _little_compressed(self) -> str | None:
         return little_compressed(self.plan, self._recipe, self._learned)
 
-    def heed(self, finding: Finding) -> None:
+    def record(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""
         if finding.kind is Kind.NONFINITE and self._recipe.nonfinite == "error":
             raise BadInput(
@@ -154,7 +154,7 @@ class _Compression(Job):
                 float32_norms[name] = f"keeps F32 norms: {finding.text}"
             else:
                 exact[name] = f"kept as it is: {finding.text}"
-        self.adopt(self._learned | Learned(exact, float32_norms))
+        self.apply(self._learned | Learned(exact, float32_norms))
         return self._learned
 
     def texts(self) -> dict[str, str]:

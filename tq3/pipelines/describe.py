@@ -17,7 +17,7 @@ from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.roles import describe_choice
 from tq3.pipelines.side_files import side_files
-from tq3.plan.allocation import spare_target
+from tq3.plan.allocation import unreachable_target
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.joined import decide_together
@@ -106,7 +106,7 @@ def _describe_plan(
         tensors=lines,
         choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
-        spare_target=spare_target(plan, recipe),
+        unreachable_target=unreachable_target(plan, recipe),
         side_files={name: files.size(name) for name in sidecars.copied},
         left_out=sidecars.left_out,
         notices=(*checkpoint.notices, *worth_knowing(files, plan, recipe)),
@@ -169,7 +169,7 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
 
 
 def _what_is_lost(task: Task) -> str | None:
-    """By a kept tensor; None for a compressed one."""
+    """The precision that a kept tensor loses; None for a compressed one."""
     if task.layout:
         return None
     return what_is_lost(task.sources[0].info.dtype, task.targets[0].dtype)

@@ -82,7 +82,7 @@ class _Restoration(Job):
         return self._options
 
     def listed(self) -> Collection[str]:
-        """What the manifest names: compress took it along, whether by itself or asked to."""
+        """The files that the manifest names: compress took them along, by itself or asked to."""
         if not self.files.has(manifest.FILE_NAME):
             return ()
         try:
@@ -96,7 +96,7 @@ class _Restoration(Job):
             ) from None
 
     def texts(self) -> dict[str, str]:
-        """Nothing beside the marker."""
+        """No files beside the marker."""
         return {}
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
@@ -105,7 +105,7 @@ class _Restoration(Job):
             return CONFIG, "{}\n"
         return CONFIG, unmark(read_text(self.files, CONFIG))
 
-    def heed(self, finding: Finding) -> None:
+    def record(self, finding: Finding) -> None:
         """Any finding ends the run."""
         raise BadInput(
             finding.text,

@@ -27,10 +27,10 @@ def run_job(job: Job, out: StrPath, options: RunOptions) -> Run[Report]:
         overwrite=options.overwrite,
         resume=options.resume,
     ) as target:
-        job.adopt(target.journal.learned)
+        job.apply(target.journal.learned)
         if changed := _changed_tensor(job.files, job.plan, target):
             target.start_anew([f"tensor {changed!r} has other values"])
-            job.adopt(NOTHING_LEARNED)
+            job.apply(NOTHING_LEARNED)
         sidecars = job.sidecars()
         copies = sidecars.copied.values()
         target.check_names((*job.plan.weight_files, *job.written_names(), *copies))

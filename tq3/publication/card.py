@@ -35,7 +35,7 @@ _SCALES = {
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card is made of, apart from the name under which it is published.
+    """The facts of a card, apart from the name under which it is published.
 
     base_model: ORGANISATION/NAME on the Hub, None where nothing tells it
     source_metadata: of the source's card
@@ -71,7 +71,7 @@ def make_card(
 
 
 def gather_facts(files: LocalFiles, base_model: str | None) -> CardFacts:
-    """Everything that a card says, from a folder. Raises BadInput or StorageError."""
+    """The facts of the folder's card. Raises BadInput or StorageError."""
     if base_model is not None and not is_model_id(base_model):
         raise UsageError(
             "--base-model is no name of the Hub", found=base_model, expected="ORG/NAME"

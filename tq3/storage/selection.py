@@ -15,7 +15,7 @@ from tq3.format.options import Globs
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is wanted otherwise than the policy has it.
+    """The side files that the user wants to travel or to stay in spite of the policy.
 
     also: travels although it would stay behind; without: stays behind, even what `also` takes
     """
@@ -25,11 +25,11 @@ class Selection:
 
     @classmethod
     def of(cls, also: Globs, without: Globs) -> Selection:
-        """From one glob, several or none."""
+        """A selection from one glob, several or none."""
         return cls(several(also), several(without))
 
     def to_record(self) -> dict[str, list[str]]:
-        """As JSON, by the names of the options; nothing where nothing was asked for."""
+        """The globs as JSON, by option; empty where none was given."""
         return {option: list(globs) for option, globs in asdict(self).items() if globs}
 
     def takes(self, name: str) -> bool:

@@ -31,12 +31,12 @@ class Judge:
         self._blocks: dict[str, list[Compared]] = defaultdict(list)
         self._second: dict[str, list[Compared]] = defaultdict(list)
 
-    def hear(self, compared: Compared) -> None:
-        """What a block shows."""
+    def add(self, compared: Compared) -> None:
+        """Add what a block shows."""
         self._blocks[compared.block.task.name].append(compared)
 
-    def hear_again(self, compared: Compared) -> None:
-        """What it shows when every group is encoded again."""
+    def add_recoded(self, compared: Compared) -> None:
+        """Add what a block shows when every group of it is encoded again."""
         self._second[compared.block.task.name].append(compared)
 
     def suspects(self) -> list[Task]:
@@ -52,7 +52,7 @@ class Judge:
                 yield _kept_line(task, self._kept(task))
 
     def faults(self) -> Iterator[Fault]:
-        """What is worse than the format makes it."""
+        """The tensors that are worse than the format makes them, as faults."""
         for task, line in zip(self.tasks, self.comparisons(), strict=True):
             if task.layout:
                 yield from self._coded_faults(task, task.layout, line)

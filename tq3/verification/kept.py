@@ -88,7 +88,7 @@ def _different(block: Block, stored: Bytes, expected: Bytes) -> Kept:
 
 
 def _rounded(exact: Floats, kept: Floats) -> Kept:
-    """What rounding did to these values; one that is no number stays so, whatever its bits."""
+    """Describe what rounding did to these values; a NaN stays one, whatever its bits."""
     changed = (exact != kept) & ~np.isnan(exact)
     if not changed.any():
         return Kept()

@@ -69,7 +69,7 @@ class Structure:
 
 
 def examine(files: Source) -> Structure:
-    """Everything but tensor data. Raises StorageError for a folder that can't be listed."""
+    """Examine everything but tensor data. Raises StorageError for a folder that can't be listed."""
     names, faults = files.names(), Faults()
     found = Structure(faults)
     if not files.has(tq_config.FILE_NAME) and files.has_unfinished_run():
@@ -245,7 +245,7 @@ def _find_layouts(found: Structure, config: TqConfig) -> None:
 
 
 def _check_records(found: Structure, config: TqConfig) -> None:
-    """What tq_config.json says of the tensors. Without every header nobody can tell."""
+    """Check what tq_config.json says of the tensors. Without every header nobody can tell."""
     if found.unread or not found.weight_files:
         return
     _check_number(found, config)

@@ -23,7 +23,7 @@ from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Block, Task
 from tq3.plan.precision import main_dtype
 from tq3.verification.checks import Verification
-from tq3.verification.checksums import Looked, Reader, Stretch, plan_stretches
+from tq3.verification.checksums import Checked, Reader, Stretch, plan_stretches
 from tq3.verification.comparing import Compared, Comparer
 from tq3.verification.judging import Judge
 from tq3.verification.pairing import pair_up
@@ -99,7 +99,7 @@ class _Job:
         self.notices = list(_notices(structure, originals))
 
     def checking(self) -> Checking:
-        """What will be read, as an event."""
+        """The event that says what will be read."""
         return Checking(
             n_tensors=len(self._structure.kept) + len(self._structure.layouts),
             bytes_total=self._n_total,
@@ -116,27 +116,27 @@ class _Job:
     def look_at_bytes(self) -> Iterator[Progress]:
         """Read all that has a checksum, and the norms."""
 
-        def make_work() -> Callable[[Stretch], Looked]:
-            return Reader(self._files).look_at
+        def make_work() -> Callable[[Stretch], Checked]:
+            return Reader(self._files).check
 
-        for looked in in_parallel(self._stretches, make_work, self._workers, self._give_up):
-            for fault in looked.faults:
+        for checked in in_parallel(self._stretches, make_work, self._workers, self._cancel):
+            for fault in checked.faults:
                 self._faults.add(fault)
-            self._n_bytes += looked.stretch.n_bytes
-            yield self._progress(looked.stretch.file)
+            self._n_bytes += checked.stretch.n_bytes
+            yield self._progress(checked.stretch.file)
 
     def compare(self) -> Iterator[Progress]:
         """Set every tensor beside the source's, suspects a second time."""
-        yield from self._compare(self._judge.tasks, self._judge.hear, recode_all=False)
+        yield from self._compare(self._judge.tasks, self._judge.add, recode_all=False)
         suspects = self._judge.suspects()
         self._n_total += sum(task.bytes_in for task in suspects)
-        yield from self._compare(suspects, self._judge.hear_again, recode_all=True)
+        yield from self._compare(suspects, self._judge.add_recoded, recode_all=True)
         for fault in self._judge.faults():
             self._faults.add(fault)
         self.notices += self._judge.notices()
 
     def verification(self) -> Verification:
-        """All that was found."""
+        """The result, with all that was found."""
         structure = self._structure
         return Verification(
             path=self._files.label,
@@ -157,7 +157,7 @@ class _Job:
         )
 
     def _make_judge(self) -> Judge:
-        """Of all that can be compared; what can't is a fault."""
+        """A judge of all that can be compared; what can't is a fault."""
         scale = self._structure.scale
         if self._originals is None:
             return Judge((), scale, None)
@@ -174,7 +174,7 @@ class _Job:
         return Judge(tasks, scale, main_dtype(tensor.info for tensor in original.tensors))
 
     def _compare(
-        self, tasks: Iterable[Task], hear: Callable[[Compared], None], *, recode_all: bool
+        self, tasks: Iterable[Task], add: Callable[[Compared], None], *, recode_all: bool
     ) -> Iterator[Progress]:
         originals = self._originals
         if originals is None:
@@ -186,17 +186,17 @@ class _Job:
             return comparer.compare
 
         blocks = (block for task in tasks for block in task.blocks())
-        for compared in in_parallel(blocks, make_work, self._workers, self._give_up):
+        for compared in in_parallel(blocks, make_work, self._workers, self._cancel):
             if compared.fault:
                 self._faults.add(compared.fault)
-            hear(compared)
+            add(compared)
             self._n_bytes += compared.block.bytes_in
             self._n_weights += compared.block.weights
             yield self._progress(compared.block.task.name)
 
-    def _give_up(self) -> None:
+    def _cancel(self) -> None:
         for files in (self._files, self._originals or self._files):
-            files.give_up()
+            files.cancel()
 
     def _progress(self, at: str) -> Progress:
         return Progress(
