@@ -13,7 +13,7 @@ from tq3.runtime.cuda.layout import Tiles
 from tq3.runtime.cuda.pairs import Routing
 from tq3.runtime.siblings import Siblings
 from tq3.runtime.values import no_values
-from tq3.runtime.weight import PackedWeight, ops, tiled
+from tq3.runtime.weight import PackedWeight
 
 __all__ = [
     "PackedEmbedding",
@@ -23,8 +23,6 @@ __all__ = [
     "PackedWeight",
     "look_up_packed",
     "note_siblings",
-    "ops",
-    "tiled",
     "unpack",
 ]
 

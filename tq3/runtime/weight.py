@@ -14,14 +14,12 @@ from torch import nn
 
 from tq3.errors import UsageError
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.runtime import direct, gradient, ops, rows, tiled
+from tq3.runtime import direct, gradient, rows  # noqa: F401  gradient: torch.ops.tq3, all of it
 from tq3.runtime.cuda import layout as in_tiles
 from tq3.runtime.cuda import ready, support
 from tq3.runtime.direct import Ready, is_unwatched
 from tq3.runtime.siblings import Siblings
 from tq3.runtime.values import WithoutValues
-
-__all__ = ["Codes", "Norms", "PackedWeight", "gradient", "ops", "tiled"]
 
 
 class Codes(nn.Parameter):
@@ -182,11 +180,11 @@ class PackedWeight(WithoutValues):
         layout, (packed, norms) = self.layout, self._parts()
         y: torch.Tensor | None
         if is_unwatched(x):
-            ready = self._ready
-            if ready is None or not ready.is_of(packed, norms):
-                ready = self.__dict__["_ready"] = direct.ready(packed, norms, layout)
-            if ready is not None:
-                y = ready.multiply(x, packed, norms, self.siblings)
+            layer = self._ready
+            if layer is None or not layer.is_of(packed, norms):
+                layer = self.__dict__["_ready"] = direct.ready(packed, norms, layout)
+            if layer is not None:
+                y = layer.multiply(x, packed, norms, self.siblings)
                 if y is not None:
                     return y
         if packed.dtype == torch.int32:
