@@ -92,7 +92,7 @@ class PackedRows(PackedWeight):
             found = torch.ops.tq3.embedding(ids, *parts, layout.bits, layout.group, *of_rows)
         return found
 
-    def _make_ready(self, tiles: Tiles) -> None:
+    def _prepare_device(self, tiles: Tiles) -> None:
         ready.embedding(tiles, self.layout.group)
 
 
@@ -186,5 +186,5 @@ class PackedExperts(PackedWeight):
             y = torch.ops.tq3.experts(*codes, norms, experts, self.layout.bits, group)
         return y
 
-    def _make_ready(self, tiles: Tiles) -> None:
+    def _prepare_device(self, tiles: Tiles) -> None:
         ready.experts(tiles, self.layout.group, self.dtype)
