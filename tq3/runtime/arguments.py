@@ -26,13 +26,25 @@ def check_linear(
 
 
 def check_layer(
-    packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, rotation: int
+    packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, rotation: int, *before: str
 ) -> None:
-    """Refuse what is no packed layer of that width."""
+    """Refuse what is no packed layer of that width. before: dimensions of norms ahead of its own"""
     _check_width(bits, group, rotation)
-    if norms.dim() != 2:
-        refuse("norms.shape", tuple(norms.shape), "(rows, groups of a row)")
-    _check_pair(packed, norms, bits, group)
+    if norms.dim() != len(before) + 2:
+        expected = ", ".join((*before, "rows, groups of a row"))
+        refuse("norms.shape", norms.shape, f"({expected})")
+    if packed.dtype != torch.uint8:
+        refuse("packed.dtype", packed.dtype, torch.uint8)
+    if norms.dtype != torch.float32:
+        refuse("norms.dtype", norms.dtype, torch.float32)
+    n_bytes = norms.numel() * group * bits // 8
+    if packed.numel() != n_bytes:
+        expected = f"{n_bytes} bytes, for norms of the shape {tuple(norms.shape)}"
+        refuse("packed.shape", packed.shape, expected)
+    # A copy at each call would be slower than the layer itself.
+    if not packed.is_contiguous() or not norms.is_contiguous():
+        refuse("packed and norms", "strided memory", "contiguous tensors")
+    _check_devices(packed, norms)
 
 
 def check_experts(
@@ -45,14 +57,13 @@ def check_experts(
     rotation: int,
 ) -> None:
     """Refuse what are no packed experts of that width for that x."""
-    _check_width(bits, group, rotation)
-    if norms.dim() != 3:
-        refuse("norms.shape", tuple(norms.shape), "(experts, rows, groups of a row)")
+    check_layer(packed, norms, bits, group, rotation, "experts")
     if x.dim() != 2:
-        refuse("x.shape", tuple(x.shape), "(pairs, columns)")
-    _check_pair(packed, norms, bits, group)
+        refuse("x.shape", x.shape, "(pairs, columns)")
     _check_tensors(x, norms, group)
-    _check_experts(x, experts)
+    if experts.dtype != torch.int64 or experts.shape != x.shape[:1]:
+        found = f"{tuple(experts.shape)} of {experts.dtype}"
+        refuse("experts", found, f"{tuple(x.shape[:1])} of torch.int64")
 
 
 def check_embedding(
@@ -68,9 +79,7 @@ def check_embedding(
     check_layer(packed, norms, bits, group, group)
     _check_ids(ids, dtype)
     _check_devices(ids, norms)
-    n = norms.shape[1]
-    if not max(0, n - 1) * group < columns <= n * group:
-        refuse("columns", columns, _columns_of(n, group))
+    _check_row("columns", columns, columns, norms, group)
 
 
 def check_tiled(
@@ -102,7 +111,7 @@ def check_tiled_experts(
     """Refuse what are no experts in tiles for that x, or a routing that was made for others."""
     _check_tiles(words, norms, rows, group, rotation, "experts")
     if x.dim() != 2:
-        refuse("x.shape", tuple(x.shape), "(pairs, columns)")
+        refuse("x.shape", x.shape, "(pairs, columns)")
     _check_activations(x, words, norms, group)
     of_order, of_jobs = sizes(x.shape[0], words.shape[0], group)
     is_one = order.dtype == torch.int64 and jobs.dtype == torch.int32
@@ -138,6 +147,7 @@ def check_tiled_embedding(
 
 def refuse(what: str, found: object, expected: object) -> NoReturn:
     """An error in the words of the codec's."""
+    found = tuple(found) if isinstance(found, torch.Size) else found
     raise ValueError(f"{what}: found {found}, expected {expected}")
 
 
@@ -164,15 +174,8 @@ def _check_dtype(what: str, dtype: torch.dtype) -> None:
 def _check_tensors(x: torch.Tensor, norms: torch.Tensor, group: int) -> None:
     _check_dtype("x.dtype", x.dtype)
     _check_devices(x, norms)
-    n = norms.shape[-1]
-    if x.dim() and not max(0, n - 1) * group < x.shape[-1] <= n * group:
-        refuse("x.shape", tuple(x.shape), _columns_of(n, group))
-
-
-def _check_experts(x: torch.Tensor, experts: torch.Tensor) -> None:
-    if experts.dtype != torch.int64 or experts.shape != x.shape[:1]:
-        found = f"{tuple(experts.shape)} of {experts.dtype}"
-        refuse("experts", found, f"{tuple(x.shape[:1])} of torch.int64")
+    if x.dim():
+        _check_row("x.shape", x.shape, x.shape[-1], norms, group)
 
 
 def _check_ids(ids: torch.Tensor, dtype: torch.dtype) -> None:
@@ -187,7 +190,7 @@ def _check_tiles(
     """before: dimensions ahead of those of one layer"""
     if words.dim() != len(before) + 5:
         expected = ", ".join((*before, f"tiles, units, bits, {TILE}, 4"))
-        refuse("words.shape", tuple(words.shape), f"({expected})")
+        refuse("words.shape", words.shape, f"({expected})")
     *lead, tiles, units, bits, lanes, word = words.shape
     _check_width(bits, group, rotation)
     if words.dtype != torch.int32 or (lanes, word) != (TILE, 4):
@@ -217,21 +220,6 @@ def _check_columns(what: str, columns: int, words: torch.Tensor, group: int) -> 
         refuse(what, f"{columns} columns", f"those of {units} units of {UNIT}")
 
 
-def _check_pair(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> None:
-    if packed.dtype != torch.uint8:
-        refuse("packed.dtype", packed.dtype, torch.uint8)
-    if norms.dtype != torch.float32:
-        refuse("norms.dtype", norms.dtype, torch.float32)
-    n_bytes = norms.numel() * group * bits // 8
-    if packed.numel() != n_bytes:
-        expected = f"{n_bytes} bytes, for norms of the shape {tuple(norms.shape)}"
-        refuse("packed.shape", tuple(packed.shape), expected)
-    # A copy at each call would be slower than the layer itself.
-    if not packed.is_contiguous() or not norms.is_contiguous():
-        refuse("packed and norms", "strided memory", "contiguous tensors")
-    _check_devices(packed, norms)
-
-
 def _check_devices(*tensors: torch.Tensor) -> None:
     first, *others = (tensor.device for tensor in tensors)
     if any(other != first for other in others):
@@ -239,5 +227,8 @@ def _check_devices(*tensors: torch.Tensor) -> None:
         refuse("devices", found, "one and the same")
 
 
-def _columns_of(n: int, group: int) -> str:
-    return f"{(n - 1) * group + 1} to {n * group} columns, for {n} groups of {group}"
+def _check_row(what: str, found: object, columns: int, norms: torch.Tensor, group: int) -> None:
+    n = norms.shape[-1]
+    if not max(0, n - 1) * group < columns <= n * group:
+        expected = f"{(n - 1) * group + 1} to {n * group} columns, for {n} groups of {group}"
+        refuse(what, found, expected)
