@@ -10,7 +10,7 @@ import torch
 import transformers
 from packed_models import PROMPT, load, logits, make_case
 from peft import LoraConfig, get_peft_model
-from tiny_models import BY_NAME
+from tiny_models import ARCHITECTURES
 
 from tq3.errors import UsageError
 from tq3.runtime.modules import PackedLinear, PackedWeight
@@ -30,7 +30,7 @@ SAME_LOSS = 5e-3
 def in_full(tmp_path_factory):
     """All is packed: the tied embeddings and head, too."""
     folder = tmp_path_factory.mktemp("in_full")
-    return make_case(BY_NAME["llama"], folder, embeddings=4, lm_head=4)
+    return make_case(ARCHITECTURES[0], folder, embeddings=4, lm_head=4)
 
 
 def losses(model, n_steps=12):
@@ -119,7 +119,7 @@ def test_what_would_change_packed_weights_is_refused(change, llama):
 
 
 def test_an_adapter_of_dense_experts_is_not_left_out_in_silence(tmp_path):
-    architecture = BY_NAME["qwen3_moe"]
+    architecture = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")
     case = make_case(architecture, tmp_path)
     config = LoraConfig(**CAUSAL, target_modules=["q_proj"], target_parameters=["gate_up_proj"])
     get_peft_model(load(architecture, case.restored), config).save_pretrained(tmp_path / "adapter")
