@@ -15,7 +15,7 @@ from transformers.quantizers import HfQuantizer
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
 from tq3.format.recognition import TRANSFORMERS_WEIGHTS, names_a_file
-from tq3.integrations.transformers import counting, dequantizing, experts, saving
+from tq3.integrations.transformers import adapters, counting, dequantizing, experts, saving
 from tq3.integrations.transformers.convolving import convolve_in_float32
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.mapped import MappedFiles, copy_once
@@ -104,6 +104,7 @@ class Tq3Quantizer(HfQuantizer):
         for place in shared:
             _install(model, place, tokens)
         if any(isinstance(module, PackedExperts) for module in model.modules()):
+            adapters.watch(model)
             self._experts_before = model.config._experts_implementation
             model.set_experts_implementation(experts.IMPLEMENTATION)
 
@@ -208,8 +209,6 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
     else:
         delattr(owner, name)
         setattr(owner, name, weight)
-    if kind is PackedExperts:
-        experts.refuse_adapters(owner)
 
 
 def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
