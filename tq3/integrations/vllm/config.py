@@ -122,7 +122,7 @@ class Tq3Config(QuantizationConfig):
         self.read_record = partial(_read_record, model_name, revision, self._declared)
         if not self.stored.n_packed:
             raise BadInput(
-                "no packed weights in this checkpoint",
+                names.why_none_is_packed(shapes),
                 file=model_name,
                 expected=f"tensors named *{PACKED}",
                 fix="give a folder that `tq3 compress` wrote",
