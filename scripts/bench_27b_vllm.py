@@ -54,7 +54,7 @@ def load(folder: Path) -> LLM:
         enforce_eager=True,
         max_model_len=64,
         max_num_seqs=1,
-        kv_cache_memory_bytes=2**28,
+        kv_cache_memory_bytes=2**29,
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
         limit_mm_per_prompt={"image": 0, "video": 0},
