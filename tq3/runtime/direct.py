@@ -20,6 +20,7 @@ _DispatchKeySet, _DispatchKey = torch._C.DispatchKeySet, torch._C.DispatchKey
 _keys_of = torch._C._dispatch_keys
 _is_profiled = torch._C._autograd._profiler_enabled
 _keys_of_thread = torch._C._dispatch_tls_local_include_set
+_has_function_mode = torch._C._is_torch_function_mode_enabled
 
 
 def _all_but(names: str) -> int:
@@ -42,7 +43,7 @@ def is_unwatched(x: torch.Tensor) -> bool:
         torch.compiler.is_compiling()
         or (x.requires_grad and torch.is_grad_enabled())
         or type(x) is not torch.Tensor
-        or torch._C._is_torch_function_mode_enabled()
+        or _has_function_mode()
         or _is_profiled()
         or (_keys_of(x).raw_repr() | _keys_of_thread().raw_repr()) & _OTHERS
     )
