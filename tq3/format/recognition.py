@@ -38,9 +38,14 @@ def mark(model_config: str, recipe: Recipe | TqConfig) -> str:
     They take the place of the source's: a `quantization_config` of nothing, names of files that the
     checkpoint does not have.
     """
-    plain = unmark(model_config)
-    with_sentence = insert_key(plain, TRANSFORMERS_WEIGHTS, HOW_TO_LOAD)
-    return insert_key(with_sentence, QUANTIZATION_CONFIG, quantization_config(recipe))
+    plain = say_how_to_load(remove_key(model_config, QUANTIZATION_CONFIG))
+    return insert_key(plain, QUANTIZATION_CONFIG, quantization_config(recipe))
+
+
+def say_how_to_load(model_config: str) -> str:
+    """The text of config.json with the sentence. Raises ValueError for what is no JSON object."""
+    plain = remove_key(model_config, TRANSFORMERS_WEIGHTS)
+    return insert_key(plain, TRANSFORMERS_WEIGHTS, HOW_TO_LOAD)
 
 
 def unmark(model_config: str) -> str:
