@@ -173,10 +173,11 @@ def kernels_of(calls: list[Call], times: int) -> Task:
     tasks = []
     for module, x, y in calls:
         weight, layout = module.weight, module.weight.layout
-        parts = weight.tq_packed, weight.tq_norms
-        bound = kernels.bound(*parts, layout.bits, layout.group, layout.group)
+        bound = kernels.bound(layout.bits, layout.group, layout.group)
         sizes = x.numel() // layout.cols, layout.cols, native.NUMBERS[x.dtype]
-        tasks += [partial(bound, team(), x.data_ptr(), *sizes, y.data_ptr())] * times
+        places = weight.tq_packed.data_ptr(), weight.tq_norms.data_ptr()
+        arguments = x.data_ptr(), *sizes, *places, *weight.tq_norms.shape, y.data_ptr()
+        tasks += [partial(bound, team(), *arguments)] * times
 
     def call_all() -> None:
         for task in tasks:

@@ -30,12 +30,12 @@ TILE_WEIGHTS = 1 << 21
 
 
 class _Form(NamedTuple):
-    """An input, the shape of its result, and what the kernel is told: tokens, columns, dtype."""
+    """An input, the shape of its result, and what the kernel is told of both and of the layer."""
 
     shape: torch.Size | None
     dtype: torch.dtype | None
     of_out: tuple[int, ...]
-    sizes: tuple[int, ...]
+    arguments: tuple[int, ...]
 
 
 def linear(
@@ -65,13 +65,13 @@ def most_tokens(dtype: torch.dtype) -> int:
 class Layer:
     """A layer whose codes and norms were checked, and what its kernel is told of them each time."""
 
-    __slots__ = ("_columns", "_last", "_linear", "_places", "_rows")
+    __slots__ = ("_columns", "_last", "_linear", "_places", "_sizes")
 
     def __init__(self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> None:
-        self._rows, n = norms.shape
+        rows, n = norms.shape
         self._columns = range(max(0, n - 1) * group + 1, n * group + 1)
-        self._linear = get_kernels().bound(packed, norms, bits, group, group)
-        self._places = packed.data_ptr(), norms.data_ptr()
+        self._linear = get_kernels().bound(bits, group, group)
+        self._places, self._sizes = (packed.data_ptr(), norms.data_ptr()), (rows, n)
         self._last = _Form(None, None, (), ())
 
     def is_of(self, packed: torch.Tensor, norms: torch.Tensor) -> bool:
@@ -87,7 +87,7 @@ class Layer:
                 return None
             self._last = form = found  # a model asks for the same again and again
         x, out = x.contiguous(), x.new_empty(form.of_out)
-        self._linear(team(), x.data_ptr(), *form.sizes, out.data_ptr())
+        self._linear(team(), x.data_ptr(), *form.arguments, out.data_ptr())
         return out
 
     def _form(self, x: torch.Tensor) -> _Form | None:
@@ -98,7 +98,8 @@ class Layer:
         tokens = x.numel() // columns
         if tokens > most_tokens(x.dtype):
             return None
-        return _Form(shape, x.dtype, (*shape[:-1], self._rows), (tokens, columns, number))
+        arguments = tokens, columns, number, *self._places, *self._sizes
+        return _Form(shape, x.dtype, (*shape[:-1], self._sizes[0]), arguments)
 
 
 def ready(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> Layer:

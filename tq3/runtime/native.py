@@ -60,19 +60,24 @@ class Kernels:
     ) -> None:
         """Fill out (tokens, rows), of x's dtype, as `tq3.runtime.reference` does."""
         tokens, columns = x.shape
-        multiply = self.bound(packed, norms, bits, group, rotation)
-        multiply(team(), x.data_ptr(), tokens, columns, NUMBERS[x.dtype], out.data_ptr())
+        rows, n = norms.shape
+        self._kernels.linear(
+            _width(bits, group, rotation),
+            team(),
+            x.data_ptr(),
+            tokens,
+            columns,
+            NUMBERS[x.dtype],
+            packed.data_ptr(),
+            norms.data_ptr(),
+            rows,
+            n,
+            out.data_ptr(),
+        )
 
-    def bound(
-        self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, rotation: int
-    ) -> Callable[..., None]:
-        """`linear` of a layer for as long as it lies where it does: it takes threads, the address
-        of x, tokens, columns, the number of their dtype, and the address of the result.
-        """
-        width, (rows, n) = _width(bits, group, rotation), norms.shape
-        places = packed.data_ptr(), norms.data_ptr()
-        multiply: Callable[..., None] = self._kernels.linear
-        return partial(multiply, width, *places, rows, n)
+    def bound(self, bits: int, group: int, rotation: int) -> Callable[..., None]:
+        """What `linear` calls, for layers of one width: it takes addresses."""
+        return partial(self._kernels.linear, _width(bits, group, rotation))
 
     def rotate(
         self, x: torch.Tensor, bits: int, group: int, rotation: int, out: torch.Tensor

@@ -54,10 +54,9 @@ Layer layer_at(Address packed, Address norms, std::size_t rows, std::size_t grou
             reinterpret_cast<const float*>(norms)};
 }
 
-// What a layer is comes first: native.py binds it once, for all calls.
-void linear(const LinearKernels& kernels, const Width& width, Address packed, Address norms,
-            std::size_t rows, std::size_t groups, const Threads& threads, Address x,
-            std::size_t tokens, std::size_t columns, int dtype, Address out) {
+void linear(const LinearKernels& kernels, const Width& width, const Threads& threads, Address x,
+            std::size_t tokens, std::size_t columns, int dtype, Address packed, Address norms,
+            std::size_t rows, std::size_t groups, Address out) {
     const nb::gil_scoped_release release;
     apply_layer(kernels, width, layer_at(packed, norms, rows, groups), threads, tokens, columns,
                 static_cast<Dtype>(dtype), reinterpret_cast<const void*>(x),
