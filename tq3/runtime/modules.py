@@ -45,7 +45,11 @@ class PackedLinear(nn.Linear):
         """x: (..., in_features) -> (..., out_features), in x's dtype"""
         # Asked of the module, it would take longer than an operation of torch.
         y: torch.Tensor = self._modules["weight"](x)  # type: ignore[misc]
-        return y if self.bias is None else y + self.bias
+        try:
+            bias = self._parameters["bias"]
+        except KeyError:  # a replica of nn.DataParallel has none of its own
+            bias = self.bias
+        return y if bias is None else y + bias
 
     def reset_parameters(self) -> None:
         """Refused: what is packed is not initialised."""

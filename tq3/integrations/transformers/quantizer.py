@@ -19,6 +19,7 @@ from tq3.integrations.transformers import adapters, counting, dequantizing, expe
 from tq3.integrations.transformers.convolving import convolve_in_float32
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.mapped import MappedFiles, copy_once
+from tq3.integrations.transformers.parallel import refuse_cuts
 from tq3.integrations.transformers.placing import (
     Place,
     check_names,
@@ -73,6 +74,7 @@ class Tq3Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
+        refuse_cuts(model.config)
         if not checkpoint_files or not all(f.endswith(".safetensors") for f in checkpoint_files):
             raise UsageError(
                 "TQ3 weights are loaded from safetensors files only",

@@ -20,7 +20,10 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizationConfig,
     QuantizeMethodBase,
 )
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.transformers_utils.config import get_safetensors_params_metadata
@@ -42,7 +45,11 @@ from tq3.integrations.vllm import names
 from tq3.integrations.vllm.casts import warn_once
 from tq3.integrations.vllm.decoding import CheckpointMapper, Decoder, logger
 from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits, stacks_below
-from tq3.integrations.vllm.kept import KeptExpertsMethod, KeptLinearMethod
+from tq3.integrations.vllm.kept import (
+    KeptEmbeddingMethod,
+    KeptExpertsMethod,
+    KeptLinearMethod,
+)
 from tq3.integrations.vllm.linear import Tq3LinearMethod
 from tq3.integrations.vllm.vocabulary import Tq3VocabularyMethod
 from tq3.runtime.arguments import DTYPES
@@ -111,7 +118,7 @@ class Tq3Config(QuantizationConfig):
         self.read_record = partial(_read_record, model_name, revision, self._declared)
         if not self.stored.n_packed:
             raise BadInput(
-                "no packed weights in this checkpoint",
+                names.why_none_is_packed(shapes),
                 file=model_name,
                 expected=f"tensors named *{PACKED}",
                 fix="give a folder that `tq3 compress` wrote",
@@ -220,7 +227,7 @@ class Tq3Config(QuantizationConfig):
         meant = own if is_own else self.stored.tables(layer.org_vocab_size, layer.embedding_dim)
         matrix = self.stored.common(meant)
         if matrix is None or not matrix.is_packed:
-            return None
+            return None if isinstance(layer, ParallelLMHead) else KeptEmbeddingMethod()
         self._take(meant)
         decode = partial(self.decode, meant)
         return Tq3VocabularyMethod(matrix, self.stored.group, decode, is_own=is_own)
