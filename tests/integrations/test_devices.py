@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from accelerate import cpu_offload, disk_offload
 from packed_models import (
     GPT2,
