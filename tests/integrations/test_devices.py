@@ -12,15 +12,23 @@ import pytest
 import torch
 import transformers
 from accelerate import cpu_offload, disk_offload
-from packed_models import PROMPT, assert_close, assert_greedy, generated, load, logits, make_case
-from tiny_models import ARCHITECTURES, Architecture
+from packed_models import (
+    GPT2,
+    PROMPT,
+    assert_close,
+    assert_greedy,
+    generated,
+    load,
+    logits,
+    make_case,
+)
+from tiny_models import BY_NAME
 from tq3_folder import read_tensors
 
 import tq3
 from tq3.errors import UsageError
 
-LLAMA = ARCHITECTURES[0]
-QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")
+LLAMA, QWEN3_MOE = BY_NAME["llama"], BY_NAME["qwen3_moe"]
 FIRST_ON_DISK = {
     "model.embed_tokens": "cpu",
     "model.rotary_emb": "cpu",
@@ -74,12 +82,6 @@ def test_layers_on_the_disk_are_saved_as_they_were(llama, tmp_path):
     assert tq3.verify(tmp_path / "saved").ok
 
 
-GPT2 = Architecture(  # all of its matrices are held decoded, with biases beside them
-    "gpt2",
-    transformers.GPT2LMHeadModel,
-    transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512),
-    frozenset(),
-)
 GPT2_ON_DISK = {
     **{f"transformer.{name}": "cpu" for name in ("wte", "wpe", "drop", "h.1", "ln_f")},
     "transformer.h.0": "disk",

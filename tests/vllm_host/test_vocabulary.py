@@ -104,7 +104,7 @@ def test_embeddings_that_a_model_builds_without_a_quantisation(work):
     """Qwen3.5's. A narrower one is too undecided to compare texts."""
     pair = make(
         tiny("qwen3_5", {"hidden_size": 512}),
-        work / "qwen3_5",
+        work / "qwen3_5_embeddings",
         BFLOAT16,
         only=["*proj*", "*embed_tokens*", "lm_head*"],
         scale="norm",

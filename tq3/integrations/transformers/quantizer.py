@@ -82,8 +82,12 @@ class Tq3Quantizer(HfQuantizer):
                 fix="call from_pretrained with the checkpoint's folder, or its id on the Hub",
             )
         if model.dtype not in DTYPES:
-            allowed = ", ".join(map(str, DTYPES))
-            raise UsageError("activations of this dtype", found=model.dtype, expected=allowed)
+            raise UsageError(
+                "packed layers take no activations of this dtype",
+                found=model.dtype,
+                expected=", ".join(map(str, DTYPES)),
+                fix="give from_pretrained another `dtype`",
+            )
         self._files = MappedFiles(checkpoint_files)
         pairs, others = read_pairs(checkpoint_files)
         kept = find_kept(model, others)

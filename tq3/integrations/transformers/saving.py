@@ -14,8 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import CONFIG_NAME
 
 from tq3.format.layout import NORMS, PACKED
-from tq3.format.recognition import QUANTIZATION_CONFIG, say_how_to_load
-from tq3.integrations.transformers.config import ALIAS, METHOD
+from tq3.format.recognition import ALIAS, METHOD, QUANTIZATION_CONFIG, say_how_to_load
 from tq3.integrations.transformers.placing import Place
 from tq3.runtime.held import describes
 from tq3.runtime.modules import PackedWeight

@@ -35,10 +35,11 @@ from tq3.format.config import (
     FORMAT,
     TqConfig,
     find_in_model_config,
+    group_of,
     parse_tq_config,
 )
 from tq3.format.layout import PACKED
-from tq3.format.recipe import GROUP_SIZES
+from tq3.format.recognition import ALIAS, METHOD
 from tq3.integrations.stored import Stored, read_shapes
 from tq3.integrations.vllm import names
 from tq3.integrations.vllm.casts import warn_once
@@ -51,9 +52,9 @@ from tq3.integrations.vllm.kept import (
 )
 from tq3.integrations.vllm.linear import Tq3LinearMethod
 from tq3.integrations.vllm.vocabulary import Tq3VocabularyMethod
+from tq3.runtime.arguments import DTYPES
 
-# The first is the method of published checkpoints, the second only ours.
-NAMES = ("turboquant", "tq3")
+NAMES = (METHOD, ALIAS)
 # vLLM does not say which of them it read.
 _SOURCES = f"config.json or {FILE_NAME}"
 
@@ -73,10 +74,10 @@ class Tq3Config(QuantizationConfig):
         self._declared: dict[str, Any] = {}
 
     def get_name(self) -> str:
-        return NAMES[0]
+        return METHOD
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16, torch.float32]
+        return list(DTYPES)
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -89,19 +90,7 @@ class Tq3Config(QuantizationConfig):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Tq3Config:
         """From config.json's `quantization_config` or, where that is missing, tq_config.json."""
-        if config.get("format") != FORMAT:
-            raise BadInput(
-                "unknown format",
-                file=_SOURCES,
-                found=config.get("format"),
-                expected=FORMAT,
-                fix="another package may have written it",
-            )
-        group = config.get("group_size")
-        if group not in GROUP_SIZES:
-            allowed = " or ".join(map(str, GROUP_SIZES))
-            raise BadInput("bad group_size", file=_SOURCES, found=repr(group), expected=allowed)
-        made = cls(group)
+        made = cls(group_of(config, _SOURCES))
         made._declared = config
         return made
 
