@@ -13,6 +13,7 @@ from tq3.events import Checking, Notice, Progress, Run
 from tq3.format import manifest as tq_manifest
 from tq3.format.arguments import Unpack, of_its_types
 from tq3.format.checkpoint import read_checkpoint
+from tq3.format.config import FILE_NAME
 from tq3.format.files import Source
 from tq3.format.options import MachineKeywords, StrPath
 from tq3.hub.options import HubOptions
@@ -127,10 +128,10 @@ class _Job:
 
     def compare(self) -> Iterator[Progress]:
         """Set every tensor beside the source's, suspects a second time."""
-        yield from self._compare(self._judge.tasks, self._judge.add, recode_all=False)
+        yield from self._compare(self._judge.tasks, self._judge.add, again=False)
         suspects = self._judge.suspects()
         self._n_total += sum(task.bytes_in for task in suspects)
-        yield from self._compare(suspects, self._judge.add_recoded, recode_all=True)
+        yield from self._compare(suspects, self._judge.add_again, again=True)
         for fault in self._judge.faults():
             self._faults.add(fault)
         self.notices += self._judge.notices()
@@ -171,10 +172,15 @@ class _Job:
         tasks, faults = pair_up(self._structure, original)
         for fault in faults:
             self._faults.add(fault)
-        return Judge(tasks, scale, main_dtype(tensor.info for tensor in original.tensors))
+        return Judge(
+            tasks,
+            scale,
+            main_dtype(tensor.info for tensor in original.tensors),
+            is_saved_anew=not self._files.has(FILE_NAME),
+        )
 
     def _compare(
-        self, tasks: Iterable[Task], add: Callable[[Compared], None], *, recode_all: bool
+        self, tasks: Iterable[Task], add: Callable[[Compared], None], *, again: bool
     ) -> Iterator[Progress]:
         originals = self._originals
         if originals is None:
@@ -182,7 +188,7 @@ class _Job:
 
         def make_work() -> Callable[[Block], Compared]:
             scale = self._structure.scale
-            comparer = Comparer(self._files, originals, self._codec, scale, recode_all=recode_all)
+            comparer = Comparer(self._files, originals, self._codec, scale, again=again)
             return comparer.compare
 
         blocks = (block for task in tasks for block in task.blocks())
