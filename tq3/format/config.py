@@ -11,9 +11,9 @@ from typing import Any
 from tq3.errors import BadInput, UsageError
 from tq3.format.equalization import Factors, factors_from_record, factors_record
 from tq3.format.json_reading import parse_object
-from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
+from tq3.format.recipe import GROUP_SIZES, GroupSize, Recipe
 from tq3.format.width_record import WidthRecord, is_numbers, width_reader
-from tq3.format.widths import parse_widths
+from tq3.format.widths import WIDTHS, parse_widths
 
 FILE_NAME = "tq_config.json"
 FORMAT = "tq3_native"
@@ -51,7 +51,7 @@ class TqConfig:
     """
 
     bits: int
-    group_size: int
+    group_size: GroupSize
     compressed_layers: int | None = None
     original_model: str | None = None
     original_in_dims: Mapping[str, int] = field(default_factory=dict)

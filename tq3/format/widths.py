@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.recipe import WIDTHS, parse_size
+from tq3.format.sizes import parse_size
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+Bits = Literal[2, 3, 4]
+WIDTHS: tuple[int, ...] = get_args(Bits)
 EXACT = "exact"
 ROLES = (
     *("q", "k", "v", "qkv", "o", "gate_up", "down"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import prod
 
 from tq3.equalization.scalings import plan_scalings
@@ -41,16 +41,22 @@ def describe(files: Source, recipe: Recipe, workers: int) -> Description:
     if config:
         return _describe_tq3(files, checkpoint, config)
     plan = plan_compression(checkpoint, recipe)
-    return _describe_plan(files, checkpoint, plan, recipe, workers, BY_POLICY)
+    return _describe_plan(files, checkpoint, plan, recipe, workers)
 
 
 def describe_plan(
-    files: Source, recipe: Recipe, workers: int, selection: Selection = BY_POLICY
+    files: Source,
+    recipe: Recipe,
+    workers: int,
+    selection: Selection = BY_POLICY,
+    *,
+    verbatim_config: bool = False,
 ) -> Description:
     """What compress would write. Raises BadInput or UsageError, as compress does."""
     checkpoint = read_checkpoint(files)
     plan = first_plan(files, checkpoint, recipe)
-    return _describe_plan(files, checkpoint, plan, recipe, workers, selection)
+    written = () if verbatim_config else (CONFIG,)
+    return _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
 
 
 def _describe_plan(
@@ -59,9 +65,10 @@ def _describe_plan(
     plan: Plan,
     recipe: Recipe,
     workers: int,
-    selection: Selection,
+    selection: Selection = BY_POLICY,
+    written: Collection[str] = (CONFIG,),
 ) -> Description:
-    sidecars = side_files(files, checkpoint, plan, selection, written=(CONFIG,), renamed=RENAMED)
+    sidecars = side_files(files, checkpoint, plan, selection, written=written, renamed=RENAMED)
     if recipe.equalize:
         plan_scalings(checkpoint)  # which refuses what it does not know
     config = describe_compression(

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from tq3.format.config import TqConfig
 from tq3.format.header import TensorInfo
-from tq3.format.recipe import WIDTHS, Recipe
-from tq3.format.widths import ROLES, Width
+from tq3.format.recipe import Recipe
+from tq3.format.widths import ROLES, WIDTHS, Width
 from tq3.plan.policy import decide, may_compress
 from tq3.plan.readers import obstacles
 from tq3.plan.roles import OTHER, role_of

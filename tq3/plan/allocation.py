@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from tq3.errors import UsageError
 from tq3.format.header import TensorInfo
-from tq3.format.recipe import WIDTHS, Recipe
-from tq3.format.widths import BY_NAME, Width, Widths
+from tq3.format.recipe import Recipe
+from tq3.format.widths import BY_NAME, WIDTHS, Width, Widths
 from tq3.plan.knapsack import Item, Option, solve
 from tq3.plan.plan import Plan, Task
 from tq3.plan.policy import may_compress

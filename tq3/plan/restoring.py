@@ -13,7 +13,7 @@ from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_t
 from tq3.format.files import CONFIG, Files, read_text
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
-from tq3.format.recipe import WIDTHS
+from tq3.format.widths import WIDTHS
 from tq3.plan.classes import EXPERT_ROWS, EXPERT_STACK, SHARED_EXPERTS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
 from tq3.plan.precision import dtype_where_kept

@@ -12,12 +12,12 @@ from tq3.events import (
     Notice,
     Progress,
     Run,
-    StrPath,
     Uploading,
 )
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.arguments import of_its_types
+from tq3.format.options import StrPath
 from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
 from tq3.hub.sharing import look_up, reasons_to_ask
 from tq3.publication.card import CardFacts, gather_facts, write_card

@@ -7,7 +7,8 @@ from typing import NoReturn
 
 import torch
 
-from tq3.format.recipe import GROUP_SIZES, WIDTHS
+from tq3.format.recipe import GROUP_SIZES
+from tq3.format.widths import WIDTHS
 from tq3.runtime.cuda.layout import TILE, UNIT, padded_groups
 from tq3.runtime.cuda.pairs import sizes
 

@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from tq3.codec.backend import Backend, get_backend
 from tq3.equalization.scaled_source import SCALED, equalized
 from tq3.errors import UsageError
-from tq3.events import Checking, Notice, Progress, Run, StrPath
+from tq3.events import Checking, Notice, Progress, Run
 from tq3.format import manifest as tq_manifest
-from tq3.format.arguments import of_its_types
+from tq3.format.arguments import Unpack, of_its_types
 from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import FILE_NAME
 from tq3.format.files import Source
+from tq3.format.options import MachineKeywords, StrPath
 from tq3.hub.options import HubOptions
 from tq3.parallel import in_parallel
 from tq3.pipelines.machine import check_workers, peak_memory_bytes
@@ -35,11 +36,10 @@ def verify_checkpoint(
     path: StrPath,
     *,
     source: StrPath | None = None,
-    workers: int | None = None,
-    backend: str | None = None,
     structure: bool = False,
     hub: HubOptions = FOLDER,
     source_hub: HubOptions = FOLDER,
+    **machine: Unpack[MachineKeywords],
 ) -> Run[Verification]:
     """Look at the TQ3 checkpoint `path` to its end, telling what happens; write nothing.
 
@@ -52,14 +52,14 @@ def verify_checkpoint(
     """
     if structure and source is not None:
         raise UsageError("--source compares weights, --structure reads none", fix="choose one")
-    codec = get_backend(backend)
+    codec = get_backend(machine.get("backend"))
     with ExitStack() as stack:
         files = stack.enter_context(open_source(path, hub))
         originals = None
         if source is not None:
             originals = stack.enter_context(open_source(source, source_hub))
         connections = max(each.connections for each in (files, originals or files))
-        workers = check_workers(workers, connections)
+        workers = check_workers(machine.get("workers"), connections)
         found = examine(files)
         job = _Job(files, originals, codec, workers, found, structure_only=structure)
         yield job.checking()

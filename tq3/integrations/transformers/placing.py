@@ -14,7 +14,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from tq3.errors import BadInput
 from tq3.format.header import Header, TensorInfo, read_header
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
-from tq3.format.recipe import WIDTHS
+from tq3.format.widths import WIDTHS
 
 # Rows of codes can be stacked, joined and cut as rows of weights can; nothing else can be done to
 # them. By name: the classes have come and gone between releases.
