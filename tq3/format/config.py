@@ -133,13 +133,13 @@ def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
         raise BadInput.retold(error, before, file="config.json", fix=error.fix) from None
 
 
-def group_of(declared: Mapping[str, Any], file: str = FILE_NAME) -> int:
+def group_of(declared: Mapping[str, Any], file: str = FILE_NAME) -> GroupSize:
     """The group size in tq_config.json, or in config.json. Raises BadInput for another format."""
     found = declared.get("format")
     if found != FORMAT:
         fix = "another package may have written it; pip install -U tq3 reads newer ones"
         raise BadInput("unknown format", file=file, found=found, expected=FORMAT, fix=fix)
-    group: int = _choice(declared, "group_size", GROUP_SIZES, file)
+    group: GroupSize = _choice(declared, "group_size", GROUP_SIZES, file)
     return group
 
 
