@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tq3.errors import UsageError
 from tq3.evaluation.result import Evaluation
-from tq3.events import StrPath
+from tq3.format.options import StrPath
 from tq3.format.quality import FILE_NAME, fingerprint, quality_text
 from tq3.storage.local import LocalFiles
 
