@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from tq3.format.recipe import GROUP_SIZES, WIDTHS
+from tq3.format.recipe import GROUP_SIZES
+from tq3.format.widths import WIDTHS
 from tq3.runtime.cuda.calls import DTYPES, MOST_COLUMNS
 
 TYPES = tuple(DTYPES)
