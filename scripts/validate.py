@@ -116,7 +116,8 @@ def speeds(
 
 def generation(options: argparse.Namespace, folder: Path, extra: tuple[str, ...]) -> Any:
     """Figures of a process of its own."""
-    command = (sys.executable, MEASURE, folder, "--prompt", PROMPT, "--dtype", options.dtype)
+    command: tuple[Any, ...] = (sys.executable, MEASURE, folder, "--prompt", PROMPT)
+    command += ("--dtype", options.dtype)
     command += ("--device", options.device, "--tokens", str(options.new_tokens), *extra)
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
@@ -178,7 +179,8 @@ def text_windows(options: argparse.Namespace) -> Iterator[torch.Tensor]:
 def log_probabilities(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
     """Of every token after each but the last of the window.  (tokens - 1, vocabulary) float32"""
     logits = model(window[None].to(model.device), use_cache=False).logits[0, :-1]
-    return logits.float().log_softmax(-1).cpu()
+    scores: torch.Tensor = logits.float().log_softmax(-1).cpu()
+    return scores
 
 
 def of_text(scores: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
@@ -202,7 +204,7 @@ def show(figures: dict[str, Any]) -> None:
         print("fault:", fault)
 
 
-def rows(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The lines of the table."""
 
     def pair(name: str, key: str, scale: float, text: str, suffix: str = "") -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,14 @@ def test_numbers_and_ranges_are_read(text):
     assert is_numbers(text)
 
 
-BAD = [[], {"5": {}}, {"4": ["a"]}, {"4": {"a": 1}}, {"4": {"a": "x"}}, {"4": {"a": "1-"}}]
+BAD: list[Any] = [
+    [],
+    {"5": {}},
+    {"4": ["a"]},
+    {"4": {"a": 1}},
+    {"4": {"a": "x"}},
+    {"4": {"a": "1-"}},
+]
 BAD += [{"4": {"a": "9" * 20}}, {"4": {"a": ""}}, {4.0: {"a": "all", "b": None}}]
 
 

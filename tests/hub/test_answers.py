@@ -73,7 +73,7 @@ def start_storage(monkeypatch) -> Iterator[StartStorage]:
     def start(certificate: Path | None = None) -> tuple[str, type[Storage]]:
         seen = type("Seen", (Storage,), {"connections": [], "asked": []})
         server = ThreadingHTTPServer(("127.0.0.1", 0), seen)
-        server.handle_error = lambda *_: None  # a client that does not trust us hangs up
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # of clients that hang up
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -145,7 +145,7 @@ def test_a_proxy_is_left_to_their_client(start_storage, connections, monkeypatch
     assert seen.asked == ["http://storage.invalid/content"]
 
 
-def test_a_client_that_the_program_chose_is_asked(start_storage, connections):
+def test_a_client_that_the_program_chose_is_asked(start_storage, connections, monkeypatch):
     address, seen = start_storage()
 
     def chosen():
@@ -154,7 +154,12 @@ def test_a_client_that_the_program_chose_is_asked(start_storage, connections):
         return client
 
     agents = []
-    seen.do_GET = lambda self: (agents.append(self.headers["User-Agent"]), Storage.do_GET(self))
+
+    def noting(self: Storage) -> None:
+        agents.append(self.headers["User-Agent"])
+        Storage.do_GET(self)
+
+    monkeypatch.setattr(seen, "do_GET", noting)
     huggingface_hub.set_client_factory(chosen)
     try:
         assert read(connections, f"{address}/content") == CONTENT
@@ -182,7 +187,7 @@ def make_certificate(folder: Path) -> Path:
         pytest.skip("no openssl to make a certificate")
     path = folder / "localhost.pem"
     asked = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-nodes"]
-    made = ["-newkey", "rsa:2048", "-keyout", path, "-out", folder / "certificate.pem"]
+    made = ["-newkey", "rsa:2048", "-keyout", str(path), "-out", str(folder / "certificate.pem")]
     command = ["openssl", "req", "-x509", "-days", "2", *asked, *made]
     subprocess.run(command, check=True, capture_output=True)
     path.write_text(path.read_text() + (folder / "certificate.pem").read_text())

@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -26,7 +27,7 @@ def out(tmp_path: Path) -> Path:
     return packed(tmp_path)
 
 
-def metadata_of(card: str) -> dict:
+def metadata_of(card: str) -> Any:
     """As huggingface_hub reads it."""
     return ModelCard(card).data.to_dict()
 
@@ -59,6 +60,7 @@ def test_figures_are_those_that_inspect_shows(out):
     for reason, (number, _) in found.kept_reasons.items():
         assert f"| {reason} | {number} |" in card
     error = found.measured_error
+    assert error is not None
     assert f"mean {error.mean:.4f}, worst {error.worst:.4f} in `{error.worst_tensor}`" in card
 
 

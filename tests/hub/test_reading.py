@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -28,7 +29,7 @@ def way(request) -> Iterator[None]:
     huggingface_hub.set_client_factory(_http.default_client_factory)
 
 
-FAULTS = {
+FAULTS: dict[str, dict[str, Any]] = {
     "the connection is cut": {"truncate": {WEIGHTS: 300_000}},
     "and cut at once": {"truncate": {WEIGHTS: 0}},
     "the storage fails": {"fail": {"GET /cdn/": [503, 3]}},
@@ -55,7 +56,7 @@ def test_every_passing_fault_is_overcome(hub, folder, fault):
     assert read() == (folder / WEIGHTS).read_bytes()[1000:]
 
 
-LASTING = {
+LASTING: dict[str, tuple[dict[str, Any], str]] = {
     "the storage fails": ({"fail": {"GET /cdn/": [503, 10**6]}}, "the Hub fails (503)"),
     "too many requests": ({"fail": {"GET /cdn/": [429, 10**6]}}, "too many requests (429)"),
     "nothing but cuts": ({"fail": {"GET /cdn/": [408, 10**6]}}, "the Hub fails (408)"),

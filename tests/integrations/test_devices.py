@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 from accelerate import cpu_offload, disk_offload
 from support.integrations.packed_models import (
+    FIRST_ON_DISK,
+    GPT2,
     PROMPT,
     assert_close,
     assert_greedy,
@@ -14,29 +15,15 @@ from support.integrations.packed_models import (
     load,
     logits,
     make_case,
+    offloaded,
 )
-from support.models.tiny_models import ARCHITECTURES, Architecture
+from support.models.tiny_models import ARCHITECTURES
 from support.models.tq3_folder import read_tensors
 
 import tq3
 
 LLAMA = ARCHITECTURES[0]
 QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")
-FIRST_ON_DISK = {
-    "model.embed_tokens": "cpu",
-    "model.rotary_emb": "cpu",
-    "model.layers.0": "disk",
-    "model.layers.1": "cpu",
-    "model.norm": "cpu",
-    "lm_head": "cpu",
-}
-
-
-def offloaded(case, folder):
-    """The first layer on the disk, the rest in memory."""
-    model = load(LLAMA, case.compressed, device_map=FIRST_ON_DISK, offload_folder=folder)
-    assert model.model.layers[0].mlp.up_proj.weight.tq_packed.is_meta
-    return model
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
@@ -75,12 +62,6 @@ def test_layers_on_the_disk_are_saved_as_they_were(llama, tmp_path):
     assert tq3.verify(tmp_path / "saved").ok
 
 
-GPT2 = Architecture(  # all of its matrices are held decoded, with biases beside them
-    "gpt2",
-    transformers.GPT2LMHeadModel,
-    transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512),
-    frozenset(),
-)
 GPT2_ON_DISK = {
     **{f"transformer.{name}": "cpu" for name in ("wte", "wpe", "drop", "h.1", "ln_f")},
     "transformer.h.0": "disk",

@@ -8,18 +8,12 @@ import json
 import pytest
 import torch
 import transformers
-from support.integrations.packed_models import load, logits, make_case
+from support.integrations.packed_models import GPT2, load, logits, make_case
 from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture
 from support.models.tq3_folder import read_tensors
 
 import tq3
 
-GPT2 = Architecture(  # every matrix is held decoded
-    "gpt2",
-    transformers.GPT2LMHeadModel,
-    transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512),
-    frozenset(),
-)
 QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")  # its routers are
 GEMMA = Architecture(  # scales its rows
     "gemma",

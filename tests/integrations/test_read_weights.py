@@ -6,9 +6,8 @@ import re
 
 import pytest
 import transformers
-from support.integrations.packed_models import assert_close, load, logits, make_case
+from support.integrations.packed_models import GPT2, assert_close, load, logits, make_case
 from support.models.tiny_models import Architecture
-from test_editing import GPT2
 from torch import nn
 
 from tq3.integrations.transformers.reading import is_only_read

@@ -90,7 +90,7 @@ def server(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     log = folder.with_name(folder.name + ".log")
     vllm = Path(sys.executable).with_name("vllm")
-    command = [vllm, "serve", folder, "--host", "127.0.0.1", "--port", str(port)]
+    command: list[str | Path] = [vllm, "serve", folder, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--kv-cache-memory-bytes", "1G"]
     command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
     settings = {name: value for name, value in os.environ.items() if name not in OF_ENGINES}

@@ -90,7 +90,7 @@ def device(processors: int = 3, architecture: str = "sm_80") -> Any:
         get_device_properties=lambda _: SimpleNamespace(multi_processor_count=processors),
         is_current_stream_capturing=lambda: False,
     )
-    module.torch = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
+    vars(module)["torch"] = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
     torch.cuda.is_current_stream_capturing = lambda: False
 
     class Noting(module.Device):
@@ -106,7 +106,7 @@ def device(processors: int = 3, architecture: str = "sm_80") -> Any:
             super().launch(call)
 
     found = Noting(0, architecture)
-    support.launcher = lambda _: found
+    support.launcher = lambda device: found
     atexit.register(lambda: print(json.dumps(found.asked), flush=True))
     return found
 

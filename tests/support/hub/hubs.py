@@ -44,7 +44,7 @@ class Hub:
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
-        assert self._process.stdout.readline(), "the server did not start"
+        assert self._process.stdout and self._process.stdout.readline(), "the server did not start"
 
     def control(self, **faults: Any) -> None:
         """Tell the server which faults to make from now on."""
@@ -84,8 +84,7 @@ class Hub:
     def close(self) -> None:
         """End the server."""
         self._process.terminate()
-        self._process.wait()
-        self._process.stdout.close()
+        self._process.communicate()
 
 
 def _free_port() -> int:

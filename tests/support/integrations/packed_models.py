@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 import tq3.integrations.transformers
 from support.models.tiny_models import SIZES, Architecture, write_checkpoint
-from support.models.tq3_folder import read_tensors
+from support.models.tq3_folder import Tensors, read_tensors
 
 # Of logits, relative: integer kernels round 3-bit levels, 0.1 % of each product. The generic path,
 # which multiplies the levels themselves, stays below 1e-5.
@@ -20,6 +22,20 @@ BOUND = 1e-2
 BOUND_4_BITS = 2e-2
 # Here routers turn rounding into other experts; the dense model in bfloat16 is off by 0.11.
 BOUNDS = {"qwen3_5_moe": 1e-1}
+GPT2 = Architecture(  # every matrix is held decoded, with a bias beside it
+    "gpt2",
+    transformers.GPT2LMHeadModel,
+    transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512),
+    frozenset(),
+)
+FIRST_ON_DISK = {
+    "model.embed_tokens": "cpu",
+    "model.rotary_emb": "cpu",
+    "model.layers.0": "disk",
+    "model.layers.1": "cpu",
+    "model.norm": "cpu",
+    "lm_head": "cpu",
+}
 PROMPT = torch.arange(40).reshape(2, 20) * 7 % SIZES["vocab_size"]
 
 
@@ -32,7 +48,7 @@ class Case(NamedTuple):
     restored: Path
 
 
-def make_case(architecture: Architecture, folder: Path, **options) -> Case:
+def make_case(architecture: Architecture, folder: Path, **options: Any) -> Case:
     """Write, compress with `options`, restore."""
     made = Case(architecture, folder / "source", folder / "tq3", folder / "restored")
     write_checkpoint(architecture, made.source)
@@ -41,7 +57,7 @@ def make_case(architecture: Architecture, folder: Path, **options) -> Case:
     return made
 
 
-def changed(folder, out, change):
+def changed(folder: Path, out: Path, change: Callable[[Tensors], object]) -> Path:
     """A copy of a checkpoint whose tensors went through `change`, in one file."""
     tensors = read_tensors(folder)
     change(tensors)
@@ -52,13 +68,22 @@ def changed(folder, out, change):
 
 
 def load(
-    architecture: Architecture, folder: Path, dtype: torch.dtype = torch.float32, **options
+    architecture: Architecture, folder: Path, dtype: torch.dtype = torch.float32, **options: Any
 ) -> PreTrainedModel:
     """The model in `folder`; no key may be missing, unexpected or of another shape."""
     model, info = architecture.model_class.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, **options
     )
     assert {key: found for key, found in info.items() if found} == {}
+    return model
+
+
+def offloaded(case: Case, folder: Path) -> PreTrainedModel:
+    """The first layer on the disk, the rest in memory: for a model with two layers as Llama's."""
+    model = load(
+        case.architecture, case.compressed, device_map=FIRST_ON_DISK, offload_folder=folder
+    )
+    assert model.model.layers[0].mlp.up_proj.weight.tq_packed.is_meta
     return model
 
 
@@ -82,7 +107,7 @@ def assert_same_logits(architecture: Architecture, packed: Any, restored: Any) -
     assert_close(logits(packed), logits(restored), BOUNDS.get(architecture.name, BOUND))
 
 
-def generated(model: PreTrainedModel, n_tokens: int = 8, **options) -> torch.Tensor:
+def generated(model: PreTrainedModel, n_tokens: int = 8, **options: Any) -> torch.Tensor:
     """The prompt and its greedy continuation, of just so many tokens."""
     prompt = PROMPT.to(model.device)
     return model.generate(
