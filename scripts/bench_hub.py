@@ -3,7 +3,7 @@
     python scripts/bench_hub.py --gigabytes 4 --rounds 3 --folder build/bench
 
 The server is tests/support/hub/minihub.py, without faults, in a process of its own; its limit is
-what a client gets that only receives. Server and client share the processors, so the floor of a run is the
+what a client gets that only receives. Both share the processors, so the floor of a run is the
 longest of: the run from the folder, receiving alone, and what both need of the processors, spread
 over all of them. --megabytes-a-second slows each connection. Linux only.
 """

@@ -1,6 +1,8 @@
 """Compare the kernels inside tests/codec/neon_driver.cpp with the reference.
 
-Usage: python -m support.codec.neon_check COMMAND...   (what starts the driver, e.g. an emulator)
+    PYTHONPATH=tests python -m support.codec.neon_check COMMAND...
+
+The command starts the driver, for instance in an emulator.
 """
 
 from __future__ import annotations

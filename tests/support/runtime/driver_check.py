@@ -1,6 +1,8 @@
 """Compare the linear kernels inside tests/runtime/linear_driver.cpp with the reference.
 
-Usage: python -m support.runtime.driver_check COMMAND...   (what starts the driver)
+    PYTHONPATH=tests python -m support.runtime.driver_check COMMAND...
+
+The command starts the driver, for instance in an emulator.
 """
 
 from __future__ import annotations
