@@ -13,10 +13,7 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from support.cuda import (
-    limits,
-    sass,
-)
+from support.cuda import limits, sass
 from support.cuda.instances import ARCHITECTURES, instances
 from support.cuda.limits import COLUMNS, loop_of, multiplications
 from support.runtime.layers import BITS, GROUPS

@@ -83,8 +83,8 @@ class Hub:
 
     def close(self) -> None:
         """End the server."""
-        self._process.terminate()
-        self._process.communicate()
+        with self._process:  # which waits, and closes its output
+            self._process.terminate()
 
 
 def _free_port() -> int:
