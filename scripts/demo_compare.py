@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PROMPT = "The capital of France is"
+PROMPT = "Photosynthesis is the process by which"
 MEASURE = Path(__file__).parent / "measure_generation.py"
 
 
@@ -35,8 +35,9 @@ def main() -> None:
     for kind, figures in found.items():
         print(f"  {kind:10}{figures['text']!r}")
     print(
-        "\nGreedy text. A model of 135 million weights suffers at 3 bits: expect other words, and"
-        "\nworse ones. Its embedding, kept in 16 bits, is more than half of the packed bytes."
+        "\nGreedy text. A model of 135 million weights has few to spare: with 4 bits and equalized"
+        "\ncolumns it stays sane, with 3 bits it would not. Its embedding, kept in 16 bits, is half"
+        "\nof the packed bytes."
     )
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from tq3.codec.backend import get_backend
 from tq3.codec.expected import expected_error, group_error_limit
-from tq3.format.recipe import GROUP_SIZES, SCALES, WIDTHS
+from tq3.format.recipe import GROUP_SIZES, SCALES
+from tq3.format.widths import WIDTHS
 
 _CHUNK_WEIGHTS = 1 << 20
 _ROWS, _COLS = 1024, 1024

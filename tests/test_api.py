@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from support.factories import contents, random_tensor, read_tensors, tiny_checkpoint
 
 import tq3
-from tq3.cli import app as commands
+from tq3.cli.app import COMMANDS
+from tq3.cli.options import takes_keywords
 
 
 @pytest.fixture
@@ -18,37 +20,48 @@ def source(tmp_path: Path) -> Path:
     return tiny_checkpoint(tmp_path / "in")
 
 
-def parameters(function: object) -> dict[str, object]:
+def parameters(function: Callable[..., object]) -> dict[str, object]:
     """Name -> default of a function's parameters."""
-    signature = inspect.signature(function)  # type: ignore[arg-type]
+    signature = inspect.signature(function)
     return {name: parameter.default for name, parameter in signature.parameters.items()}
 
 
-# Named in the singular where an option is repeated; shown by commands, or None, () for "not given".
-SHOWN = {"dry_run", "tensors", "json", "quiet"}
-SINGULAR = {"sensitive_pattern": "sensitive_patterns"}
+@pytest.mark.parametrize("name", ["compress", "inspect", "restore", "verify", "push"])
+def test_a_function_has_the_options_of_its_command(name):
+    shown_only = {"dry_run", "tensors", "json", "quiet"} - (
+        {"dry_run"} if name == "push" else set()
+    )
+    options = parameters(takes_keywords(COMMANDS[name])).keys() - shown_only
+    assert options == parameters(getattr(tq3, name)).keys() - {"on_event", "show_download"}
 
 
-@pytest.mark.parametrize("name", ["compress", "restore"])
-def test_options_and_defaults_are_those_of_the_command(name):
-    options = {
-        SINGULAR.get(option, option): default
-        for option, default in parameters(getattr(commands, name)).items()
-        if option not in SHOWN
-    }
-    arguments = parameters(getattr(tq3, name))
-    assert options.keys() == arguments.keys() - {"on_event"}
-    repeated = {"keep", "only", "sensitive_patterns", "also", "without"}
-    for option in options.keys() - repeated - {"out"}:  # the command's dry run needs no target
-        assert options[option] == arguments[option], option
-    assert all(options[option] is None for option in repeated & options.keys())
+def test_compress_and_preview_take_the_same_options():
+    assert parameters(tq3.compress).keys() - {"out", "on_event"} == parameters(tq3.preview).keys()
 
 
-def test_push_has_the_options_and_defaults_of_the_command():
-    options = parameters(vars(commands)["push"])
-    arguments = parameters(tq3.push)
-    assert options.keys() - {"json", "quiet"} == arguments.keys() - {"on_event"}
-    assert all(options[name] == arguments[name] for name in options.keys() & arguments.keys())
+def test_a_recipe_is_a_value_or_the_name_of_one_in_every_function(source, tmp_path):
+    mixed = tq3.make_recipe(recipe="mixed")
+    tq3.compress(source, tmp_path / "a", recipe=mixed)
+    tq3.compress(source, tmp_path / "b", recipe="mixed")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert tq3.inspect(source, recipe=mixed) == tq3.inspect(source, recipe="mixed")
+    with pytest.raises(tq3.UsageError, match=r"found bits\); leave them out"):
+        tq3.preview(source, recipe=mixed, bits=4)
+
+
+def test_an_option_that_is_none_is_not_given(source):
+    assert tq3.preview(source, bits=None, group_size=None, scale=None) == tq3.preview(source)
+
+
+def test_an_option_of_another_name_is_a_type_error_of_python(source):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bit'"):
+        tq3.preview(source, bit=4)  # type: ignore[call-arg]
+
+
+def test_options_of_a_recipe_are_refused_where_everything_is_compressed(source, tmp_path):
+    tq3.compress(source, tmp_path / "out")
+    with pytest.raises(tq3.UsageError, match=r"found --group-size\)"):
+        tq3.inspect(tmp_path / "out", group_size=64)
 
 
 def test_compress_takes_texts_and_paths(source, tmp_path):
@@ -150,6 +163,6 @@ def test_a_star_import_brings_every_exported_name():
 def test_inspect_and_preview_use_the_recipe(tmp_path):
     source = tiny_checkpoint(tmp_path / "in", {"a.weight": random_tensor(4, 128)})
     recipe = tq3.Recipe(bits=2, group_size=32)
-    for description in (tq3.inspect(source, recipe), tq3.preview(source, recipe)):
+    for description in (tq3.inspect(source, recipe=recipe), tq3.preview(source, recipe=recipe)):
         assert (description.bits, description.group_size) == (2, 32)
         assert description.n_bytes == 4 * 32 + 4 * 4 * 4

@@ -46,7 +46,7 @@ FREE = {"errors", "parallel", "units", "version"}
 TOP = {"cli", "api", "__init__", "__main__"}
 
 THIRD_PARTY = {
-    "format": {"xxhash", "tomli"},
+    "format": {"xxhash", "tomli", "typing_extensions"},
     "codec": {"numpy"},
     "hub": {"huggingface_hub", "yaml"},
     "equalization": {"numpy"},

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tq3.format.recipe import parse_size
+from tq3.format.sizes import parse_size
 from tq3.units import count, counted, duration, exact_size, printable, share, size
 
 

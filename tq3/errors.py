@@ -49,7 +49,7 @@ class Tq3Error(Exception):
 
 
 def _brief(value: object) -> str:
-    """As much as people read: a damaged file may hold megabytes of anything."""
+    """A value shortened to what people read: a damaged file may hold megabytes of anything."""
     text = str(value)
     if len(text) <= _LONGEST:
         return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class Rates:
 
     @property
     def binding(self) -> str:
-        """What has to be faster for the run to be: network or encoder."""
+        """The slower side, which decides how fast the run is: network or encoder."""
         return "encoder" if self.network > _NEARLY * self.encoder else "network"
 
 
@@ -134,8 +133,6 @@ class Uploading:
 
 Event = Planned | Checking | Progress | Notice | Uploading
 OnEvent = Callable[[Event], None]
-
-StrPath = str | os.PathLike[str]
 
 # A pipeline under way: it yields events and returns its result. Closing it ends the work; the same
 # run can then be continued.

@@ -18,12 +18,12 @@ def in_parallel(
     items: Iterable[Item],
     make_work: Callable[[], Callable[[Item], Result]],
     workers: int,
-    give_up: Callable[[], None] = lambda: None,
+    cancel: Callable[[], None] = lambda: None,
 ) -> Generator[Result, None, None]:
     """Results of `work(item)` in any order; `make_work` is called once in each thread.
 
     The first exception of a worker ends all of them and is raised here. Leaving the iteration stops
-    the workers after the item that each has in hand; `give_up` is called to make that soon.
+    the workers after the item that each has in hand; `cancel` is called to make that soon.
     """
     if workers == 1:  # no thread between the user's debugger and the work
         yield from map(make_work(), items)
@@ -51,7 +51,7 @@ def in_parallel(
                 while results:
                     yield results.popleft()
         except BaseException:
-            give_up()
+            cancel()
             raise
         finally:
             stop.set()

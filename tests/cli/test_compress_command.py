@@ -127,6 +127,8 @@ def test_globs_say_what_travels_and_what_stays(tq3, source, tmp_path):
         *("model.gguf", "notes.txt", "voices.pt"),
     }
     assert "voices.pt (asked for by --without)" in result.stdout
+    asked = "--also '*.gguf' --without 'notes*' --without voices.pt"
+    assert asked in library.make_card(tmp_path / "out")
     back = tq3("restore", tmp_path / "out", tmp_path / "back", "--without", "*.gguf")
     assert "model.gguf (asked for by --without)" in back.stdout
     planned = tq3("compress", source, "--dry-run", *globs)
@@ -164,7 +166,7 @@ def test_a_dry_run_lists_every_tensor_with_its_reason(tq3, source, tmp_path):
 def test_a_dry_run_in_json_is_the_library_s_preview(tq3, source, tmp_path):
     options = ("--dry-run", "--json", "--bits", 2, "--workers", 3)
     result = tq3("compress", source, tmp_path / "out", *options)
-    expected = library.preview(source, library.Recipe(bits=2), workers=3).to_dict()
+    expected = library.preview(source, recipe=library.Recipe(bits=2), workers=3).to_dict()
     assert json.loads(result.stdout) == json.loads(json.dumps(expected))
 
 

@@ -81,8 +81,8 @@ def broken_config(path: Path) -> Arguments:
 
 
 USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
-    "bits": (lambda path: compress(path, "--bits", 5), "--bits is 5"),
-    "group size": (lambda path: compress(path, "--group-size", 100), "--group-size is 100"),
+    "bits": (lambda path: compress(path, "--bits", 5), "'5' is not one of '2', '3', '4'"),
+    "group size": (lambda path: compress(path, "--group-size", 100), "for '--group-size'"),
     "keep dtype": (lambda path: compress(path, "--keep-dtype", "int8"), "--keep-dtype"),
     "nonfinite": (lambda path: compress(path, "--nonfinite", "hide"), "--nonfinite"),
     "sensitive bits": (lambda path: compress(path, "--sensitive-bits", 9), "--sensitive-bits"),
@@ -115,7 +115,7 @@ USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
         lambda path: compress(path, "--target-size", "1kB"),
         "the target can't be reached (found 1,000 bytes, expected ",
     ),
-    "lm head": (lambda path: compress(path, "--lm-head", 5), "--lm-head is 5"),
+    "lm head": (lambda path: compress(path, "--lm-head", 5), "Invalid value for '--lm-head'"),
     "tensors of no dry run": (lambda path: compress(path, "--tensors"), "add --dry-run"),
     "no target": (lambda path: ("compress", path), "missing argument OUT"),
     "a target that is not empty": (refilled, "--overwrite"),

@@ -22,13 +22,13 @@ import resource, sys
 from pathlib import Path
 from tq3.__main__ import main
 from tq3.cli.screen import Screen
-megabytes, follow = int(sys.argv.pop(1)), Screen.follow
-def follow_with_little(*arguments):
+megabytes, watch = int(sys.argv.pop(1)), Screen.watch
+def watch_with_little(*arguments):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return follow(*arguments)
-Screen.follow = follow_with_little
+    return watch(*arguments)
+Screen.watch = watch_with_little
 main()
 """
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from support.factories import contents, llama_tensors, random_tensor, tiny_checkpoint
+from typer.testing import CliRunner
 
 import tq3 as library
+from tq3.cli.app import COMMANDS, app
 
 
 @pytest.fixture
@@ -116,11 +119,31 @@ def test_version_is_that_of_the_package(tq3):
     assert (result.exit_code, result.stdout) == (0, f"tq3 {library.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [(), ("compress",), ("inspect",), ("restore",), ("verify",)])
-def test_every_command_has_help(tq3, command):
-    result = tq3(*command, "--help")
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help_of_80_columns(tq3, command):
+    result = tq3(*command.split(), "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_help_shows_what_most_people_need_first_and_the_rest_by_what_it_is_about(tq3):
+    panels = re.split(r"^(\w.*):$", tq3("compress", "--help").stdout, flags=re.MULTILINE)
+    titles = ["Arguments", "Options", "What to make small", "What to keep exact", "How to run"]
+    assert panels[1::2] == [*titles, "Output"]
+    first = re.findall(r"^  (--\S+)", panels[4], re.MULTILINE)
+    assert first == ["--bits", "--recipe", "--target-size", "--equalize", "--dry-run", "--help"]
+    assert "<norm|search>" in panels[6] or "[norm|search]" in panels[6]
+    assert "[default: 128]" in panels[6] and "[default: 3]" in panels[4]
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"), [("compress --scale", "norm\nsearch"), ("compress --bits", "2\n3\n4")]
+)
+def test_the_shell_completes_choices(words, completions):
+    asked = {"_TQ3_COMPLETE": "complete_bash", "COMP_WORDS": f"tq3 {words} ", "COMP_CWORD": "3"}
+    result = CliRunner().invoke(app, [], prog_name="tq3", env=asked)
+    assert result.stdout.strip() == completions
 
 
 def test_without_a_command_there_is_help(tq3):

@@ -7,7 +7,8 @@ import pytest
 
 from tq3.codec import reference
 from tq3.codec.expected import error_limit, expected_error, group_error_limit
-from tq3.format.recipe import GROUP_SIZES, SCALES, WIDTHS
+from tq3.format.recipe import GROUP_SIZES, SCALES
+from tq3.format.widths import WIDTHS
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tq3.errors import UsageError
-from tq3.format.recipe import Recipe, parse_size
+from tq3.format.recipe import Recipe
+from tq3.format.sizes import parse_size
 
 SIZES = {
     "5GiB": 5 * 2**30,

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from tq3.errors import UsageError
+from tq3.format.command_line import command_options
+from tq3.format.config import recipe_record
 from tq3.format.recipe import Recipe
-from tq3.format.request import make_recipe, width_options
+from tq3.format.request import make_recipe
 from tq3.format.widths import load_widths
 
 
@@ -94,5 +96,6 @@ def test_the_best_recipe_packs_head_and_embeddings_and_a_card_need_not_ask_for_i
     best, other = make_recipe(recipe="best"), make_recipe(recipe="best", lm_head=3)
     assert best.widths is not None
     assert [best.widths.choices(role) for role in ("lm_head", "embeddings")] == [(4,), (4,)]
-    assert list(width_options(best)) == ["--recipe", "best"]
-    assert list(width_options(other)) == ["--recipe", "best", "--lm-head", "3"]
+    assert list(command_options(recipe_record(best))) == ["--recipe", "best"]
+    asked = ["--recipe", "best", "--lm-head", "3"]
+    assert list(command_options(recipe_record(other))) == asked

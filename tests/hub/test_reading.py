@@ -224,7 +224,7 @@ def test_who_waits_no_longer_ends_the_waiting(hub):
         thread.start()
         time.sleep(0.2)
         started = time.monotonic()
-        files.give_up()
+        files.cancel()
         thread.join()
     assert time.monotonic() - started < 10
     assert [str(error) for error in errors] == [f"{MODEL}/{WEIGHTS}: given up"]

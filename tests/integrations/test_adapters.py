@@ -119,13 +119,44 @@ def test_what_would_change_packed_weights_is_refused(change, llama):
         change(load(llama.architecture, llama.compressed))
 
 
-def test_an_adapter_of_dense_experts_is_not_left_out_in_silence(tmp_path):
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
     architecture = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")
-    case = make_case(architecture, tmp_path)
-    config = LoraConfig(**CAUSAL, target_modules=["q_proj"], target_parameters=["gate_up_proj"])
-    get_peft_model(load(architecture, case.restored), config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UsageError, match="can't change the packed experts of Qwen3MoeExperts"):
-        peft.PeftModel.from_pretrained(load(architecture, case.compressed), tmp_path / "adapter")
+    return make_case(architecture, tmp_path_factory.mktemp("experts"))
+
+
+def with_experts(*targets):
+    return LoraConfig(**CAUSAL, target_modules=["q_proj"], target_parameters=list(targets))
+
+
+REFUSED_EXPERTS = "can't change the packed experts of Qwen3MoeExperts.*target_parameters.*--keep"
+
+
+def test_an_adapter_of_dense_experts_is_not_left_out_in_silence(experts, tmp_path):
+    dense = load(experts.architecture, experts.restored)
+    get_peft_model(dense, with_experts("gate_up_proj")).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=REFUSED_EXPERTS):
+        peft.PeftModel.from_pretrained(load(experts.architecture, experts.compressed), tmp_path)
+    by_transformers = load(experts.architecture, experts.compressed)
+    by_transformers.load_adapter(tmp_path)
+    with pytest.raises(UsageError, match=REFUSED_EXPERTS):
+        logits(by_transformers)
+
+
+@pytest.mark.parametrize("target", ["gate_up_proj", "model.layers.0.mlp.experts.down_proj"])
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_an_adapter_for_packed_experts_ends_where_it_would_train_nothing(experts, target, is_copy):
+    model = load(experts.architecture, experts.compressed)
+    adapted = get_peft_model(copy.deepcopy(model) if is_copy else model, with_experts(target))
+    with pytest.raises(UsageError, match=f"{target}.*{REFUSED_EXPERTS}"):
+        losses(adapted, 1)
+
+
+def test_an_adapter_beside_packed_experts_learns(experts):
+    """Through them, and of what is a parameter."""
+    model = load(experts.architecture, experts.compressed)
+    first, *_, last = losses(get_peft_model(model, with_experts("mlp.gate.weight")), 4)
+    assert last < first
 
 
 def test_an_adapter_can_be_merged_where_the_model_was_made_dense(llama):

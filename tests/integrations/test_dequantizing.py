@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from support.integrations.packed_models import load, logits, make_case, offloaded
-from support.models.tiny_models import ARCHITECTURES
+from support.models.tiny_models import BY_NAME
 
 from tq3.errors import UsageError
 
@@ -19,8 +19,7 @@ def case(request, llama, tmp_path_factory):
     if request.param == "llama":
         return llama
     name = "llama" if request.param == "tied" else request.param
-    architecture = next(a for a in ARCHITECTURES if a.name == name)
-    return make_case(architecture, tmp_path_factory.mktemp("case"), embeddings=4)
+    return make_case(BY_NAME[name], tmp_path_factory.mktemp("case"), embeddings=4)
 
 
 def test_it_is_the_restored_model(case, tmp_path):

@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 from support.integrations.packed_models import GPT2, load, logits, make_case
-from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture
+from support.models.tiny_models import BY_NAME, SIZES, Architecture
 from support.models.tq3_folder import read_tensors
 
 import tq3
 
-QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")  # its routers are
+QWEN3_MOE = BY_NAME["qwen3_moe"]  # its routers are held decoded
 GEMMA = Architecture(  # scales its rows
     "gemma",
     transformers.Gemma3ForCausalLM,

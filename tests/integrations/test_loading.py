@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -139,25 +140,38 @@ def test_a_missing_package_is_named_with_what_to_install(llama, package):
 
 WITHOUT_US = """
 import sys, transformers
-folder = sys.argv[1]
-for load in (
-    lambda: transformers.AutoModelForCausalLM.from_pretrained(folder),
-    lambda: transformers.LlamaModel.from_pretrained(folder),
-    lambda: transformers.pipeline("text-generation", model=folder),
-):
-    try:
-        load()
-    except ValueError as error:
-        print(str(error).replace("\\n", " "))
+for folder in sys.argv[1:]:
+    for load in (
+        lambda: transformers.AutoModelForCausalLM.from_pretrained(folder),
+        lambda: transformers.LlamaModel.from_pretrained(folder),
+        lambda: transformers.pipeline("text-generation", model=folder),
+    ):
+        try:
+            load()
+        except ValueError as error:
+            print(str(error).replace("\\n", " "))
 """
 
 
-def test_without_our_import_transformers_refuses_with_our_sentence(llama):
-    """It would leave the compressed layers random, and only warn."""
-    command = (sys.executable, "-c", WITHOUT_US, llama.compressed)
+def test_without_our_import_transformers_refuses_with_our_sentence(llama, tmp_path):
+    """It would leave the compressed layers random, and only warn. So of what it saved itself."""
+    model = load(llama.architecture, llama.compressed)
+    copy.deepcopy(model).save_pretrained(tmp_path / "model")
+    model.model.save_pretrained(str(tmp_path / "part"), True, max_shard_size="50KB")
+    folders = llama.compressed, tmp_path / "model", tmp_path / "part"
+    command = (sys.executable, "-c", WITHOUT_US, *folders)
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     said = "this model is packed by tq3. pip install 'tq3[transformers]', then"
-    assert [said in line for line in run.stdout.splitlines()] == [True] * 3
+    assert [said in line for line in run.stdout.splitlines()] == [True] * 9
+
+
+def test_what_is_dense_when_it_is_saved_any_transformers_loads(llama, tmp_path):
+    model = load(llama.architecture, llama.compressed)
+    model.save_pretrained(tmp_path / "aside", is_main_process=False)
+    assert not (tmp_path / "aside" / "config.json").exists()
+    model.dequantize().save_pretrained(tmp_path / "dense")
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert not {"transformers_weights", "quantization_config"} & config.keys()
 
 
 def test_after_our_import_any_weight_file_that_config_json_names_is_taken_as_ever():

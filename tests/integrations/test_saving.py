@@ -32,6 +32,16 @@ def test_a_saved_folder_is_verified_inspected_and_restored(case, tmp_path):
     load(case.architecture, restored)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_saved_in_another_dtype_than_f16_it_is_the_source_rounded_twice(llama, tmp_path, dtype):
+    load(llama.architecture, llama.compressed, dtype).save_pretrained(tmp_path)
+    beside = tq3.verify(tmp_path, source=llama.source)
+    assert beside.ok
+    stored = str(dtype).replace("torch.bfloat16", "BF16").replace("torch.float32", "F32")
+    rounded = [line for line in beside.rounded() if line.stored == stored]
+    assert "model.embed_tokens.weight" in {line.tensor for line in rounded}
+
+
 def test_what_a_model_without_its_head_saves_is_recorded_by_its_own_names(llama, tmp_path):
     transformers.LlamaModel.from_pretrained(llama.compressed).save_pretrained(tmp_path)
     shapes = {line.name: line.shape for line in tq3.inspect(tmp_path).tensors}

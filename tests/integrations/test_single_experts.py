@@ -13,13 +13,13 @@ from support.integrations.packed_models import (
     load,
     make_case,
 )
-from support.models.tiny_models import ARCHITECTURES
+from support.models.tiny_models import BY_NAME
 from support.models.tq3_folder import read_tensors
 
 import tq3
 from tq3.errors import BadInput
 
-MOE = next(each for each in ARCHITECTURES if each.name == "qwen3_moe")
+MOE = BY_NAME["qwen3_moe"]
 EXPERT = "model.layers.0.mlp.experts.1."
 ASKED: dict[str, dict[str, Any]] = {
     "a matrix": {"keep": EXPERT + "up_proj.weight"},

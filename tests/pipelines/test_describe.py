@@ -29,7 +29,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_a_preview_is_what_the_run_then_writes(source, tmp_path):
     recipe = tq3.Recipe(max_shard_bytes=20_000, bits=2, group_size=64)
-    planned = tq3.preview(source, recipe)
+    planned = tq3.preview(source, recipe=recipe)
     report = tq3.compress(source, tmp_path / "out", max_shard_size=20_000, bits=2, group_size=64)
     written = tq3.inspect(tmp_path / "out")
     assert planned.planned and not written.planned
@@ -47,7 +47,7 @@ def test_a_preview_gives_the_notices_of_the_run(tmp_path):
     recipe = tq3.Recipe(keep=("*.experts.0.*",))
     events = tq3.compress_checkpoint(source, tmp_path / "out", recipe)
     notices = [event.text for event in events if isinstance(event, Notice)]
-    assert tq3.preview(source, recipe).notices == tuple(notices)
+    assert tq3.preview(source, recipe=recipe).notices == tuple(notices)
     assert any("hosts join these" in text for text in notices)
     assert any("config.json" in text for text in notices)
 
@@ -72,7 +72,7 @@ def test_a_tq3_checkpoint_is_described_as_its_original(source, tmp_path):
 
 def test_each_kept_tensor_has_the_same_reason_in_the_plan_and_in_the_checkpoint(source, tmp_path):
     recipe = tq3.Recipe(keep=("whole.*",), only=("*.weight",), keep_dtype="source")
-    planned = tq3.preview(source, recipe)
+    planned = tq3.preview(source, recipe=recipe)
     tq3.compress(source, tmp_path / "out", keep=["whole.*"], only=["*.weight"], keep_dtype="source")
     described = tq3.inspect(tmp_path / "out")
     reasons = {line.name: line.reason for line in planned.tensors if line.bits is None}

@@ -26,7 +26,7 @@ from support.pipelines.spoiling import change_tensors, read_shard, set_key
 
 import tq3
 from tq3.codec import reference
-from tq3.equalization import column_sizes as sizes
+from tq3.equalization import column_stats
 from tq3.equalization.scaled_source import SCALED, equalized, storable
 from tq3.errors import BadInput, UsageError
 from tq3.events import Notice
@@ -97,7 +97,7 @@ def test_codes_are_those_of_the_scaled_weights(source, tmp_path):
 
 
 def test_factors_do_not_depend_on_workers_or_on_who_is_first(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(sizes, "_PIECE_WEIGHTS", 1000)
+    monkeypatch.setattr(column_stats, "_PIECE_WEIGHTS", 1000)
     for workers in (1, 4):
         tq3.compress(source, tmp_path / str(workers), equalize=True, workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "4")

@@ -79,7 +79,7 @@ def test_what_can_not_be_equalized_is_refused_and_nothing_written(message, tmp_p
     tensors, config, error = MISFITS[message]
     path = tiny_checkpoint(tmp_path / "source", tensors, config=config)
     for run in (
-        lambda: tq3.preview(path, tq3.Recipe(equalize=True)),
+        lambda: tq3.preview(path, recipe=tq3.Recipe(equalize=True)),
         lambda: next(tq3.compress_checkpoint(path, tmp_path / "out", tq3.Recipe(equalize=True))),
     ):
         with pytest.raises(error or Tq3Error, match=message):

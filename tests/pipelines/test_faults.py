@@ -31,6 +31,13 @@ REFUSALS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def shards_are_flushed_at_their_end(monkeypatch) -> None:
+    """Once each, however long it takes: else the number of calls would depend on time."""
+    monkeypatch.setattr("tq3.storage.shard_file._FLUSH_SECONDS", 3600)
+    monkeypatch.setattr("tq3.storage.shard_file._LAST_FLUSH_SECONDS", 30)
+
+
 @pytest.fixture
 def source(tmp_path, set_block_bytes) -> Path:
     set_block_bytes(BLOCK_BYTES)

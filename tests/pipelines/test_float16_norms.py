@@ -123,7 +123,7 @@ def test_inspect_tells_sizes_types_and_reasons_and_the_plan_the_same_sizes(tmp_p
     source = tiny_checkpoint(tmp_path / "in", tensors)
     recipe = tq3.Recipe(norms="float16")
     tq3.compress(source, tmp_path / "out", norms="float16")
-    for description in (tq3.preview(source, recipe), tq3.inspect(tmp_path / "out")):
+    for description in (tq3.preview(source, recipe=recipe), tq3.inspect(tmp_path / "out")):
         assert description.norm_dtypes == {"F16": 2}
         assert description.bits_per_weight == 3.125
     tensors["b.weight"] = with_one_loud_group((4, 128), 1e6, 1)

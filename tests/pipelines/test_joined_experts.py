@@ -89,7 +89,7 @@ def test_that_values_left_nothing_to_compress_is_said_once_it_is_known(tmp_path)
     for name in [name for name in tensors if ".experts.0." in name]:
         tensors = with_nan(tensors, name)
     source = tiny_checkpoint(tmp_path / "in", tensors)
-    assert not any("compressed" in text for text in tq3.preview(source, RECIPE).notices)
+    assert not any("compressed" in text for text in tq3.preview(source, recipe=RECIPE).notices)
     events = tq3.compress_checkpoint(source, tmp_path / "out", RECIPE)
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert len([text for text in notices if text.startswith("nothing is compressed: ")]) == 1

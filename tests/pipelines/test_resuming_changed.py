@@ -110,7 +110,7 @@ CHANGES: dict[str, tuple[Callable[..., object], str]] = {
     ),
     "shard size": (
         with_options(max_shard_size=30_000),
-        "--max-shard-size 8 kB became --max-shard-size 30 kB",
+        "--max-shard-size 8kB became --max-shard-size 30kB",
     ),
     "scale": (with_options(scale="norm"), "--scale search became --scale norm"),
     "norms": (with_options(norms="float16"), "--norms float32 became --norms float16"),

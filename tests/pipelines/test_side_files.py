@@ -12,7 +12,6 @@ from support.factories import contents, of_another_writer, read_tensors, tiny_ch
 import tq3
 from tq3.errors import BadInput, UsageError
 from tq3.events import Notice
-from tq3.storage.selection import Selection
 
 PARTS = {
     "spk_dict.pt": b"voices",
@@ -195,9 +194,14 @@ def test_a_plan_copies_and_refuses_what_the_run_does(tmp_path):
     plan = tq3.inspect(source)
     report = tq3.compress(source, tmp_path / "out")
     assert plan.left_out == report.left_out == {"README.source.md": "README.md takes its name"}
-    recipe, selection = tq3.Recipe(max_shard_bytes=40_000), Selection.of("*-of-*", ())
-    add(source, {min(tq3.preview(source, recipe).shards): b"x"})
+    options: dict[str, Any] = {"max_shard_size": 40_000, "also": "*-of-*"}
+    add(source, {min(tq3.preview(source, max_shard_size=40_000).shards): b"x"})
     with pytest.raises(UsageError, match="in place of the weights that are written"):
-        tq3.preview(source, recipe, selection=selection)
+        tq3.preview(source, **options)
     with pytest.raises(UsageError, match="in place of the weights that are written"):
-        list(tq3.compress_checkpoint(source, tmp_path / "more", recipe, selection=selection))
+        tq3.compress(source, tmp_path / "more", **options)
+
+
+def test_a_plan_counts_a_config_that_is_copied_as_it_is(source, tmp_path):
+    plan = tq3.preview(source, verbatim_config=True)
+    assert plan.side_files.keys() - tq3.preview(source).side_files.keys() == {"config.json"}

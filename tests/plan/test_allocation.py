@@ -17,7 +17,7 @@ from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.format.request import make_recipe
 from tq3.format.widths import Widths
-from tq3.plan.allocation import spare_target
+from tq3.plan.allocation import unreachable_target
 from tq3.plan.compressing import plan_compression
 from tq3.plan.plan import Plan
 from tq3.plan.roles import fused_set_of, role_of
@@ -171,7 +171,7 @@ def test_a_size_beyond_the_largest_takes_the_widest_of_all():
     recipe = Recipe(widths=Widths("x", (2, 3, 4), target_bytes=10**9))
     plan = plan_compression(SMALL, recipe)
     assert set(widths_of(plan).values()) == {4}
-    assert spare_target(plan, recipe) == (
+    assert unreachable_target(plan, recipe) == (
         f"1 GB, but the widest output that recipe 'x' allows has {units.size(plan.file_bytes)}"
     )
 
@@ -183,7 +183,7 @@ def test_a_size_beyond_the_largest_takes_the_widest_of_all():
 def test_only_bits_beyond_the_widest_are_spare(others, bpw, told):
     """v has one width: what is asked of it is no matter of the target."""
     recipe = Recipe(widths=Widths("x", others, {"down": (None,), "v": (4,)}, target_bpw=bpw))
-    found = spare_target(plan_compression(SMALL, recipe), recipe)
+    found = unreachable_target(plan_compression(SMALL, recipe), recipe)
     assert found == (
         told and f"{bpw} bits a weight, but the widest output that recipe 'x' allows has {told}"
     )

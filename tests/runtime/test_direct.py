@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import runpy
 import weakref
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tq3.format.layout import GroupLayout
+from tq3.runtime import direct, weight
 from tq3.runtime.direct import is_unwatched
 from tq3.runtime.modules import PackedLinear, PackedWeight
 
@@ -122,6 +124,29 @@ def test_tracers_and_transformations_watch():
     torch.jit.trace(note, x, check_trace=False)
     note(x.to("meta"))
     assert seen == [True, False, False, False]
+
+
+PRIVATE = {
+    "_dispatch_keys": torch._C,
+    "_dispatch_tls_local_include_set": torch._C,
+    "_is_torch_function_mode_enabled": torch._C,
+    "_profiler_enabled": torch._C._autograd,
+    "DispatchKeySet": torch._C,
+    "BackendSelect": torch._C.DispatchKey,
+}
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_a_torch_without_a_private_name_calls_the_operator(operator, monkeypatch, name):
+    linear, x = packed_linear(), activations(2, 300)
+    expected = linear(x)
+    assert not operator
+    with monkeypatch.context() as without:
+        without.delattr(PRIVATE[name], name)
+        other = runpy.run_path(direct.__file__)
+    monkeypatch.setattr(weight, "is_unwatched", other["is_unwatched"])
+    assert_same(linear(x), expected)
+    assert operator
 
 
 @pytest.mark.parametrize(

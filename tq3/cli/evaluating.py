@@ -12,13 +12,14 @@ from tq3.cli import options as opt
 from tq3.cli.evaluation_tables import of_evaluation
 from tq3.cli.screen import Screen
 from tq3.errors import UsageError
+from tq3.events import follow
+from tq3.format.arguments import Unpack
+from tq3.format.options import BesideKeywords, FloatDtype
+from tq3.hub.options import HubOptions
 
 _PACKAGES = ("accelerate", "matplotlib", "safetensors", "torch", "transformers")
 
-OutArg = Annotated[
-    str,
-    typer.Argument(metavar="OUT", help="A TQ3 checkpoint: a folder, or a repository of the Hub."),
-]
+OutArg = Annotated[str, opt.checkpoint("OUT", "A TQ3 checkpoint")]
 SourceOpt = Annotated[
     str,
     typer.Option("--source", metavar="SOURCE", help="The checkpoint that OUT was made from."),
@@ -31,9 +32,7 @@ TextOpt = Annotated[
 ]
 TokensOpt = Annotated[int, typer.Option(metavar="N", help="Tokens of the text, at most.")]
 ContextOpt = Annotated[int, typer.Option(metavar="N", help="Tokens of one sequence.")]
-DtypeOpt = Annotated[
-    str, typer.Option(help="Type that is computed in: float32, bfloat16 or float16.")
-]
+DtypeOpt = Annotated[FloatDtype, typer.Option(help="Type that is computed in.")]
 ByClassOpt = Annotated[
     bool,
     typer.Option(
@@ -47,12 +46,6 @@ BosOpt = Annotated[
         "--bos/--no-bos",
         help="Begin sequences with the BOS token; default as tokenizer and config.json say.",
         show_default=False,
-    ),
-]
-DownloadOpt = Annotated[
-    bool,
-    typer.Option(
-        "--download", help="Fetch SOURCE from the Hub into its cache first, and read that."
     ),
 ]
 PlotOpt = Annotated[
@@ -73,15 +66,14 @@ def evaluate(
     by_class: ByClassOpt = False,
     bos: BosOpt = None,
     plot: PlotOpt = None,
-    revision: opt.RevisionOpt = None,
-    source_revision: opt.SourceRevisionOpt = None,
-    download: DownloadOpt = False,
     json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
+    **options: Unpack[BesideKeywords],
 ) -> None:
-    """Measure OUT beside SOURCE on a text: perplexity, KL divergence, errors by layer.
+    """Measure on a text what OUT lost.
 
-    One layer at a time is in memory. Needs pip install 'tq3[eval]'.
+    Perplexity beside SOURCE, KL divergence from it, errors by layer. One layer at a time is in
+    memory. Needs pip install 'tq3[eval]'.
     """
     with Screen(json=json, quiet=quiet) as screen:
         evaluation = _part("evaluate")
@@ -97,10 +89,14 @@ def evaluate(
             dtype=dtype,
             by_class=by_class,
             bos=bos,
-            hub=screen.hub_options(revision, False),
-            source_hub=screen.hub_options(source_revision, download),
+            hub=HubOptions(revision=options.get("revision")),
+            source_hub=HubOptions(
+                revision=options.get("source_revision"),
+                download=options.get("download", False),
+                show_download=screen.draws,
+            ),
         )
-        evaluated = screen.follow(run)
+        evaluated = follow(run, screen.watch())
         screen.evaluation(evaluated, of_evaluation(evaluated))
         if plotting:
             plotting.draw(evaluated, plot)

@@ -1,274 +1,148 @@
-"""The arguments and options of the commands, named as the parameters of the Python functions."""
+"""Options of commands: made of the keywords of `tq3.format.options`, and those of a screen."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
+from typer.models import ArgumentInfo, OptionInfo
 
-from tq3.format.recipe import DEFAULT_SHARD_SIZE
+from tq3.format.arguments import members, signature_of
+from tq3.format.options import FIRST, OUTPUT, PANELS, Option, RunOptions
+from tq3.format.recipe import Recipe
+from tq3.hub.options import HubOptions
+from tq3.storage.selection import Selection
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+# What happens without an option, by its keyword.
+_DEFAULTS = {
+    field.name: getattr(settings, field.name)
+    for settings in (Recipe(), RunOptions(), Selection(), HubOptions())
+    for field in fields(settings)
+}
 
 
-def _argument(name: str, text: str) -> Any:
+def _folder(name: str, text: str) -> Any:
     # typer would call an unreadable folder a wrong request; it is a read that fails.
     return typer.Argument(metavar=name, help=text, readable=False)
 
 
-# Texts, not paths: `./name` is a folder and `name` may be a repository.
-SourceArg = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="An ordinary checkpoint (safetensors): a folder, or a repository of the Hub.",
-    ),
-]
-PathArg = Annotated[
-    str, typer.Argument(metavar="PATH", help="A checkpoint: a folder, or a repository of the Hub.")
-]
-Tq3Arg = Annotated[
-    str,
-    typer.Argument(metavar="PATH", help="A TQ3 checkpoint: a folder, or a repository of the Hub."),
-]
-OriginalOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--source",
-        metavar="SOURCE",
-        help="Compare every tensor with this checkpoint, which PATH was made from.",
-    ),
-]
-OutArg = Annotated[Path, _argument("OUT", "Folder to write; new or empty.")]
-OutOrNoneArg = Annotated[
-    Path | None, _argument("OUT", "Folder to write; new or empty. Not needed for --dry-run.")
-]
+def checkpoint(name: str, text: str) -> Any:
+    """An argument that names a checkpoint."""
+    return typer.Argument(metavar=name, help=f"{text}: a folder, or a repository of the Hub.")
 
-BitsOpt = Annotated[int | None, typer.Option(help="Width of every code: 2, 3 or 4. [default: 3]")]
-RecipeOpt = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|FILE.toml",
-        help="Widths by role: native, mixed, best, or a file (docs/recipes.md).",
-    ),
+
+# Texts, not paths: `./name` is a folder and `name` may be a repository.
+SourceArg = Annotated[str, checkpoint("SOURCE", "An ordinary checkpoint (safetensors)")]
+PathArg = Annotated[str, checkpoint("PATH", "A checkpoint")]
+Tq3Arg = Annotated[str, checkpoint("PATH", "A TQ3 checkpoint")]
+OutArg = Annotated[Path, _folder("OUT", "Folder to write; new or empty.")]
+OutOrNoneArg = Annotated[
+    Path | None, _folder("OUT", "Folder to write; new or empty. Not needed for --dry-run.")
 ]
-TargetSizeOpt = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Choose widths so that all weight files together have at most this size: 13GiB.",
-    ),
-]
-TargetBpwOpt = Annotated[
-    float | None,
-    typer.Option(
-        metavar="BITS",
-        help="Choose widths so that what may be compressed has at most so many bits a weight: 3.4.",
-    ),
-]
-LmHeadOpt = Annotated[
-    int | None,
-    typer.Option(help="Compress the output head, too: 2, 3 or 4. Other readers can't read it."),
-]
-EmbeddingsOpt = Annotated[
-    int | None,
-    typer.Option(help="Compress token embeddings, too: 2, 3 or 4. Other readers can't read them."),
-]
-GroupOpt = Annotated[int, typer.Option(help="Weights that share a norm: 32, 64, 128 or 256.")]
-KeepOpt = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="Leave tensors of these names uncompressed. Repeatable."),
-]
-OnlyOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="GLOB",
-        help="Compress these tensors and no others, whatever the recipe says. Repeatable.",
-    ),
-]
-KeepDtypeOpt = Annotated[
-    str | None,
-    typer.Option(
-        help="How kept floating-point tensors are stored: float16, but what is small and in F32 "
-        "stays so; or source, all as they are. [default: float16 as published, source with "
-        "a recipe other than native, a target, or widths for head and embeddings]"
-    ),
-]
-SensitiveBitsOpt = Annotated[
-    int | None, typer.Option(help="Another width for the sensitive tensors: 2, 3 or 4.")
-]
-SensitivePatternOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sensitive-pattern",
-        metavar="TEXT",
-        help="Part of the name of a sensitive tensor; default o_proj and down_proj. Repeatable.",
-    ),
-]
-ShardOpt = Annotated[
-    str, typer.Option(metavar="SIZE", help="Tensor bytes of one file, for example 5GiB.")
-]
-NonfiniteOpt = Annotated[
-    str, typer.Option(help="At a NaN or infinity: error, or keep that tensor uncompressed.")
-]
-ScaleOpt = Annotated[
-    str,
-    typer.Option(
-        help="How codes are chosen: search for the scale of the smallest error, or norm, as "
-        "published. Same size, same readers.",
-    ),
-]
-NormsOpt = Annotated[
-    str | None,
-    typer.Option(
-        help="How norms are stored: float32, or float16 for smaller files, which readers of other "
-        "makes may misread. [default: float32]"
-    ),
-]
-EqualizeOpt = Annotated[
-    bool,
-    typer.Option(
-        "--equalize",
-        help="Scale columns before they are coded, and what feeds them the other way: the model "
-        "computes the same and loses less, but kept tensors differ from the source's. A pass more.",
-    ),
-]
-AlsoOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--also",
-        metavar="GLOB",
-        help="Copy files of these paths along that would stay behind: weights in another format, "
-        "an adapter. Repeatable.",
-    ),
-]
-WithoutOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--without",
-        metavar="GLOB",
-        help="Leave files of these paths behind that would be copied along. Repeatable.",
-    ),
-]
-WorkersOpt = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Threads; default one a processor, at most 16 (from the Hub at least 8). "
-        "Never changes a byte.",
-    ),
-]
-BackendOpt = Annotated[
-    str | None, typer.Option(help="Codec by name, for example avx2 or numpy; default the fastest.")
-]
-OverwriteOpt = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help="Replace what is in OUT: a checkpoint, or an unfinished run of another plan.",
-    ),
-]
-ResumeOpt = Annotated[
-    bool,
-    typer.Option(
-        "--resume/--no-resume", help="Continue an unfinished run that is in OUT, or start anew."
-    ),
-]
-VerbatimOpt = Annotated[
-    bool,
-    typer.Option("--verbatim-config", help="Copy config.json without adding quantization_config."),
-]
+Tq3FolderArg = Annotated[Path, _folder("OUT", "Folder of a TQ3 checkpoint.")]
+
 DryRunOpt = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan from headers alone; write nothing.")
 ]
-TensorsOpt = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
-DtypeOpt = Annotated[
-    str,
-    typer.Option(
-        help="Type of the restored tensors: bfloat16, float16 or float32. What is kept in F32 and "
-        "small stays so."
-    ),
+TensorsOpt = Annotated[
+    bool, typer.Option("--tensors", help="List every tensor.", rich_help_panel=OUTPUT)
 ]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-RevisionOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--revision",
-        metavar="REVISION",
-        help="Branch, tag or commit of a repository; default its main branch.",
-    ),
-]
-SourceRevisionOpt = Annotated[
-    str | None,
-    typer.Option("--source-revision", metavar="REVISION", help="The same of --source."),
-]
-DownloadOpt = Annotated[
+JsonOpt = Annotated[
     bool,
-    typer.Option("--download", help="Fetch a repository into the Hub cache first, and read that."),
+    typer.Option("--json", help="Print one JSON object, not tables.", rich_help_panel=OUTPUT),
 ]
-StructureOpt = Annotated[
-    bool, typer.Option("--structure", help="Look at listing, JSON files and headers alone.")
+QuietOpt = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=OUTPUT)
 ]
 
 
-@dataclass
-class WidthOptions:
-    """What a command may be asked for that shows a plan: `tq3.format.request.make_recipe`."""
+class Command(TyperCommand):
+    """A command whose help shows options by what they are about, in plain text."""
 
-    bits: BitsOpt = None
-    recipe: RecipeOpt = None
-    target_size: TargetSizeOpt = None
-    target_bpw: TargetBpwOpt = None
-    lm_head: LmHeadOpt = None
-    embeddings: EmbeddingsOpt = None
-    norms: NormsOpt = None
-    equalize: EqualizeOpt = False
-
-
-@dataclass
-class RecipeOptions(WidthOptions):
-    """The same for a command that carries it out."""
-
-    group_size: GroupOpt = 128
-    keep: KeepOpt = None
-    only: OnlyOpt = None
-    keep_dtype: KeepDtypeOpt = None
-    sensitive_bits: SensitiveBitsOpt = None
-    sensitive_patterns: SensitivePatternOpt = None
-    max_shard_size: ShardOpt = DEFAULT_SHARD_SIZE
-    nonfinite: NonfiniteOpt = "error"
-    scale: ScaleOpt = "search"
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then each panel under its title."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            is_argument = parameter.param_type_name == "argument"
+            title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None)
+            if row := parameter.get_help_record(ctx):
+                panels.setdefault(title or FIRST, []).append(row)
+        for title in ("Arguments", *PANELS):
+            if title in panels:
+                with formatter.section(title):
+                    formatter.write_dl(panels[title])
 
 
-def takes(options: type[WidthOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options in place of its parameter `asked`, a dict of them."""
-    hints = get_type_hints(options, include_extras=True)
-    names = [option.name for option in fields(options)]
+def takes_keywords(function: Callable[..., None]) -> Callable[..., None]:
+    """The function of a command, with an option for each keyword of its `**options`.
 
-    def extended(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(**given: Any) -> None:
-            command(asked={name: given.pop(name) for name in names}, **given)
+    It hears of those that are given. A keyword without an `Option` is for Python alone.
+    """
+    kinds = {name: each.annotation for name, each in signature_of(function).parameters.items()}
+    shapes = {name: one for name in kinds for one in getattr(kinds[name], "__metadata__", ())}
+    keywords = {
+        name: _parameter(name, get_args(kinds[name])[0], option)
+        for name, option in shapes.items()
+        if isinstance(option, Option)
+    }
+    numbers = {name for name in keywords if int in map(type, _choices(get_args(kinds[name])[0]))}
 
-        own = inspect.signature(command, eval_str=True).parameters
-        first = [own[name] for name in own if own[name].default is inspect.Parameter.empty]
-        rest = [own[name] for name in own if own[name].default is not inspect.Parameter.empty]
-        ours = [
-            inspect.Parameter(
-                option.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=option.default,
-                annotation=hints[option.name],
-            )
-            for option in fields(options)
-        ]
-        parameters = [p for p in (*first, *ours, *rest) if p.name != "asked"]
-        as_keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        run.__signature__ = inspect.Signature(as_keywords)  # type: ignore[attr-defined]
-        return run
+    @wraps(function)
+    def run(**values: Any) -> None:
+        for name, parameter in keywords.items():
+            if values[name] in (None, [], parameter.default):
+                del values[name]
+            elif name in numbers:
+                values[name] = int(values[name])
+        function(**values)
 
-    return extended
+    def place(name: str) -> tuple[int, int]:
+        option = shapes[name]
+        panel = PANELS.index(option.panel) if isinstance(option, Option) else 0
+        return (ArgumentInfo, Option, OptionInfo).index(type(option)), panel
+
+    own = inspect.signature(function).parameters
+    parameters = [
+        keywords.get(name) or own[name].replace(annotation=kinds[name], kind=_KEYWORD)
+        for name in sorted(shapes, key=place)
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _parameter(name: str, kind: Any, option: Option) -> inspect.Parameter:
+    default, flag, text = _DEFAULTS.get(name), option.flag(name), option.text
+    if kind is bool:
+        parsed, default = bool, bool(default)
+        flag = f"{flag}/--no-{name}" if default else flag
+    else:
+        parsed = _parsed(kind)
+        text += " Repeatable." if parsed == list[str] else ""
+        shown = option.default or (", ".join(default) if isinstance(default, tuple) else default)
+        text += f" [default: {shown}]" if shown else ""
+        parsed, default = parsed | None, None
+    shape = typer.Option(
+        flag, help=text, metavar=option.metavar, rich_help_panel=option.panel, show_default=False
+    )
+    return inspect.Parameter(name, _KEYWORD, default=default, annotation=Annotated[parsed, shape])
+
+
+def _parsed(kind: Any) -> Any:
+    """What is read from the command line for a value of this type."""
+    if choices := _choices(kind):
+        return Literal[tuple(map(str, choices))]
+    kinds = members(kind)
+    if Sequence in kinds:
+        return list[str]
+    return str if str in kinds else kinds[0]
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return next((get_args(one) for one in members(kind) if get_origin(one) is Literal), ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,30 +9,12 @@ import typer
 import tq3
 from tq3.cli import options as opt
 from tq3.cli.screen import Screen
+from tq3.events import follow
+from tq3.format.arguments import Unpack
+from tq3.format.options import CardKeywords, PushKeywords
 
-FolderArg = Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder of a TQ3 checkpoint.", readable=False)
-]
 RepoArg = Annotated[
     str, typer.Argument(metavar="REPO_ID", help="ORG/NAME on the Hub, or NAME for one of yours.")
-]
-PrivateOpt = Annotated[
-    bool, typer.Option("--private", help="Make the repository private, where it is new.")
-]
-BranchOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--revision",
-        metavar="REVISION",
-        help="Branch to push to, made where it is missing, or refs/pr/N; default main.",
-    ),
-]
-CreatePrOpt = Annotated[
-    bool, typer.Option("--create-pr", help="Open a pull request instead of pushing to main.")
-]
-PushDryRunOpt = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Verify, show what would be uploaded; write nothing there."),
 ]
 YesOpt = Annotated[
     bool,
@@ -41,61 +22,39 @@ YesOpt = Annotated[
         "--yes", help="Do not ask before a gated, private or non-commercial model is made public."
     ),
 ]
-OverwriteCardOpt = Annotated[
-    bool,
-    typer.Option("--overwrite-card", help="Replace a README.md that somebody wrote or edited."),
-]
-BaseModelOpt = Annotated[
-    str | None,
-    typer.Option(metavar="ORG/NAME", help="The source on the Hub; default what compress recorded."),
-]
-TemplateOpt = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="A template for the card, instead of ours.", readable=False),
-]
 
 
 def push(
-    path: FolderArg,
+    path: opt.Tq3FolderArg,
     repo_id: RepoArg,
-    private: PrivateOpt = False,
-    revision: BranchOpt = None,
-    create_pr: CreatePrOpt = False,
-    dry_run: PushDryRunOpt = False,
     yes: YesOpt = False,
-    overwrite_card: OverwriteCardOpt = False,
-    base_model: BaseModelOpt = None,
-    template: TemplateOpt = None,
     json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
+    **options: Unpack[PushKeywords],
 ) -> None:
-    """Publish OUT on the Hub: verify it, write its model card, upload what is missing, compare."""
+    """Publish OUT on the Hub.
+
+    Verifies it, writes its model card, uploads what is missing, and compares.
+    """
     with Screen(json=json, quiet=quiet) as screen:
         run = tq3.push_checkpoint(
             path,
             repo_id,
             may_share=lambda reasons: yes or screen.agrees(reasons),
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            dry_run=dry_run,
-            overwrite_card=overwrite_card,
-            base_model=base_model,
-            template=template,
             bars=screen.draws,
+            **options,
         )
-        screen.publication(screen.follow(run))
+        screen.publication(follow(run, screen.watch()))
 
 
 def card(
-    path: FolderArg,
+    path: opt.Tq3FolderArg,
     repo_id: Annotated[
         str | None,
         typer.Option(metavar="ORG/NAME", help="Where it will be; default the folder's name."),
     ] = None,
-    base_model: BaseModelOpt = None,
-    template: TemplateOpt = None,
+    **options: Unpack[CardKeywords],
 ) -> None:
-    """Print the model card that push would write for OUT."""
+    """Print the model card that push would write."""
     with Screen() as screen:
-        screen.document(tq3.make_card(path, repo_id, base_model=base_model, template=template))
+        screen.document(tq3.make_card(path, repo_id, **options))

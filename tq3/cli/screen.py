@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -20,15 +20,12 @@ from tq3 import events
 from tq3.cli import stops, tables
 from tq3.cli.progress import ProgressLine
 from tq3.errors import StorageError, Tq3Error, is_lack_of_memory
-from tq3.hub.options import HubOptions
 from tq3.publication.result import Publication
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.units import counted, printable, share, size
 from tq3.verification.checks import Verification
 
 _PIPE_WIDTH = 1000
-
-Result = TypeVar("Result")
 
 
 class Screen:
@@ -44,13 +41,13 @@ class Screen:
         self._work_folder: Path | None = None
 
     def __enter__(self) -> Screen:
-        stops.end_the_run()
+        stops.interrupt_runs()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        stops.stand_back(failed=error is not None)
+        stops.restore_signals(failed=error is not None)
         if isinstance(error, OSError) and _is_hangup(error):
             error = KeyboardInterrupt()
         elif isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -65,12 +62,8 @@ class Screen:
             self._end(stops.SENTENCE, stops.INTERRUPTED, repeatable=True)
         self._progress.stop()
 
-    def hub_options(self, revision: str | None, download: bool) -> HubOptions:
-        """How to read a repository, with huggingface_hub's bars where ours would be shown."""
-        return HubOptions(revision=revision, download=download, show_download=self.draws)
-
-    def follow(self, run: events.Run[Result], out: Path | None = None) -> Result:
-        """Show a run's events and return its result; `out`: the folder that it writes."""
+    def watch(self, out: Path | None = None) -> events.OnEvent:
+        """What shows the events of a run; `out`: the folder that it writes."""
 
         def show(event: events.Event) -> None:
             if isinstance(event, events.Planned) and out:
@@ -78,9 +71,7 @@ class Screen:
             if not self._quiet:
                 self._show(event)
 
-        result = events.follow(run, show)
-        self._progress.stop()
-        return result
+        return show
 
     @property
     def draws(self) -> bool:
@@ -109,21 +100,14 @@ class Screen:
 
     def description(self, description: Any, *, tensors: bool) -> None:
         """Show a plan or a checkpoint; with `tensors` a line for each one."""
-        if self._json:
-            self._object(description.to_dict())
-        elif not self._quiet:
-            for table in tables.of_description(description, tensors=tensors):
-                self._table(table)
-            for text in description.notices:
-                self._say(f"notice: {text}", style="yellow")
+        shown = tables.of_description(description, tensors=tensors)
+        self._result(description.to_dict(), shown)
+        for text in () if self._json or self._quiet else description.notices:
+            self._say(f"notice: {text}", style="yellow")
 
     def evaluation(self, evaluation: Any, shown: Iterable[Table]) -> None:
         """Show what an evaluation found, as one object or as these tables."""
-        if self._json:
-            self._object(evaluation.to_dict())
-        elif not self._quiet:
-            for table in shown:
-                self._table(table)
+        self._result(evaluation.to_dict(), shown)
 
     def _show(self, event: events.Event) -> None:
         if isinstance(event, events.Planned):
@@ -167,28 +151,19 @@ class Screen:
 
     def report(self, report: events.Report, out: Path) -> None:
         """Show the figures of a finished run, which wrote `out`."""
-        if self._json:
-            figures = {"ratio": report.ratio, "gb_per_second": report.gb_per_second}
-            self._object({"out": str(out), **asdict(report), **figures})
-        elif not self._quiet:
-            self._table(tables.of_report(report, out))
+        figures = {"ratio": report.ratio, "gb_per_second": report.gb_per_second}
+        shown = tables.of_report(report, out)
+        self._result({"out": str(out), **asdict(report), **figures}, [shown])
 
     def verification(self, verification: Verification) -> None:
         """Show what was found; raise VerificationFailed where that is a fault."""
-        if self._json:
-            self._object(verification.to_dict())
-        elif not self._quiet:
-            for table in tables.of_verification(verification):
-                self._table(table)
+        self._result(verification.to_dict(), tables.of_verification(verification))
         if not verification.ok:
             raise verification.refusal()
 
     def publication(self, publication: Publication) -> None:
         """Show what a push did, or would do."""
-        if self._json:
-            self._object(publication.to_dict())
-        elif not self._quiet:
-            self._table(tables.of_publication(publication))
+        self._result(publication.to_dict(), [tables.of_publication(publication)])
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._err.print(printable(text), style=style, soft_wrap=True)
@@ -211,7 +186,7 @@ class Screen:
             )
 
     def _table(self, table: Table) -> None:
-        """As wide as the terminal, or in a pipe as wide as it needs to be, for grep."""
+        """Print a table as wide as the terminal, in a pipe as wide as it needs to be, for grep."""
         if self._out.is_terminal:
             self._out.print(table)
             return
@@ -220,8 +195,13 @@ class Screen:
         # Now, not when the process ends: it may fail.
         print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
 
-    def _object(self, value: dict[str, Any]) -> None:
-        print(json.dumps(value, indent=2), flush=True)
+    def _result(self, figures: dict[str, Any], shown: Iterable[Table]) -> None:
+        """The figures as one JSON object, or as tables for people."""
+        self._progress.stop()
+        if self._json:
+            print(json.dumps(figures, indent=2), flush=True)
+        for table in () if self._json or self._quiet else shown:
+            self._table(table)
 
 
 def _is_hangup(error: OSError) -> bool:

@@ -22,14 +22,14 @@ def leave_at_once() -> None:
             signal.signal(number, _leave)
 
 
-def end_the_run() -> None:
-    """From now on raise KeyboardInterrupt, where a stop would leave at once."""
+def interrupt_runs() -> None:
+    """Make a stop raise KeyboardInterrupt from now on, where it would leave at once."""
     for number in _STOPS:
         if signal.getsignal(number) is _leave:
             signal.signal(number, _stop)
 
 
-def stand_back(*, failed: bool) -> None:
+def restore_signals(*, failed: bool) -> None:
     """The run has ended: let its error be told and its exit code stand, or die as others do."""
     for number in _STOPS:
         if signal.getsignal(number) is _stop:

@@ -163,7 +163,7 @@ def _overview(d: Description) -> Table:
     add(table, "checkpoint", f"{d.path}: {kind}")
     add(table, "format", f"tq3_native, {d.widths_text} bits, groups of {d.group_size}")
     _add_coding(table, d)
-    for name, text in (("recipe", d.choice.recipe), ("target", d.spare_target)):
+    for name, text in (("recipe", d.choice.recipe), ("target", d.unreachable_target)):
         if text:
             add(table, name, text)
     if d.original_model:

@@ -57,7 +57,7 @@ def error_limit(scale: str, bits: int, group: int, n_groups: float) -> float:
 
 
 def group_error_limit(bits: int, group: int) -> float:
-    """The same for a single group, however it was coded.
+    """The largest relative error of a single group, however it was coded.
 
     One of 200 Gaussian ones is beyond it at the most. No search makes larger errors than the norm.
     """

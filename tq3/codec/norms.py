@@ -28,6 +28,6 @@ def read_norms(stored: NDArray[Any], dtype: str) -> Floats:
 
 
 def fits_float16(norms: Floats) -> NDArray[np.bool_]:
-    """Which of these finite norms are 0 or normal in F16, and so kept to 2**-11 of their size."""
+    """A mask of the finite norms that F16 keeps to 2**-11 of their size: 0 and its normal ones."""
     fits: NDArray[np.bool_] = (norms == 0) | (norms >= _SMALLEST) & (norms < _TOO_LARGE)
     return fits

@@ -118,7 +118,7 @@ class _Tensors:
         return self.prefix + part
 
     def take_any(self, parts: tuple[str, ...]) -> tuple[str, ...]:
-        """Those that are there."""
+        """Full names of the parts that are there; the others are skipped."""
         return tuple(self.take(part) for part in parts if part in self.left)
 
 

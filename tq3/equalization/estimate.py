@@ -19,12 +19,12 @@ from typing import cast
 import numpy as np
 
 from tq3.equalization.channels import Layer, Mlp
-from tq3.equalization.column_sizes import (
-    Looked,
+from tq3.equalization.column_stats import (
+    ColumnStats,
     Matrix,
     Numbers,
     Signal,
-    look_at,
+    measure_columns,
     read_vector,
     read_words,
 )
@@ -87,8 +87,8 @@ class _Pass:
         return self._factors
 
     def _embedded(self) -> Run[Signal]:
-        """What comes in, as if every token were as frequent as any other."""
-        (table,) = yield from self._look_at({self._model.embeddings: None})
+        """The signal behind the embeddings, every token as frequent as any other."""
+        (table,) = yield from self._measured({self._model.embeddings: None})
         n_tokens, hidden = self._tensors[self._model.embeddings].info.shape
         mean = table.sums / n_tokens
         signal = Signal(mean, table.squares / n_tokens - mean**2)
@@ -99,15 +99,15 @@ class _Pass:
         wanted: dict[str, Signal | None] = dict.fromkeys(layer.readers)
         if layer.value:
             wanted[layer.value] = normed
-        looked = yield from self._look_at(wanted)
-        self._note_norm(layer.norm, normed, [each.squares for each in looked])
+        stats = yield from self._measured(wanted)
+        self._note_norm(layer.norm, normed, [each.squares for each in stats])
         width = self._tensors[layer.out].info.shape[1]
         attended = Signal(np.zeros((1, width)), np.ones((1, width)))
         values = None
         if layer.value:
-            values = self._values(layer.value, looked[-1].result)
+            values = self._values(layer.value, stats[-1].result)
             attended = Signal(*map(self._spread(layer.out), (values.mean, values.variance)))
-        (out,) = yield from self._look_at({layer.out: attended})
+        (out,) = yield from self._measured({layer.out: attended})
         if values:
             scaling = self._scalings.by_name[layer.out]
             squares = out.squares.reshape(-1, scaling.repeats, scaling.run).sum(1)
@@ -118,15 +118,15 @@ class _Pass:
         normed = self._normed(layer.mlp_norm, signal)
         readers = [name for mlp in layer.mlps for name in mlp.readers]
         names = (*readers, *layer.others)
-        found = yield from self._look_at(dict.fromkeys(names, normed))
-        looked = dict(zip(names, found, strict=True))
-        squares = [each.squares.sum(0, keepdims=True) for each in looked.values()]
+        found = yield from self._measured(dict.fromkeys(names, normed))
+        stats = dict(zip(names, found, strict=True))
+        squares = [each.squares.sum(0, keepdims=True) for each in stats.values()]
         self._note_norm(layer.mlp_norm, normed, squares)
-        given = {mlp.down: self._activated(mlp, looked) for mlp in layer.mlps}
+        given = {mlp.down: self._activated(mlp, stats) for mlp in layer.mlps}
         spread = {
             name: Signal(each.mean, each.variance * _TOGETHER) for name, each in given.items()
         }
-        downs = yield from self._look_at(spread)
+        downs = yield from self._measured(spread)
         for (name, activated), down in zip(given.items(), downs, strict=True):
             self._note(name, activated, [down.squares])
         out = _together(layer.mlps, [down.result for down in downs])
@@ -145,7 +145,7 @@ class _Pass:
         return Signal(mean, made.variance * _ATTENDED)
 
     def _spread(self, out: str) -> Callable[[Numbers], Numbers]:
-        """From channels of values to the columns of `out`."""
+        """A function from channels of values to the columns of `out`."""
         scaling = self._scalings.by_name[out]
 
         def spread(channels: Numbers) -> Numbers:
@@ -155,9 +155,9 @@ class _Pass:
         return spread
 
     @_QUIET
-    def _activated(self, mlp: Mlp, looked: Mapping[str, Looked]) -> Signal:
+    def _activated(self, mlp: Mlp, stats: Mapping[str, ColumnStats]) -> Signal:
         """act(gate) * up"""
-        gate, up = looked[mlp.gate].result, looked[mlp.up].result
+        gate, up = stats[mlp.gate].result, stats[mlp.up].result
         if mlp.gate == mlp.up:
             half = gate.mean.shape[1] // 2
             up = Signal(gate.mean[:, half:], gate.variance[:, half:])
@@ -179,21 +179,21 @@ class _Pass:
         self._factors[name] = rounded.tobytes()
 
     def _note_norm(self, name: str, signal: Signal, squares: Sequence[Numbers]) -> None:
-        """The same for channels that a norm puts out: factors by which its gains can be divided."""
+        """Factors of the channels that a norm puts out: those by which its gains can be divided."""
         self._note(name, signal, squares)
         info, stored = self._tensors[name].info, read_words(self._files, self._tensors[name])
         offset = self._model.family.offset
         self._factors[name] = storable(self._factors[name], stored, info.dtype, offset)
 
-    def _look_at(self, given: Mapping[str, Signal | None]) -> Run[list[Looked]]:
+    def _measured(self, given: Mapping[str, Signal | None]) -> Run[list[ColumnStats]]:
         matrices = [Matrix(self._tensors[name], signal) for name, signal in given.items()]
-        looking = look_at(self._files, matrices, self._workers)
+        looking = measure_columns(self._files, matrices, self._workers)
         with closing(looking):
             while True:
                 try:
                     name, n_bytes = next(looking)
                 except StopIteration as end:
-                    return cast("list[Looked]", end.value)
+                    return cast("list[ColumnStats]", end.value)
                 self._n_done += n_bytes
                 seconds = time.perf_counter() - self._started
                 yield Progress(self._n_done, 0, self._n_total, 0, seconds, f"columns of {name}")

@@ -47,7 +47,7 @@ def equalized(files: Source, checkpoint: Checkpoint, factors: Factors) -> Source
 
 
 class ScaledSource(ForwardingSource):
-    """Everything but weights as the source answers it."""
+    """A source whose weights are scaled as they are read; all else is answered as it answers."""
 
     def __init__(
         self, files: Source, checkpoint: Checkpoint, scalings: Scalings, factors: Factors
@@ -66,13 +66,13 @@ class ScaledSource(ForwardingSource):
         self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], factors))
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """As `Files.read`."""
+        """Read bytes as `Files.read` does, scaled where they are weights."""
         data = bytearray(self._files.read(name, offset, length))
         self._scale(name, offset, memoryview(data))
         return bytes(data)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        """As `Source.read_into`: whole elements of one tensor."""
+        """Read whole elements of one tensor as `Source.read_into` does, scaled."""
         self._files.read_into(name, offset, buffer)
         self._scale(name, offset, buffer)
 

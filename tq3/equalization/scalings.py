@@ -93,7 +93,7 @@ class _Planner:
         self.found: dict[str, Scaling] = {}
 
     def add(self, layer: Layer) -> None:
-        """All tensors of a layer."""
+        """Add the scalings of all tensors of a layer."""
         norms = layer.norm, layer.mlp_norm, *(layer.after or ())
         for name in (*norms, layer.out, *(mlp.down for mlp in layer.mlps)):
             self._check_rows(name, self._hidden)

@@ -30,8 +30,9 @@ from tq3.evaluation.tensors import (
     check_belong_together,
     open_both,
 )
-from tq3.events import Notice, Run, StrPath
+from tq3.events import Notice, Run
 from tq3.format.arguments import of_its_types
+from tq3.format.options import FloatDtype, StrPath
 from tq3.hub.options import HubOptions
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
@@ -51,7 +52,7 @@ def evaluate(
     text: Path | None = None,
     tokens: int = 4096,
     context: int = 512,
-    dtype: str = "float32",
+    dtype: FloatDtype = "float32",
     by_class: bool = False,
     bos: bool | None = None,
     hub: HubOptions = FOLDER,
@@ -62,11 +63,11 @@ def evaluate(
     path, source: folders, or ids of repositories on the Hub
     text: UTF-8; by default a short one that is built in
     tokens: of the text, at most; context: of one sequence, BOS included
-    dtype: of the arithmetic, a key of DTYPES
+    dtype: of the arithmetic
     by_class: also with one class of tensors compressed and all others as in the source
     bos: whether sequences begin with BOS; None: as `texts.first_token` says
     """
-    _check(tokens, context, dtype)
+    _check(tokens, context)
     start = time.perf_counter()
     with open_source(source, source_hub) as originals, open_source(path, hub) as compressed:
         path, source = os.fspath(path), os.fspath(source)
@@ -108,12 +109,10 @@ def evaluate(
     )
 
 
-def _check(tokens: int, context: int, dtype: str) -> None:
+def _check(tokens: int, context: int) -> None:
     for name, value in (("--tokens", tokens), ("--context", context)):
         if value < texts.LEAST:
             raise UsageError(f"{name} is {value}", expected=f"at least {texts.LEAST}")
-    if dtype not in DTYPES:
-        raise UsageError("unknown --dtype", found=dtype, expected=", ".join(DTYPES))
 
 
 def _skeleton(config: Any, original: Tensors, label: str, dtype: str) -> Skeleton:

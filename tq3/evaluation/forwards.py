@@ -50,7 +50,7 @@ class Forward:
         self._wait()
 
     def go_on(self, answer: Any) -> None:
-        """With what the layer returned, up to the next layer or the end."""
+        """Run on with the layer's output, up to the next layer or the end."""
         self._answers.put(answer)
         self._wait()
 
@@ -62,7 +62,7 @@ class Forward:
             self._stops.get()
 
     def ask(self, call: Call) -> Any:
-        """In the thread: the answer to this call."""
+        """Wait, in the thread, for the answer to this call."""
         self._stops.put(call)
         answer = self._answers.get()
         if isinstance(answer, _Abandoned):
@@ -89,12 +89,12 @@ class Forward:
 
 
 def stop_at(layer: nn.Module) -> None:
-    """From now on a `Forward` stops at this layer; `compute` calls it as it was."""
+    """Make every `Forward` stop at this layer; `compute` calls the layer as it was."""
     layer.forward = partial(_hand_over, layer)
 
 
 def compute(call: Call) -> Any:
-    """What the layer returns for these arguments."""
+    """The layer's output for these arguments."""
     with torch.inference_mode():
         return type(call.layer).forward(call.layer, *call.args, **call.kwargs)
 

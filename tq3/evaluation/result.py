@@ -58,11 +58,11 @@ class Evaluation:
     peak_memory_bytes: int
 
     def worst_tensors(self, number: int) -> list[TensorError]:
-        """Those of the largest relative error."""
+        """The tensors of the largest relative error."""
         return sorted(self.tensors, key=lambda tensor: -tensor.error)[:number]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. Infinities, which it does not have, become None."""
+        """The result as JSON values; infinities, which JSON does not have, become None."""
         found: dict[str, Any] = _finite(asdict(self))
         return found
 

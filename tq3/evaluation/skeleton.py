@@ -133,13 +133,13 @@ class Skeleton:
         return Part(name, module, is_layer, parameters, self._made_from(parameters))
 
     def _made_from(self, parameters: Collection[str]) -> tuple[str, ...]:
-        """Of parameters that are shared and stored once, what the other one is made from."""
+        """The tensors that these parameters are built from; tied ones, stored once, count once."""
         stored = {name for names in self._filled.values() for name in names}
         wanted = {p if p in stored else self._tied.get(p, p) for p in parameters}
         return tuple(n for n, filled in self._filled.items() if not wanted.isdisjoint(filled))
 
     def _touched(self, part: Part) -> set[str]:
-        """Everything that loading the part's tensors fills."""
+        """Every parameter and buffer that loading the part's tensors fills."""
         return {*part.parameters, *(p for name in part.tensors for p in self._filled[name])}
 
     def _get(self, name: str) -> torch.Tensor:

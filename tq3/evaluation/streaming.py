@@ -126,13 +126,13 @@ class _Run:
         torch.set_num_threads(self._threads)
 
     def next_part(self) -> Part | None:
-        """What the first forward waits for; None when all have ended."""
+        """The part that the first forward waits for; None when all have ended."""
         calls = (forward.call for track in self._tracks for forward in track.forwards)
         call = next(filter(None, calls), None)
         return self._skeleton.part_of(call.layer) if call else None
 
     def through(self, part: Part) -> Iterator[str]:
-        """All forwards through this part; yields the name of each track that is through."""
+        """Run all forwards through this part; yields the name of each track that is through."""
         originals = {name: self._source(name) for name in part.tensors}
         exact: list[torch.Tensor] = []
         for track in self._tracks:
@@ -144,7 +144,7 @@ class _Run:
             yield track.name
 
     def _compute(self, track: _Track, part: Part, weights: Weights) -> list[torch.Tensor]:
-        """What the part hands on, for each batch: (sequences, tokens, columns)."""
+        """The part's output for each batch.  (sequences, tokens, columns)"""
         found = []
         skeleton = self._skeleton
         with skeleton.holding(skeleton.rest, weights), skeleton.holding(part, weights):
@@ -249,6 +249,6 @@ def _tokens_lost(source: list[torch.Tensor], ours: list[torch.Tensor]) -> float:
 
 
 def _last_hidden(track: _Track) -> torch.Tensor:
-    """Of all tokens but the last of each sequence, which nothing follows.  (tokens, columns)"""
+    """Hidden states of all tokens that another one follows.  (tokens, columns)"""
     states = (forward.result.last_hidden_state for forward in track.forwards)
     return torch.cat([state[:, :-1].flatten(0, 1) for state in states])

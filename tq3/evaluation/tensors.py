@@ -55,7 +55,7 @@ class Tensors:
         }
 
     def __call__(self, name: str) -> torch.Tensor:
-        """Of the stored type, or decoded. Raises BadInput for a type that no model computes in."""
+        """The tensor as stored, or decoded. Raises BadInput for a type that no model has."""
         if name in self.layouts:
             return self._decoded(name, self.layouts[name])
         return self._read(self._located[name])

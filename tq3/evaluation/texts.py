@@ -24,7 +24,7 @@ def read_text(path: Path) -> str:
 
 
 def first_token(tokenizer: Any, config: Any) -> int | None:
-    """What a sequence begins with: BOS, or nothing.
+    """The tokens that a sequence begins with: BOS, or none.
 
     What the tokenizer itself puts before a text. Where it puts nothing, but has a BOS token which
     config.json names as such, that one: tokenizers made from GGUF files forget it, and some models

@@ -5,17 +5,34 @@ from __future__ import annotations
 import inspect
 import operator
 import os
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache, wraps
 from numbers import Real
-from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from tq3.errors import UsageError
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack as Unpack  # noqa: PLC0414  for all who take keywords
+else:
+    from typing_extensions import Unpack as Unpack  # noqa: PLC0414
+
 P = ParamSpec("P")
 Result = TypeVar("Result")
+Kind = TypeVar("Kind")
 _WORDS: dict[object, str] = {
     int: "a whole number",
     float: "a number",
@@ -33,37 +50,57 @@ class _Unfit(Exception):
     """Not of this type."""
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function, its `**options: Unpack[TypedDict]` taken apart into keywords.
+
+    Their default is None, or `...` for those that can't be None: what is not given is not passed.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        kind = hints[parameter.name]
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            parameters.append(parameter.replace(annotation=kind))
+            continue
+        (keywords,) = get_args(kind)
+        parameters += [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if type(None) in members(_bare(each)) else ...,
+                annotation=each,
+            )
+            for name, each in get_type_hints(keywords, include_extras=True).items()
+        ]
+    return inspect.Signature(parameters, return_annotation=hints["return"])
+
+
 def of_its_types(function: Callable[P, Result]) -> Callable[P, Result]:
     """The function, which raises UsageError for an argument that is not of the type it is said to.
 
     Whole numbers of numpy or torch are taken for what they are, and any collection for a sequence.
     """
-    signature = inspect.signature(function)
-
-    @cache
-    def kinds() -> dict[str, Any]:
-        return get_type_hints(function)
+    full = signature_of(function)
+    parameters = [p.replace(annotation=_bare(p.annotation)) for p in full.parameters.values()]
+    signature = full.replace(parameters=parameters)
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Result:
         bound = signature.bind(*args, **kwargs)  # its TypeErrors are Python's own
         for name, value in bound.arguments.items():
             parameter = signature.parameters[name]
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-                is_option = parameter.default is not inspect.Parameter.empty
-                shown = f"--{name.replace('_', '-')}" if is_option else name
-                bound.arguments[name] = _as(kinds()[name], value, shown)
+            is_option = parameter.default is not inspect.Parameter.empty
+            shown = f"--{name.replace('_', '-')}" if is_option else name
+            bound.arguments[name] = _as(parameter.annotation, value, shown)
         return function(*bound.args, **bound.kwargs)
 
+    checked.__signature__ = signature  # type: ignore[attr-defined]
     return checked
 
 
-def check_fields(settings: Any, **unresolved: object) -> None:
-    """Raise UsageError for a field of a frozen dataclass that is not of the type it is said to be.
-
-    unresolved: types that the module of the dataclass can't name
-    """
-    kinds = _field_types(settings.__class__, **unresolved)
+def check_fields(settings: Any) -> None:
+    """Raise UsageError for a field of a frozen dataclass that is not of its type."""
+    kinds = _field_types(settings.__class__)
     for field in fields(settings):
         value = getattr(settings, field.name)
         found = _as(kinds[field.name], value, f"--{field.name.replace('_', '-')}")
@@ -71,30 +108,53 @@ def check_fields(settings: Any, **unresolved: object) -> None:
             object.__setattr__(settings, field.name, found)
 
 
+def several(texts: str | Sequence[str] | None) -> tuple[str, ...]:
+    """A tuple of the texts of an option that may be given once, often or not at all."""
+    return (texts,) if isinstance(texts, str) else tuple(texts or ())
+
+
+def only(kind: type[Kind], options: Mapping[str, Any]) -> Kind:
+    """The part of the options that are keywords of `kind`, a TypedDict."""
+    names = get_type_hints(kind)
+    return kind(**{name: value for name, value in options.items() if name in names})
+
+
 @cache
-def _field_types(dataclass: type, **unresolved: object) -> dict[str, Any]:
-    return get_type_hints(dataclass, localns=unresolved)
+def _field_types(dataclass: type) -> dict[str, Any]:
+    return get_type_hints(dataclass)
+
+
+def _bare(kind: Any) -> Any:
+    """A type without what `Annotated` adds to it."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:
-    members = _members(kind)
-    if isinstance(value, str) and not value and os.PathLike in members:
+    kinds = members(kind)
+    if isinstance(value, str) and not value and os.PathLike in kinds:
         # To the system it is the current folder: a variable of a shell that nobody set.
         raise UsageError(f"{name} is empty", expected="a path")
-    for member in members:
+    for member in kinds:
+        fit = _choice if get_origin(member) is Literal else _FITS.get(member, _instance)
         try:
-            return _FITS.get(member, _instance)(member, value)
+            return fit(member, value)
         except _Unfit:
             continue
-    expected = " or ".join(dict.fromkeys(_WORDS.get(one, str(one)) for one in members))
+    expected = " or ".join(dict.fromkeys(map(_expected, kinds)))
     raise UsageError(f"{name} is {value!r}", expected=expected)
 
 
-def _members(kind: Any) -> list[Any]:
-    """The types of a union, without what they hold."""
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return _WORDS.get(kind) or f"a {kind.__name__}"
+
+
+def members(kind: Any) -> list[Any]:
+    """The types of a union, without what they hold but for the choices of a Literal."""
     if get_origin(kind) in (Union, types.UnionType):
-        return [member for part in get_args(kind) for member in _members(part)]
-    return [get_origin(kind) or kind]
+        return [member for part in get_args(kind) for member in members(part)]
+    return [kind if get_origin(kind) is Literal else get_origin(kind) or kind]
 
 
 def _anything(_: Any, value: Any) -> Any:
@@ -105,6 +165,14 @@ def _instance(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise _Unfit
     return value
+
+
+def _choice(kind: Any, value: Any) -> Any:
+    choices = get_args(kind)
+    found = _whole(int, value) if isinstance(choices[0], int) else _instance(str, value)
+    if found not in choices:
+        raise _Unfit
+    return found
 
 
 def _flag(_: Any, value: Any) -> bool:

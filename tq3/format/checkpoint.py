@@ -92,7 +92,7 @@ def _read_files(files: Files, names: tuple[str, ...]) -> tuple[tuple[Located, ..
 
 
 def _choose_single(files: Files, alone: tuple[Located, ...], sharded: tuple[Located, ...]) -> str:
-    """That the single file was taken, and not shards that are there, too.
+    """A notice that the single file was taken, and not the shards that are there, too.
 
     Raises BadInput where they differ: one host would serve another model than the other.
     """

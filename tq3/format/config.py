@@ -11,9 +11,9 @@ from typing import Any
 from tq3.errors import BadInput, UsageError
 from tq3.format.equalization import Factors, factors_from_record, factors_record
 from tq3.format.json_reading import parse_object
-from tq3.format.recipe import GROUP_SIZES, WIDTHS, Recipe
+from tq3.format.recipe import GROUP_SIZES, GroupSize, Recipe
 from tq3.format.width_record import WidthRecord, is_numbers, width_reader
-from tq3.format.widths import parse_widths
+from tq3.format.widths import WIDTHS, parse_widths
 
 FILE_NAME = "tq_config.json"
 FORMAT = "tq3_native"
@@ -40,7 +40,7 @@ class MeasuredError:
 
 @dataclass(frozen=True, slots=True)
 class TqConfig:
-    """What tq_config.json says.
+    """The content of tq_config.json.
 
     original_in_dims: name -> columns, for tensors whose columns are no multiple of the group
     shapes: name -> source shape, where it can't be derived from the stored tensors (3-D, padded)
@@ -51,7 +51,7 @@ class TqConfig:
     """
 
     bits: int
-    group_size: int
+    group_size: GroupSize
     compressed_layers: int | None = None
     original_model: str | None = None
     original_in_dims: Mapping[str, int] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class TqConfig:
         return width_reader(self.bits, self.widths) if self.widths else self.width_by_name
 
     def width_by_name(self, name: str) -> int:
-        """What existing readers take: they know two widths, the second by parts of names."""
+        """The width that existing readers take: they know two, the second by parts of names."""
         is_special = any(text in name for text in self.sensitive_patterns)
         return self.sensitive_bits if self.sensitive_bits and is_special else self.bits
 
@@ -119,7 +119,7 @@ def parse_tq_config(text: str) -> TqConfig:
 
 
 def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
-    """What config.json says in place of a missing tq_config.json, if it does. Raises BadInput.
+    """The record in config.json that stands in for a missing tq_config.json. Raises BadInput.
 
     Without `tq3`, which has the shapes, a padded tensor could not be told from a wider one.
     """
@@ -133,9 +133,18 @@ def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
         raise BadInput.retold(error, before, file="config.json", fix=error.fix) from None
 
 
+def group_of(declared: Mapping[str, Any], file: str = FILE_NAME) -> GroupSize:
+    """The group size in tq_config.json, or in config.json. Raises BadInput for another format."""
+    found = declared.get("format")
+    if found != FORMAT:
+        fix = "another package may have written it; pip install -U tq3 reads newer ones"
+        raise BadInput("unknown format", file=file, found=found, expected=FORMAT, fix=fix)
+    group: GroupSize = _choice(declared, "group_size", GROUP_SIZES, file)
+    return group
+
+
 def _from_object(raw: Mapping[str, Any]) -> TqConfig:
-    if raw.get("format") != FORMAT:
-        raise BadInput("unknown format", file=FILE_NAME, found=raw.get("format"), expected=FORMAT)
+    group = group_of(raw)
     ours = _typed(raw, "tq3", dict, {})
     version = _typed(ours, "format_version", int, FORMAT_VERSION)
     if version > FORMAT_VERSION:
@@ -150,7 +159,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
     shapes = _typed(ours, "shapes", dict, {})
     return TqConfig(
         bits=_choice(raw, "bits", WIDTHS),
-        group_size=_choice(raw, "group_size", GROUP_SIZES),
+        group_size=group,
         compressed_layers=_typed(raw, "compressed_layers", int, None),
         original_model=_typed(raw, "original_model", str, None),
         original_in_dims=_items(raw, "orig_in_dims", dict, int),
@@ -233,18 +242,20 @@ def _items(raw: Mapping[str, Any], key: str, container: type, kind: type) -> Any
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    """Of this very type: true is no number. Every number here counts something that fits a file."""
+    """Whether a value is of this very type (true is no number) and, as a number, fits a file."""
     if type(value) is not kind:
         return False
     return not isinstance(value, int) or 0 <= value < 2**63
 
 
-def _choice(raw: Mapping[str, Any], key: str, choices: tuple[int | None, ...]) -> Any:
+def _choice(
+    raw: Mapping[str, Any], key: str, choices: tuple[int | None, ...], file: str = FILE_NAME
+) -> Any:
     """One of `choices`; None among them where the key may be missing."""
     value = raw.get(key)
     if value not in choices or isinstance(value, bool):
         allowed = " or ".join(str(choice) for choice in choices if choice is not None)
-        raise BadInput(f"bad {key}", file=FILE_NAME, found=value, expected=allowed)
+        raise BadInput(f"bad {key}", file=file, found=value, expected=allowed)
     return None if value is None else int(value)
 
 

@@ -78,7 +78,7 @@ class Source(Files, Protocol):
     def parts(self, name: str) -> Iterator[bytes]:
         """The whole file, piece by piece."""
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Have reads under way end soon, by any error: nobody waits for them."""
 
 
@@ -142,8 +142,8 @@ class ForwardingSource:
     def parts(self, name: str) -> Iterator[bytes]:
         return self._files.parts(name)
 
-    def give_up(self) -> None:
-        self._files.give_up()
+    def cancel(self) -> None:
+        self._files.cancel()
 
 
 def read_object(files: Files, name: str) -> dict[str, Any]:

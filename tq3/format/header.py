@@ -53,7 +53,7 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a header says of one tensor."""
+    """One tensor as a header describes it."""
 
     name: str
     dtype: str

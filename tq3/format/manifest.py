@@ -43,7 +43,7 @@ class Digest:
         self._length += len(data)
 
     def piece(self, offset: int = 0) -> Piece:
-        """All parts so far as a piece that begins at `offset`."""
+        """One piece, beginning at `offset`, of all parts so far."""
         return Piece(offset, self._length, self._state.hexdigest())
 
 

@@ -14,6 +14,8 @@ from tq3.format.config import FORMAT, TqConfig
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 
+# The method that published checkpoints name, and one that no other package has.
+METHOD, ALIAS = "turboquant", "tq3"
 QUANTIZATION_CONFIG = "quantization_config"
 TRANSFORMERS_WEIGHTS = "transformers_weights"
 HOW_TO_LOAD = (
@@ -25,7 +27,7 @@ HOW_TO_LOAD = (
 def quantization_config(recipe: Recipe | TqConfig) -> dict[str, Any]:
     """The value of the key by which hosts recognise the checkpoint."""
     return {
-        "quant_method": "turboquant",
+        "quant_method": METHOD,
         "format": FORMAT,
         "bits": recipe.bits,
         "group_size": recipe.group_size,
@@ -38,9 +40,14 @@ def mark(model_config: str, recipe: Recipe | TqConfig) -> str:
     They take the place of the source's: a `quantization_config` of nothing, names of files that the
     checkpoint does not have.
     """
-    plain = unmark(model_config)
-    with_sentence = insert_key(plain, TRANSFORMERS_WEIGHTS, HOW_TO_LOAD)
-    return insert_key(with_sentence, QUANTIZATION_CONFIG, quantization_config(recipe))
+    plain = say_how_to_load(remove_key(model_config, QUANTIZATION_CONFIG))
+    return insert_key(plain, QUANTIZATION_CONFIG, quantization_config(recipe))
+
+
+def say_how_to_load(model_config: str) -> str:
+    """The text of config.json with the sentence. Raises ValueError for what is no JSON object."""
+    plain = remove_key(model_config, TRANSFORMERS_WEIGHTS)
+    return insert_key(plain, TRANSFORMERS_WEIGHTS, HOW_TO_LOAD)
 
 
 def unmark(model_config: str) -> str:

@@ -28,7 +28,7 @@ ReadObject = Callable[[str], Mapping[str, Any]]
 
 
 def indexed(name: str) -> str | None:
-    """What stands before the ending of an index, such as model.safetensors; None for no index."""
+    """The name that an index is of, such as model.safetensors; None if it is no index."""
     found = _ANY_INDEX.search(name)
     return name[: found.start()] if found else None
 

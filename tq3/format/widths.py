@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.recipe import WIDTHS, parse_size
+from tq3.format.sizes import parse_size
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+Bits = Literal[2, 3, 4]
+WIDTHS: tuple[int, ...] = get_args(Bits)
 EXACT = "exact"
 ROLES = (
     *("q", "k", "v", "qkv", "o", "gate_up", "down"),
@@ -78,7 +80,7 @@ class Widths:
         return {key: value for key, value in found.items() if value is not None}
 
     def choices(self, role: str, *, only: bool = False) -> tuple[Width, ...]:
-        """What tensors of this role may become: widths, and None for uncompressed.
+        """The widths that tensors of this role may get; None for uncompressed.
 
         only: the tensor is one of those that --only names, whatever the recipe says
         """
@@ -108,7 +110,7 @@ class Widths:
             )
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON, in the words of a recipe file: `parse_widths` reads it."""
+        """The widths as JSON, in the words of a recipe file: `parse_widths` reads it."""
         choices = {OTHERS: self.others, **self.roles}
         return {
             "split_qkv": self.split_qkv,
@@ -152,7 +154,7 @@ def own_toml(name: str) -> dict[str, Any]:
 
 
 def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
-    """What a recipe file says, or a record of one. Raises BadInput with file and key."""
+    """The widths of a recipe file, or of a record of one. Raises BadInput with file and key."""
     _check_keys(raw, file)
     roles = raw.get("roles") or {}
     for role in roles:
@@ -178,7 +180,7 @@ def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
 
 
 def _check_keys(raw: Mapping[str, Any], file: str) -> None:
-    """Of the right types, or null in a record."""
+    """Check that keys are known and values of the right types, or null in a record."""
     for key, value in raw.items():
         if key not in _KEYS:
             raise _fault(file, f"unknown key {key!r}", expected=", ".join(_KEYS))

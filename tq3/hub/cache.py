@@ -28,7 +28,7 @@ def is_offline() -> bool:
 
 
 def needed(names: Iterable[str]) -> tuple[str, ...]:
-    """What a run reads of a repository's files: the weights at its top, and what is copied."""
+    """The files of a repository that a run reads: the weights at its top, and what is copied."""
     names = tuple(names)
     top = [name for name in names if (indexed(name) or name).endswith(SUFFIX) and "/" not in name]
     return (*top, *choose_sidecars(names, top).copied)
@@ -90,7 +90,7 @@ def download(repository: Repository, options: HubOptions, stop: Event) -> None:
 
 
 def _cache_folder() -> Path:
-    """Where huggingface_hub keeps what it fetches. Raises StorageError for a user without a home.
+    """The folder of huggingface_hub's cache. Raises StorageError for a user without a home.
 
     What is read by ranges needs none.
     """

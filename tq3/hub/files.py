@@ -51,7 +51,7 @@ class HubFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.give_up()
+        self.cancel()
         if self._snapshot:
             self._snapshot.__exit__()
 
@@ -67,10 +67,10 @@ class HubFiles:
             try:
                 list(pool.map(self._head, files))
             except BaseException:
-                self.give_up()
+                self.cancel()
                 raise
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Nobody waits for what is being read: have every thread that does so raise at once."""
         self._stop.set()
         self._ranges.interrupt()

@@ -10,7 +10,7 @@ from tq3.format.arguments import check_fields
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """What may be chosen about reading from the Hub.
+    """Options of reading from the Hub.
 
     revision: branch, tag or commit; None for the main branch
     download: whether all files are fetched into the Hub cache first

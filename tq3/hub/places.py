@@ -40,7 +40,7 @@ class Places:
         self._locks = {name: Lock() for name in repository.files}
 
     def find(self, file: RemoteFile) -> Place:
-        """Where the file lies. Raises NetworkError."""
+        """The address of the file's bytes. Raises NetworkError."""
         with self._locks[file.name]:
             if file.name not in self._known:
                 self._known[file.name] = self._ask(file)

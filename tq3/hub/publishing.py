@@ -76,7 +76,7 @@ class RemoteState:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What an upload ended with; revision: by which its files can be listed."""
+    """The commit of an upload; revision: by which its files can be listed."""
 
     revision: str
     url: str
@@ -128,7 +128,7 @@ class Branch:
 
     @property
     def url(self) -> str:
-        """Its page."""
+        """The branch's page on the Hub."""
         return f"{self._api.endpoint}/{self.name}"
 
     def check_login(self) -> None:
@@ -136,7 +136,7 @@ class Branch:
         self._user(self.name)
 
     def look(self) -> RemoteState | None:
-        """What is there now; None where there is no such repository, or none to be seen."""
+        """The branch as it is now; None where there is no such repository, or none to be seen."""
         return self._ask(self._look)
 
     def _look(self) -> RemoteState | None:
@@ -258,7 +258,7 @@ class Branch:
 
 @contextmanager
 def _uploading(what: str) -> Iterator[None]:
-    """As `asking`; also for the plain errors in which LFS and Xet uploads wrap what went wrong."""
+    """Like `asking`, and for the plain errors in which LFS and Xet uploads wrap what went wrong."""
     try:
         with asking(what):
             yield

@@ -22,7 +22,7 @@ class WrongAnswer(NetworkError):
 
 @dataclass(slots=True)
 class _Wanted:
-    """What is still missing of a range: `room` for it, from `offset` on in the file."""
+    """The missing rest of a range: `room` for it, from `offset` on in the file."""
 
     file: RemoteFile
     offset: int

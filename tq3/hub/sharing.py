@@ -22,7 +22,7 @@ _IS_GATED = "the source is gated: people accept its terms first, and a public co
 
 
 def licence_limits(metadata: Metadata) -> list[str]:
-    """What the licence in the source's metadata does not allow, by its name: a sentence each."""
+    """A sentence for each thing that the licence in the source's metadata does not allow."""
     names = [metadata.get("license"), metadata.get("license_name")]
     names = [one for name in names for one in (name if isinstance(name, list) else [name])]
     told = [name for name in names if isinstance(name, str)]
@@ -41,7 +41,7 @@ def asks_for_terms(metadata: Metadata) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What the Hub shows of a model; metadata: of its card as it is there now."""
+    """A model as the Hub shows it; metadata: of its card as it is there now."""
 
     private: bool
     gated: bool
@@ -49,7 +49,7 @@ class Shown:
 
 
 def look_up(model: str) -> Shown | None:
-    """What the Hub shows; None for a model that is hidden, gone, or was never there.
+    """The model as the Hub shows it; None for one that is hidden, gone, or was never there.
 
     Raises NetworkError where the Hub may tell later.
     """

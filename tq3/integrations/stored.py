@@ -13,7 +13,7 @@ from math import prod
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.layout import NORMS, PACKED
-from tq3.format.recipe import WIDTHS
+from tq3.format.widths import WIDTHS
 
 # What checkpoints call a table of embeddings; `embed_out` is GPT-NeoX's output head.
 _TABLE = re.compile(r"(^|\.)(\w*embed(?!_out)\w*|wte)\.weight$")

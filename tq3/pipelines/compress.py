@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
 from tq3.equalization.scalings import plan_scalings
 from tq3.errors import BadInput
-from tq3.events import Notice, Report, Run, StrPath
+from tq3.events import Notice, Report, Run
 from tq3.format import config as tq_config
-from tq3.format.arguments import of_its_types
+from tq3.format.arguments import Unpack, of_its_types
 from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.files import CONFIG, Source, read_text
+from tq3.format.options import RunKeywords, RunOptions, StrPath
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
@@ -27,7 +29,7 @@ from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.run import run_job
 from tq3.plan import joined
-from tq3.plan.allocation import spare_target
+from tq3.plan.allocation import unreachable_target
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed
 from tq3.plan.identity import Identity, before_factors, with_factors
@@ -44,35 +46,26 @@ def compress_checkpoint(
     out: StrPath,
     recipe: Recipe,
     *,
-    workers: int | None = None,
-    backend: str | None = None,
-    overwrite: bool = False,
-    resume: bool = True,
     verbatim_config: bool = False,
     selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
+    **run: Unpack[RunKeywords],
 ) -> Run[Report]:
     """Compress the checkpoint `source` into the new folder `out`, telling what happens.
 
     source: a folder, or as a text the id of a repository on the Hub, which `hub` is about
-    workers: threads; None for one a processor, at most 16, and at least 8 for a source on the Hub
-    backend: one of `tq3.codec.backend.available_backends()`; None for the fastest, same bytes
-    overwrite, resume: see `tq3.storage.target.TargetFolder`
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
     selection: side files that travel or stay in spite of the policy
 
     Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no checkpoint, and
     what was done so far is continued by the next run with the same source and recipe.
     """
+    options = RunOptions(**run)
     with open_source(source, hub) as files:
         job = _Compression(files, recipe, verbatim_config, selection)
         if recipe.equalize:
-            yield from job.equalize(workers, Path(out), overwrite, resume)
-        return (
-            yield from run_job(
-                job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
-            )
-        )
+            yield from job.equalize(Path(out), options)
+        return (yield from run_job(job, out, options))
 
 
 class _Compression(Job):
@@ -97,21 +90,21 @@ class _Compression(Job):
         self._factors: Factors = NO_FACTORS
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
-        spare = spare_target(self.plan, recipe)
+        spare = unreachable_target(self.plan, recipe)
         self._notices += [Notice(f"the target is {spare}")] if spare else []
         self._notices += map(Notice, worth_knowing(files, self.plan, recipe))
 
-    def equalize(self, workers: int | None, out: Path, overwrite: bool, resume: bool) -> Run[None]:
+    def equalize(self, out: Path, options: RunOptions) -> Run[None]:
         """Estimate the factors by a first pass over the weights, and read scaled ones from then on.
 
         What is refused is refused before that pass is spoken of.
         """
-        workers = check_workers(workers, self.files.connections)
+        workers = check_workers(options.workers, self.files.connections)
         self.sidecars()
         scalings = plan_scalings(self.checkpoint)
-        check_target(out, self.files.folder, overwrite=overwrite)
+        check_target(out, self.files.folder, overwrite=options.overwrite)
         expected = partial(before_factors, self.identity())
-        check_continuation(out, expected, resume=resume and not overwrite)
+        check_continuation(out, expected, resume=options.resume and not options.overwrite)
         yield Notice("a first pass measures the columns, which --equalize scales")
         self._factors = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
         self.files = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
@@ -121,10 +114,10 @@ class _Compression(Job):
         return recipe_record(self._recipe)
 
     def identity(self) -> Identity:
-        """With the factors, on which every byte depends, too."""
+        """The run's identity with the factors, on which every byte depends, too."""
         return with_factors(super().identity(), self._factors)
 
-    def adopt(self, learned: Learned) -> None:
+    def apply(self, learned: Learned) -> None:
         """Plan with what an earlier run learned, or this one."""
         known = self._learned.reasons
         new = learned.reasons.items() - known.items()
@@ -140,7 +133,7 @@ class _Compression(Job):
     def _little_compressed(self) -> str | None:
         return little_compressed(self.plan, self._recipe, self._learned)
 
-    def heed(self, finding: Finding) -> None:
+    def record(self, finding: Finding) -> None:
         """Remember the gravest finding of each tensor; raise BadInput for one that ends the run."""
         if finding.kind is Kind.NONFINITE and self._recipe.nonfinite == "error":
             raise BadInput(
@@ -161,7 +154,7 @@ class _Compression(Job):
                 float32_norms[name] = f"keeps F32 norms: {finding.text}"
             else:
                 exact[name] = f"kept as it is: {finding.text}"
-        self.adopt(self._learned | Learned(exact, float32_norms))
+        self.apply(self._learned | Learned(exact, float32_norms))
         return self._learned
 
     def texts(self) -> dict[str, str]:
@@ -176,7 +169,7 @@ class _Compression(Job):
 
     def _described(self, error: MeasuredError | None) -> TqConfig:
         model, revision = self.files.origin
-        return describe_compression(
+        described = describe_compression(
             self.plan,
             self._recipe,
             self._learned,
@@ -186,3 +179,4 @@ class _Compression(Job):
             error=error,
             factors=self._factors,
         )
+        return replace(described, recipe={**(described.recipe or {}), **self.selection.to_record()})

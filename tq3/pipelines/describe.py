@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import prod
 
 from tq3.equalization.scalings import plan_scalings
@@ -17,7 +17,7 @@ from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.roles import describe_choice
 from tq3.pipelines.side_files import side_files
-from tq3.plan.allocation import spare_target
+from tq3.plan.allocation import unreachable_target
 from tq3.plan.classes import class_of
 from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.joined import decide_together
@@ -41,16 +41,22 @@ def describe(files: Source, recipe: Recipe, workers: int) -> Description:
     if config:
         return _describe_tq3(files, checkpoint, config)
     plan = plan_compression(checkpoint, recipe)
-    return _describe_plan(files, checkpoint, plan, recipe, workers, BY_POLICY)
+    return _describe_plan(files, checkpoint, plan, recipe, workers)
 
 
 def describe_plan(
-    files: Source, recipe: Recipe, workers: int, selection: Selection = BY_POLICY
+    files: Source,
+    recipe: Recipe,
+    workers: int,
+    selection: Selection = BY_POLICY,
+    *,
+    verbatim_config: bool = False,
 ) -> Description:
     """What compress would write. Raises BadInput or UsageError, as compress does."""
     checkpoint = read_checkpoint(files)
     plan = first_plan(files, checkpoint, recipe)
-    return _describe_plan(files, checkpoint, plan, recipe, workers, selection)
+    written = () if verbatim_config else (CONFIG,)
+    return _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
 
 
 def _describe_plan(
@@ -59,9 +65,10 @@ def _describe_plan(
     plan: Plan,
     recipe: Recipe,
     workers: int,
-    selection: Selection,
+    selection: Selection = BY_POLICY,
+    written: Collection[str] = (CONFIG,),
 ) -> Description:
-    sidecars = side_files(files, checkpoint, plan, selection, written=(CONFIG,), renamed=RENAMED)
+    sidecars = side_files(files, checkpoint, plan, selection, written=written, renamed=RENAMED)
     if recipe.equalize:
         plan_scalings(checkpoint)  # which refuses what it does not know
     config = describe_compression(
@@ -99,7 +106,7 @@ def _describe_plan(
         tensors=lines,
         choice=describe_choice(lines, recipe, config),
         peak_memory_bytes=_peak_memory(plan, workers),
-        spare_target=spare_target(plan, recipe),
+        unreachable_target=unreachable_target(plan, recipe),
         side_files={name: files.size(name) for name in sidecars.copied},
         left_out=sidecars.left_out,
         notices=(*checkpoint.notices, *worth_knowing(files, plan, recipe)),
@@ -162,7 +169,7 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
 
 
 def _what_is_lost(task: Task) -> str | None:
-    """By a kept tensor; None for a compressed one."""
+    """The precision that a kept tensor loses; None for a compressed one."""
     if task.layout:
         return None
     return what_is_lost(task.sources[0].info.dtype, task.targets[0].dtype)

@@ -36,7 +36,7 @@ class TensorLine:
 
 @dataclass(frozen=True, slots=True)
 class ClassLine:
-    """All tensors of one class together."""
+    """The sums over all tensors of one class."""
 
     label: str
     n_compressed: int
@@ -58,7 +58,7 @@ class Description:
     choice: widths by role, and what they are expected to cost
     peak_memory_bytes: what compress would need, for a plan
     notices: what the user should know beside the figures
-    spare_target: that nothing as wide as the target is possible, for a plan
+    unreachable_target: that nothing as wide as the target is possible, for a plan
     side_files: what compress would copy, with its bytes; left_out: what not, and why; for a plan
     """
 
@@ -77,7 +77,7 @@ class Description:
     tensors: tuple[TensorLine, ...]
     choice: Choice
     peak_memory_bytes: int | None = None
-    spare_target: str | None = None
+    unreachable_target: str | None = None
     notices: tuple[str, ...] = ()
     equalized: bool = False
     side_files: dict[str, int] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Description:
         return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, for --json."""
+        """The description as plain data, for --json."""
         return {
             **asdict(self),
             "format": tq_config.FORMAT,

@@ -20,7 +20,7 @@ _INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000}
 
 
 class Kind(IntEnum):
-    """What was found, the gravest first."""
+    """Kinds of findings, the gravest first."""
 
     NONFINITE = 0  # a value that is no number or infinite, or that no norm can hold
     OVERFLOW = 1  # finite, but too large for the target
@@ -30,7 +30,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the plan did not foresee in a block, which was therefore not written.
+    """A value that the plan did not foresee in a block, which was therefore not written.
 
     first: the block's first unit
     """
@@ -87,7 +87,7 @@ def lossy(block: Block, words: Words, dtype: str, at: int) -> Finding:
 
 
 def is_norm(norms: Floats) -> NDArray[np.bool_]:
-    """Which values can be norms: finite and not negative."""
+    """A mask of the values that can be norms: finite and not negative."""
     return np.isfinite(norms) & (norms >= 0)
 
 

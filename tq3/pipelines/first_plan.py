@@ -15,14 +15,14 @@ from tq3.plan.readers import missing_config
 
 
 def first_plan(files: Files, checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """What compress begins with. Raises BadInput where there is nothing to compress."""
+    """The plan that compress begins with. Raises BadInput where there is nothing to compress."""
     plan = plan_compression(checkpoint, recipe)
     refuse_nothing(plan, recipe, files.label)
     return plan
 
 
 def worth_knowing(files: Files, plan: Plan, recipe: Recipe) -> Iterator[str]:
-    """What the user should know of such a plan beside its figures, as sentences."""
+    """Sentences that the user should know of such a plan beside its figures."""
     yield from joined.in_words(plan)
     if little := little_compressed(plan, recipe):
         yield little

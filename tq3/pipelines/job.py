@@ -22,7 +22,7 @@ from tq3.storage.sidecars import Sidecars
 
 
 class Job(ABC):
-    """What a compression and a restoration each know in their own way.
+    """A compression or a restoration: its plan, and what only that kind of run knows.
 
     command, options: the request, as it explains why an earlier run can't be continued
     marker_name: of the file that makes the output a checkpoint
@@ -56,25 +56,25 @@ class Job(ABC):
         """Name and text of the file that makes the output a checkpoint; `error`: of its codes."""
 
     @abstractmethod
-    def heed(self, finding: Finding) -> None:
+    def record(self, finding: Finding) -> None:
         """Remember a finding, or raise BadInput if it ends the run."""
 
-    def adopt(self, learned: Learned) -> None:
+    def apply(self, learned: Learned) -> None:
         """Plan with what an earlier run learned from the values."""
         if learned != NOTHING_LEARNED:
             raise AssertionError("only a job that plans again can have learned something")
 
     def replan(self) -> Learned:
         """Plan again with what was heeded; gives all that was learned so far."""
-        raise AssertionError("only a job whose `heed` returns plans again")
+        raise AssertionError("only a job whose `record` returns plans again")
 
     def notices(self) -> list[Notice]:
-        """What was found since this was asked last."""
+        """Notices that are new since the last call."""
         new, self._notices = self._notices, []
         return new
 
     def identity(self) -> Identity:
-        """By which a later run knows that it may continue this one."""
+        """The identity by which a later run knows that it may continue this one."""
         return identify(self.command, self.checkpoint, self.plan, self.options())
 
     def written_names(self) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ class Job(ABC):
         return ()
 
     def sidecars(self) -> Sidecars:
-        """What is copied along."""
+        """The files that are copied along."""
         return side_files(
             self.files,
             self.checkpoint,
@@ -99,7 +99,7 @@ class Job(ABC):
         )
 
     def side_notices(self, sidecars: Sidecars) -> Iterator[Notice]:
-        """What the user should know of them."""
+        """Notices of what the user should know about these files."""
         return map(Notice, in_words(self.files, sidecars, self.listed()))
 
     def check_sources(self) -> None:

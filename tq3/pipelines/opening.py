@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tq3.errors import BadInput, NetworkError, UsageError
-from tq3.events import StrPath
 from tq3.format.files import Source
+from tq3.format.options import StrPath
 from tq3.hub.options import HubOptions
 from tq3.storage.local import LocalFiles
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from types import MappingProxyType
 
-from tq3.errors import BadInput, UsageError
-from tq3.events import Notice, Report, Run, StrPath
+from tq3.errors import BadInput
+from tq3.events import Notice, Report, Run
 from tq3.format import manifest
-from tq3.format.arguments import of_its_types
+from tq3.format.arguments import Unpack, of_its_types
 from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import MeasuredError
 from tq3.format.files import CONFIG, Source, read_text
-from tq3.format.recipe import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
+from tq3.format.options import FloatDtype, RunKeywords, RunOptions, StrPath
 from tq3.format.recognition import unmark
+from tq3.format.sizes import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
 from tq3.hub.options import HubOptions
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.job import Job
@@ -28,26 +29,22 @@ from tq3.storage.sidecars import CARD, SOURCE_CARD
 def restore_checkpoint(
     path: StrPath,
     out: StrPath,
-    dtype: str = "bfloat16",
+    dtype: FloatDtype = "bfloat16",
     *,
     max_shard_bytes: int = parse_size(DEFAULT_SHARD_SIZE),
-    workers: int | None = None,
-    backend: str | None = None,
-    overwrite: bool = False,
-    resume: bool = True,
     selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
+    **run: Unpack[RunKeywords],
 ) -> Run[Report]:
     """Decode the TQ3 checkpoint `path` into the new folder `out`, telling what happens.
 
     Names and shapes are the source's, and so are values but for the error of the codes; those of an
     equalized checkpoint stay equalized, and compute the same. Every BF16, F16 and F32 tensor
-    becomes `dtype` ("bfloat16", "float16" or "float32"), rounded to nearest even; but what compress
-    would keep in F32, such as a router's correction bias, stays F32. Other options as in
+    becomes `dtype`, rounded to nearest even; but what compress would keep in F32, such as a
+    router's correction bias, stays F32. Other options as in
     `tq3.pipelines.compress.compress_checkpoint`.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype is {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
+    options = RunOptions(**run)
     check_shard_bytes(max_shard_bytes)
     with open_source(path, hub) as files:
         job = _Restoration(files, dtype, max_shard_bytes, selection)
@@ -60,11 +57,7 @@ def restore_checkpoint(
                 "the source was float16, of which bfloat16 loses 3 bits: --dtype float16 gives "
                 "kept tensors back exactly"
             )
-        return (
-            yield from run_job(
-                job, out, workers=workers, backend=backend, overwrite=overwrite, resume=resume
-            )
-        )
+        return (yield from run_job(job, out, options))
 
 
 class _Restoration(Job):
@@ -89,7 +82,7 @@ class _Restoration(Job):
         return self._options
 
     def listed(self) -> Collection[str]:
-        """What the manifest names: compress took it along, whether by itself or asked to."""
+        """The files that the manifest names: compress took them along, by itself or asked to."""
         if not self.files.has(manifest.FILE_NAME):
             return ()
         try:
@@ -103,7 +96,7 @@ class _Restoration(Job):
             ) from None
 
     def texts(self) -> dict[str, str]:
-        """Nothing beside the marker."""
+        """No files beside the marker."""
         return {}
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
@@ -112,7 +105,7 @@ class _Restoration(Job):
             return CONFIG, "{}\n"
         return CONFIG, unmark(read_text(self.files, CONFIG))
 
-    def heed(self, finding: Finding) -> None:
+    def record(self, finding: Finding) -> None:
         """Any finding ends the run."""
         raise BadInput(
             finding.text,

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from tq3.format.config import TqConfig
 from tq3.format.header import TensorInfo
-from tq3.format.recipe import WIDTHS, Recipe
-from tq3.format.widths import ROLES, Width
+from tq3.format.recipe import Recipe
+from tq3.format.widths import ROLES, WIDTHS, Width
 from tq3.plan.policy import decide, may_compress
 from tq3.plan.readers import obstacles
 from tq3.plan.roles import OTHER, role_of
@@ -19,7 +19,7 @@ from tq3.plan.sensitivity import alphas, relative_error
 
 
 class Line(Protocol):
-    """What is asked of a tensor: name, width, type, shape, weights, bytes, type of its norms."""
+    """A tensor as asked for: name, width, type, shape, weights, bytes, type of its norms."""
 
     @property
     def name(self) -> str: ...
@@ -58,7 +58,7 @@ class RoleLine:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen, or will be, and why.
+    """The width of one role, and why it was chosen.
 
     recipe: its name, where widths go by role
     allowed_bits_per_weight: over the tensors that may be compressed, which --target-bpw is about
@@ -99,7 +99,7 @@ def describe_choice(tensors: Sequence[Line], recipe: Recipe, config: TqConfig) -
 
 
 def _asked(line: Line, recipe: Recipe, config: TqConfig) -> tuple[TensorInfo, Recipe, str | None]:
-    """What policy asks of a tensor of the source; of its type it is known whether it stays F32."""
+    """A tensor of the source as policy asks for it; its type says whether it stays F32."""
     dtype = "F32" if line.dtype == "F32" else "F16"
     return TensorInfo(line.name, dtype, line.shape), recipe, config.source_dtype
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tq3.codec.backend import get_backend
-from tq3.events import Notice, Planned, Report, Run, StrPath
+from tq3.events import Notice, Planned, Report, Run
 from tq3.format.files import Source
+from tq3.format.options import RunOptions, StrPath
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.shards import write_shards
@@ -15,24 +16,21 @@ from tq3.plan.plan import Plan
 from tq3.storage.target import TargetFolder
 
 
-def run_job(
-    job: Job,
-    out: StrPath,
-    *,
-    workers: int | None,
-    backend: str | None,
-    overwrite: bool,
-    resume: bool,
-) -> Run[Report]:
+def run_job(job: Job, out: StrPath, options: RunOptions) -> Run[Report]:
     """Carry out the job's plan in the folder `out`, or what an earlier run left of it to do."""
-    codec, workers = get_backend(backend), check_workers(workers, job.files.connections)
+    codec = get_backend(options.backend)
+    workers = check_workers(options.workers, job.files.connections)
     with TargetFolder(
-        out, job.identity(), source=job.files.folder, overwrite=overwrite, resume=resume
+        out,
+        job.identity(),
+        source=job.files.folder,
+        overwrite=options.overwrite,
+        resume=options.resume,
     ) as target:
-        job.adopt(target.journal.learned)
+        job.apply(target.journal.learned)
         if changed := _changed_tensor(job.files, job.plan, target):
             target.start_anew([f"tensor {changed!r} has other values"])
-            job.adopt(NOTHING_LEARNED)
+            job.apply(NOTHING_LEARNED)
         sidecars = job.sidecars()
         copies = sidecars.copied.values()
         target.check_names((*job.plan.weight_files, *job.written_names(), *copies))

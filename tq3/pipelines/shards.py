@@ -37,7 +37,7 @@ def write_shards(
             for outcome in outcomes:
                 tally.work(outcome.block, outcome.cpu_seconds)
                 if outcome.finding:
-                    job.heed(outcome.finding)
+                    job.record(outcome.finding)
                     found = True
                 if outcome.written:
                     tally.add(outcome.block, outcome.written)
@@ -55,7 +55,7 @@ def write_shards(
 
 
 def _changed(numbers: Iterable[int], before: Plan, after: Plan) -> list[int]:
-    """Those of the shards that the new plan does not have as they were."""
+    """The numbers of shards that the new plan does not have as they were."""
     last = len(after.shards) - 1
     return [n for n in numbers if n > last or before.shards[n] != after.shards[n]]
 
@@ -67,4 +67,4 @@ def _carry_out(
         worker = Worker(files, backend)
         return lambda block: worker.carry_out(block, file)
 
-    return in_parallel(blocks, make_work, workers, files.give_up)
+    return in_parallel(blocks, make_work, workers, files.cancel)

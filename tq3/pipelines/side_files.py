@@ -26,7 +26,7 @@ def side_files(
     renamed: Mapping[str, str],
     listed: Collection[str] = (),
 ) -> Sidecars:
-    """What is copied along, beside the weights and files that are written anew.
+    """The files that are copied along, beside the weights and files that are written anew.
 
     written: other files that the output gets and are no copies
     renamed, listed: as `choose_sidecars` takes them

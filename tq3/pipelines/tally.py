@@ -43,7 +43,7 @@ class Tally:
 
     @property
     def share_before(self) -> float:
-        """Of the work, what an earlier run has done: 0 to 1."""
+        """The share of the work that an earlier run has done: 0 to 1."""
         return self.bytes_before / max(self.bytes_total, 1)
 
     def recount(self, plan: Plan, target: TargetFolder) -> None:
@@ -53,7 +53,7 @@ class Tally:
         self._weights_before = min(self._weights_before, self._weights_done)
 
     def _count(self, plan: Plan, target: TargetFolder) -> None:
-        """What the journal knows of, and nothing else."""
+        """Count what the journal knows of, and nothing else."""
         self.bytes_done = 0
         self._weights_done = 0
         self.errors: dict[str, float] = {}
@@ -78,7 +78,7 @@ class Tally:
 
     @property
     def rates(self) -> Rates | None:
-        """Of network and processors, where there is a network, and not only the Hub cache."""
+        """Speeds of network and encoder; None for a local source and one in the Hub cache."""
         received = (self._files.n_received or 0) - self._received_before
         if not received:
             return None

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from tq3.errors import UsageError
 from tq3.format.header import TensorInfo
-from tq3.format.recipe import WIDTHS, Recipe
-from tq3.format.widths import BY_NAME, Width, Widths
+from tq3.format.recipe import Recipe
+from tq3.format.widths import BY_NAME, WIDTHS, Width, Widths
 from tq3.plan.knapsack import Item, Option, solve
 from tq3.plan.plan import Plan, Task
 from tq3.plan.policy import may_compress
@@ -167,8 +167,8 @@ def _choices_that_save(
     return tuple(b for b in choices if b is None or n_bytes[b] < n_bytes[None]) or choices
 
 
-def way_out(infos: Iterable[TensorInfo], recipe: Recipe) -> str:
-    """What to do where even the smallest output is too large.
+def advice_on_target(infos: Iterable[TensorInfo], recipe: Recipe) -> str:
+    """Advice where even the smallest output is too large.
 
     infos: all tensors of the model
     """
@@ -226,8 +226,8 @@ def fit(
     return better if better is not None and fits else chosen
 
 
-def spare_target(plan: Plan, recipe: Recipe) -> str | None:
-    """That the recipe allows nothing as wide as its target, in words; None where it does.
+def unreachable_target(plan: Plan, recipe: Recipe) -> str | None:
+    """A sentence that the recipe allows nothing as wide as its target; None where it does.
 
     plan: the one that was made for `recipe`
     """

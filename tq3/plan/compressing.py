@@ -17,7 +17,7 @@ from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
-from tq3.plan.allocation import Allocation, Chosen, fit, way_out
+from tq3.plan.allocation import Allocation, Chosen, advice_on_target, fit
 from tq3.plan.heads import AS_A_HEAD, heads_by_shape, with_tied_head
 from tq3.plan.joined import keep_together, widen
 from tq3.plan.learned import NOTHING_LEARNED, Learned
@@ -159,7 +159,7 @@ def _choose_widths(fates: _Fates, recipe: Recipe, main: str | None) -> Chosen:
         tasks = (_task(t, decision, chosen.get(t.info.name), recipe, main) for t, decision in fates)
         return arrange(tasks, recipe.max_shard_bytes)
 
-    advice = way_out([tensor.info for tensor, _ in fates], recipe)
+    advice = advice_on_target([tensor.info for tensor, _ in fates], recipe)
     return fit(allocation, recipe.widths.target_bytes, plan_with, advice)
 
 

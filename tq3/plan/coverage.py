@@ -39,7 +39,7 @@ def refuse_nothing(plan: Plan, recipe: Recipe, label: str) -> None:
 
 
 def little_compressed(plan: Plan, recipe: Recipe, learned: Learned = NOTHING_LEARNED) -> str | None:
-    """That less than half of the matrices' bytes is compressed, and why; None where it is more.
+    """A sentence if less than half of the matrices' bytes is compressed, and why; else None.
 
     learned: what the values taught, with which the plan was made
     """

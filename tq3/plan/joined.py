@@ -26,7 +26,7 @@ def decide_together(
     source_dtype: str | None,
     exact: Collection[str] = (),
 ) -> dict[str, Decision]:
-    """What happens to each tensor by name: the policy's decisions, kept together.
+    """The decision on each tensor by name: the policy's, kept together.
 
     source_dtype: as `policy.decide` takes it
     exact: as `keep_together` takes them
@@ -68,7 +68,7 @@ def widen(widths: Mapping[str, Width]) -> tuple[dict[str, Width], dict[str, str]
 
 
 def in_words(plan: Plan, before: Plan | None = None) -> Iterator[str]:
-    """What is not as it was asked for, and what a host will decode, as sentences.
+    """Sentences on what is not as it was asked for, and on what a host will decode.
 
     before: the plan whose sentences were said already
     """

@@ -16,7 +16,7 @@ _BEAM = 100
 
 
 class Option(NamedTuple):
-    """What one choice costs and loses, in whole numbers."""
+    """One choice: its cost and its loss, in whole numbers."""
 
     cost: int
     loss: int
@@ -109,7 +109,7 @@ def _fill(items: Sequence[Item], allowed: Sequence[list[int]], budget: int) -> t
 
 
 def _base(item: Item, hull: Sequence[int]) -> Option:
-    """All copies at the cheapest option."""
+    """The choice of the cheapest option for all copies."""
     option = item.options[hull[0]]
     return Option(option.cost * item.copies, option.loss * item.copies)
 
@@ -183,7 +183,7 @@ def _extended(states: list[_State], item: Item, allowed: Sequence[int]) -> Itera
 
 
 def _undominated_states(states: Iterable[_State]) -> list[_State]:
-    """In order of cost, those that lose less than all cheaper ones."""
+    """The states that lose less than all cheaper ones, in order of cost."""
     kept: list[_State] = []
     for state in sorted(states, key=_BY_COST):
         if not kept or state[1] < kept[-1][1]:

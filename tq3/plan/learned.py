@@ -20,17 +20,17 @@ class Learned:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Of all these tensors."""
+        """The reason for each of these tensors."""
         return {**self.exact, **self.float32_norms}
 
     def __or__(self, more: Learned) -> Learned:
-        """What was learned in two runs; a tensor of both kinds is kept exact."""
+        """The sum of what two runs learned; a tensor of both kinds is kept exact."""
         exact = {**self.exact, **more.exact}
         norms = {**self.float32_norms, **more.float32_norms}
         return Learned(exact, {name: why for name, why in norms.items() if name not in exact})
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON; what is empty is left out."""
+        """The record as JSON; what is empty is left out."""
         kinds = {"exact": self.exact, "float32_norms": self.float32_norms}
         return {kind: dict(names) for kind, names in kinds.items() if names}
 

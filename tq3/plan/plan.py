@@ -23,7 +23,7 @@ _METADATA = {"format": "pt"}
 
 
 class Action(Enum):
-    """What happens to a tensor's bytes."""
+    """The ways in which a tensor's bytes become those of the output."""
 
     ENCODE = "compress"
     DECODE = "decompress"
@@ -96,7 +96,7 @@ class Block:
         return self.count * self.task.layout.unit_cols if self.task.layout else 0
 
     def span(self, n_bytes: int) -> tuple[int, int]:
-        """Where the block lies in a tensor of `n_bytes`: first byte, number of bytes."""
+        """The block's place in a tensor of `n_bytes`: first byte, number of bytes."""
         unit = n_bytes // self.task.units
         return self.first * unit, self.count * unit
 

@@ -81,7 +81,7 @@ class Decision:
 
 
 def decide(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None = None) -> Decision:
-    """What happens to `tensor`: the user's globs first, then the patterns, then shape and type.
+    """Decide on `tensor`: the user's globs first, then the patterns, then shape and type.
 
     source_dtype: `precision.main_dtype` of the source, where that is known
     """
@@ -190,6 +190,6 @@ def _why_no_gain(tensor: TensorInfo, recipe: Recipe, source_dtype: str | None) -
 
 @lru_cache(1024)  # a model has few shapes
 def _takes_as_much(packed: GroupLayout, dtype: str) -> bool:
-    """As an uncompressed tensor of this dtype, or more."""
+    """Whether codes take as many bytes as an uncompressed tensor of this dtype, or more."""
     kept = TensorInfo("", dtype, packed.shape)
     return sum(part.n_bytes for part in packed.tensors("")) >= kept.n_bytes

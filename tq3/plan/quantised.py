@@ -140,7 +140,7 @@ def says_nothing(declared: object) -> bool:
 
 
 def _by_tensors(checkpoint: Checkpoint) -> _Found | None:
-    """By names and dtypes; the first format of the table, and the first tensor of it."""
+    """The first format of the table that names and dtypes show, and its first tensor."""
     suspects = [tensor for tensor in checkpoint.tensors if _is_suspect(tensor)]
     if not suspects:
         return None

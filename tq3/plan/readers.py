@@ -26,7 +26,7 @@ def obstacles(
 
 
 def missing_config(files: Files) -> tuple[str, ...]:
-    """That no host loads what is made of a folder without config.json; nothing where it is."""
+    """A sentence where config.json is missing: no host loads what is made of such a folder."""
     if files.has(CONFIG):
         return ()
     return (f"no {CONFIG} in {files.label}: no host will load what is made of it",)

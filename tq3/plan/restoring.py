@@ -13,7 +13,7 @@ from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_t
 from tq3.format.files import CONFIG, Files, read_text
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
-from tq3.format.recipe import WIDTHS
+from tq3.format.widths import WIDTHS
 from tq3.plan.classes import EXPERT_ROWS, EXPERT_STACK, SHARED_EXPERTS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
 from tq3.plan.precision import dtype_where_kept
@@ -87,7 +87,7 @@ def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupL
 
 
 def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
-    """What tq3 wrote down must be true to the last tensor. Other writers may count differently."""
+    """Check what tq3 wrote down, to the last tensor. Other writers may count differently."""
     for name in (*config.shapes, *config.original_in_dims):
         if name not in layouts:
             raise BadInput("a shape for a tensor that is not there", file=FILE_NAME, tensor=name)
@@ -112,7 +112,7 @@ def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
 
 
 def _kept_task(tensor: Located, config: TqConfig, dtype: str) -> Task:
-    """What is in F32 because its low bits count stays so, whatever the others become."""
+    """The task of a kept tensor; one in F32 whose low bits count stays F32."""
     if dtype_where_kept(tensor.info, config.source_dtype) == "F32":
         dtype = "F32"
     return replace(cast_task(tensor, dtype, "not compressed"), must_be_finite=False)
@@ -135,7 +135,7 @@ def _decode_task(
 def _layout(
     name: str, packed: Located, norms: Located, model_config: Mapping[str, Any], config: TqConfig
 ) -> GroupLayout:
-    """What the stored shapes and tq_config.json together say; each must agree with the others."""
+    """The layout that the stored shapes and tq_config.json agree on."""
     bits = packed.info.n_bytes * 8 // max(norms.info.n_elements * config.group_size, 1)
     norm_dtype = norms.info.dtype
     if bits not in WIDTHS or len(norms.info.shape) != 2 or norm_dtype not in NORM_DTYPES:

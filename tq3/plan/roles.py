@@ -117,7 +117,7 @@ def role_of(name: str) -> str:
 
 
 def part_role_of(name: str) -> str:
-    """What a tensor does in its layer, also where that lies in a vision tower or an MTP layer."""
+    """The role of a tensor in its layer, also in a vision tower's or an MTP layer."""
     return _part_of(name).role
 
 

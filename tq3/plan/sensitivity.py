@@ -58,7 +58,7 @@ def _place(name: str) -> tuple[str, int | None]:
 
 
 def _parts(role: str, layers: list[int]) -> dict[int | None, float]:
-    """What part of a role's alpha each layer would have, if all had the role."""
+    """The part of a role's alpha that each layer would have, if all had the role."""
     end = len(layers) // 8
     factors = dict.fromkeys(layers, 1.0)
     factors |= dict.fromkeys(layers[:end], _table("first").get(role, 1.0))

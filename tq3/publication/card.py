@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tq3.errors import UsageError
-from tq3.events import StrPath
 from tq3.format.arguments import of_its_types
-from tq3.format.config import MeasuredError, TqConfig, recipe_from_record
+from tq3.format.command_line import command_options
+from tq3.format.config import MeasuredError, TqConfig, recipe_from_record, recipe_record
 from tq3.format.files import CONFIG, read_object
+from tq3.format.options import StrPath
 from tq3.format.recipe import Recipe
-from tq3.format.request import kept_as, width_options
 from tq3.hub.metadata import is_model_id, make_metadata, metadata_block, read_metadata
 from tq3.pipelines.describe import describe
 from tq3.pipelines.description import Description
@@ -25,17 +25,7 @@ from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import SOURCE_CARD
 from tq3.units import count, printable, size
 
-_DEFAULTS = Recipe()
 _UNKNOWN = "not recorded"
-# Options of one value, and the recipe's word for it.
-_PLAIN_OPTIONS = {
-    "--group-size": "group_size",
-    "--keep-dtype": "keep_dtype",
-    "--max-shard-size": "max_shard_bytes",
-    "--nonfinite": "nonfinite",
-    "--scale": "scale",
-    "--norms": "norms",
-}
 # How the sentence on the norms ends.
 _SCALES = {
     "norm": ", corrected so that the decoded group has the norm of the original",
@@ -45,7 +35,7 @@ _SCALES = {
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card is made of, apart from the name under which it is published.
+    """The facts of a card, apart from the name under which it is published.
 
     base_model: ORGANISATION/NAME on the Hub, None where nothing tells it
     source_metadata: of the source's card
@@ -81,7 +71,7 @@ def make_card(
 
 
 def gather_facts(files: LocalFiles, base_model: str | None) -> CardFacts:
-    """Everything that a card says, from a folder. Raises BadInput or StorageError."""
+    """The facts of the folder's card. Raises BadInput or StorageError."""
     if base_model is not None and not is_model_id(base_model):
         raise UsageError(
             "--base-model is no name of the Hub", found=base_model, expected="ORG/NAME"
@@ -91,7 +81,7 @@ def gather_facts(files: LocalFiles, base_model: str | None) -> CardFacts:
     recorded = config.original_model
     told = recorded if recorded and is_model_id(recorded) else None
     return CardFacts(
-        description=describe(files, _DEFAULTS, workers=1),
+        description=describe(files, Recipe(), workers=1),
         config=config,
         base_model=base_model or told,
         source_metadata=read_metadata(_source_card(files), SOURCE_CARD),
@@ -202,39 +192,21 @@ def _how(facts: CardFacts) -> str:
     made = f"by {_cell(config.writer or 'an unnamed writer')} from {_base(facts)}{revision}."
     if config.recipe is None:
         return made[0].upper() + made[1:]
-    command = _command(facts, recipe_from_record(config.recipe))
+    command = _command(facts, config.recipe)
     return f"```\n{command}\n```\n\n{made} The same command gives the same bytes on any machine."
 
 
-def _command(facts: CardFacts, recipe: Recipe) -> str:
-    """What writes this checkpoint again: always the width, else what is not a default."""
+def _command(facts: CardFacts, record: Mapping[str, Any]) -> str:
+    """What writes this checkpoint again."""
     config = facts.config
     source = facts.base_model or config.original_model or "SOURCE"
-    words = ["tq3", "compress", source, "OUT", *_options(recipe)]
+    record = {**record, **recipe_record(recipe_from_record(record))}  # of any version
+    words = ["tq3", "compress", source, "OUT", *command_options(record)]
     if facts.base_model and config.source_revision:
         words += ["--revision", config.source_revision]
     if not facts.recognised:
         words.append("--verbatim-config")
     return printable(shlex.join(words))
-
-
-def _options(recipe: Recipe) -> Iterator[str]:
-    yield from width_options(recipe)
-    defaults = replace(_DEFAULTS, keep_dtype=kept_as(recipe.widths))
-    for option, field in _PLAIN_OPTIONS.items():
-        value = getattr(recipe, field)
-        if value != getattr(defaults, field):
-            yield from (option, str(value))
-    if recipe.equalize:
-        yield "--equalize"
-    for glob in recipe.keep:
-        yield from ("--keep", glob)
-    for glob in recipe.only:
-        yield from ("--only", glob)
-    if recipe.sensitive_bits is not None:
-        yield from ("--sensitive-bits", str(recipe.sensitive_bits))
-        for pattern in recipe.sensitive_patterns:
-            yield from ("--sensitive-pattern", pattern)
 
 
 def _flag(recognised: bool) -> str:

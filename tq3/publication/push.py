@@ -12,12 +12,12 @@ from tq3.events import (
     Notice,
     Progress,
     Run,
-    StrPath,
     Uploading,
 )
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.arguments import of_its_types
+from tq3.format.options import StrPath
 from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
 from tq3.hub.sharing import look_up, reasons_to_ask
 from tq3.publication.card import CardFacts, gather_facts, write_card
@@ -113,7 +113,7 @@ class _Push:
         self._url, self._revision = branch.url, branch.revision
 
     def sharing_notices(self, facts: CardFacts) -> Iterator[Notice]:
-        """What speaks against a public push, and what the card can't tell."""
+        """Notices of what speaks against a public push, and of what the card can't tell."""
         if not facts.base_model:
             yield Notice("the card will not name the source: give it with --base-model ORG/NAME")
         if self._private:
@@ -183,14 +183,14 @@ class _Push:
         self._compare()
 
     def notices(self) -> Iterator[Notice]:
-        """What did not go along, and why."""
+        """Notices of what did not go along, and why."""
         for name, why in self._left_out.items():
             yield Notice(f"not uploaded: {name} ({why})")
         if self._card == _ON_HUB:
             yield Notice(f"the repository's {CARD} was edited, and is kept (or --overwrite-card)")
 
     def publication(self, planned: bool, seconds: float) -> Publication:
-        """What was done, or would be."""
+        """The record of what was done, or would be."""
         missing = {file.name: file.n_bytes for file in self._missing()}
         there = self._before.files if self._before else {}
         return Publication(

@@ -40,6 +40,6 @@ class Publication:
         return sum(self.unchanged.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, for --json."""
+        """The record as plain data, for --json."""
         sums = {"bytes_uploaded": self.bytes_uploaded, "bytes_unchanged": self.bytes_unchanged}
         return {**asdict(self), **sums}

@@ -16,33 +16,41 @@ from tq3.format.layout import GroupLayout
 from tq3.runtime import ops, tiled
 from tq3.runtime.siblings import Siblings
 
-_DispatchKeySet, _DispatchKey = torch._C.DispatchKeySet, torch._C.DispatchKey
-_keys_of = torch._C._dispatch_keys
-_is_profiled = torch._C._autograd._profiler_enabled
-_keys_of_thread = torch._C._dispatch_tls_local_include_set
-
 
 def _all_but(names: str) -> int:
-    keys = _DispatchKeySet(_DispatchKey.Undefined)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
     for name in names.split():
-        keys = keys | _DispatchKeySet(getattr(_DispatchKey, name))
+        keys = keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
     return ~int(keys.raw_repr())
 
 
-# Of other keys than these there are views that are still to be negated or conjugated, batches,
-# tensors without values, subclasses; and of a thread, modes and tracers.
-_OTHERS = _all_but(
-    "CPU CUDA AutogradCPU AutogradCUDA AutocastCPU AutocastCUDA ADInplaceOrView BackendSelect"
-)
+# torch has no public way to ask who watches, and may drop these names in any release. Then every
+# call goes through the dispatcher, which takes longer and gives the same.
+try:
+    _keys_of = torch._C._dispatch_keys
+    _keys_of_thread = torch._C._dispatch_tls_local_include_set
+    _is_profiled = torch._C._autograd._profiler_enabled
+    _is_in_function_mode = torch._C._is_torch_function_mode_enabled
+    # Of other keys than these there are views that are still to be negated or conjugated, batches,
+    # tensors without values, subclasses; and of a thread, modes and tracers.
+    _OTHERS = _all_but(
+        "CPU CUDA AutogradCPU AutogradCUDA AutocastCPU AutocastCUDA ADInplaceOrView BackendSelect"
+    )
+    _CAN_TELL = True
+except AttributeError:
+    _CAN_TELL = False
 
 
 def is_unwatched(x: torch.Tensor) -> bool:
-    """Whether nothing but a kernel would see an operator's call with x."""
-    return not (
+    """Whether nothing but a kernel would see an operator's call with x.
+
+    False where this torch does not tell.
+    """
+    return _CAN_TELL and not (
         torch.compiler.is_compiling()
         or (x.requires_grad and torch.is_grad_enabled())
         or type(x) is not torch.Tensor
-        or torch._C._is_torch_function_mode_enabled()
+        or _is_in_function_mode()
         or _is_profiled()
         or (_keys_of(x).raw_repr() | _keys_of_thread().raw_repr()) & _OTHERS
     )

@@ -23,7 +23,7 @@ class DraftFolder:
 
     @property
     def journal(self) -> Path:
-        """Where the journal lies."""
+        """The path of the journal."""
         return self.path / self.JOURNAL
 
     @property
@@ -33,11 +33,11 @@ class DraftFolder:
         return sum(left.stat(follow_symlinks=False).st_blocks * _STAT_BLOCK for left in drafts)
 
     def draft(self, name: str) -> Path:
-        """Where the draft of a file lies, whose path in the target will be `name`."""
+        """The path of the draft of a file whose path in the target will be `name`."""
         return self.path / f"{name}.part"
 
     def new_draft(self, name: str) -> Path:
-        """The same, with the folders above it made and no file there."""
+        """The path of a new draft: folders above it are made, and no file is there."""
         # One by one, for `parents=True` would make a target again that was removed meanwhile.
         for above in reversed(PurePosixPath(name).parents[:-1]):
             (self.path / above).mkdir(exist_ok=True)

@@ -89,7 +89,7 @@ class Journal:
         return self.is_foreign or self.is_publishing or any(self._blocks.values())
 
     def blocks(self, shard: int) -> Mapping[Key, DoneBlock]:
-        """What is done of a shard."""
+        """The blocks of a shard that are done."""
         return self._blocks.get(shard, {})
 
     def begin(self, identity: Any) -> None:
@@ -104,7 +104,7 @@ class Journal:
         self._append([{"run": identity}])
 
     def add_blocks(self, shard: int, blocks: Iterable[DoneBlock]) -> None:
-        """These blocks of a shard are on the disk."""
+        """Record that these blocks of a shard are on the disk."""
         self._append(
             {"shard": shard, "block": [b.task, b.first, b.pieces, b.seen, b.error]} for b in blocks
         )
@@ -117,7 +117,7 @@ class Journal:
         self._append([{"restart": sorted(shards), **learned.to_record()}])
 
     def publishing(self, *, overwrite: bool) -> None:
-        """From now on files take their names; `overwrite`: an older checkpoint may be replaced."""
+        """Record that files take their names; `overwrite`: an older checkpoint may be replaced."""
         self._append([{"publishing": overwrite}])
 
     def refuse(self) -> None:

@@ -82,7 +82,7 @@ class LocalFiles:
     def expect(self, names: Iterable[str]) -> None:
         """A disk gives the headers soon enough."""
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """A disk does not keep anybody waiting."""
 
     def place(self, name: str) -> str:
@@ -90,7 +90,7 @@ class LocalFiles:
         return str(self.folder / name)
 
     def names(self) -> list[str]:
-        """What is no folder at the top of the folder, sorted.
+        """The names at the top of the folder that are no folders, sorted.
 
         Links to files are followed (the Hub cache is made of them), links to folders are not. What
         can't be read, such as a pipe or a link whose file is missing, fails with its name when it
@@ -216,7 +216,7 @@ class LocalFiles:
 
 
 def _is_file(path: Path) -> bool:
-    """Of something that is there. What can't be looked at is a file: reading it will say why."""
+    """Whether an existing entry is a file; one that can't be looked at is: reading says why."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:

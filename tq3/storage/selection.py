@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import TypeAlias
 
 from tq3.errors import UsageError
+from tq3.format.arguments import several
 from tq3.format.files import CONFIG
-
-Globs: TypeAlias = str | Sequence[str] | None
+from tq3.format.options import Globs
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is wanted otherwise than the policy has it.
+    """The side files that the user wants to travel or to stay in spite of the policy.
 
     also: travels although it would stay behind; without: stays behind, even what `also` takes
     """
@@ -26,8 +25,12 @@ class Selection:
 
     @classmethod
     def of(cls, also: Globs, without: Globs) -> Selection:
-        """From one glob, several or none."""
-        return cls(_several(also), _several(without))
+        """A selection from one glob, several or none."""
+        return cls(several(also), several(without))
+
+    def to_record(self) -> dict[str, list[str]]:
+        """The globs as JSON, by option; empty where none was given."""
+        return {option: list(globs) for option, globs in asdict(self).items() if globs}
 
     def takes(self, name: str) -> bool:
         """Whether the file is asked for."""
@@ -57,10 +60,6 @@ def _check_globs(option: str, globs: Iterable[str], names: list[str]) -> None:
                 found=f"files such as {names[0]!r}" if names else "no such files",
                 fix="give a path below the folder, or a glob of some; config.json always travels",
             )
-
-
-def _several(globs: Globs) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs or ())
 
 
 def _fits(name: str, glob: str) -> bool:

@@ -53,7 +53,7 @@ class ShardFile:
         return Piece(offset, len(data), digest(data))
 
     def finish(self, block: DoneBlock) -> None:
-        """All pieces of the block are written: record it after the next flush."""
+        """Note that all pieces of the block are written: it is recorded after the next flush."""
         with self._lock:
             self._written.append(block)
 
@@ -158,7 +158,7 @@ def _reserve(descriptor: int, n_bytes: int) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Its names, safely on the disk, where the system can do that for a folder."""
+    """fsync a folder, where the system can, so that renames in it survive a power loss."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:

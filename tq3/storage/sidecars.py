@@ -34,7 +34,7 @@ _WITHOUT = "asked for by --without"
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """For whole names, in which a line may end, and of any case: some disks tell none apart."""
+    """A pattern for whole names, in which a line may end, and of any case, as on some disks."""
     return re.compile(text, re.DOTALL | re.IGNORECASE)
 
 
@@ -83,7 +83,7 @@ _FOLDERS = (
 
 @dataclass(frozen=True, slots=True)
 class Sidecars:
-    """What is copied byte for byte, relative path -> name of the copy; what is left out -> why."""
+    """Files copied byte for byte, relative path -> name of the copy; files left out -> why."""
 
     copied: dict[str, str]
     left_out: dict[str, str]
@@ -95,7 +95,7 @@ class Sidecars:
 
     @property
     def doubtful(self) -> dict[str, str]:
-        """What is left out although this model may need it."""
+        """The files that are left out although this model may need them."""
         return {name: why for name, why in self.left_out.items() if why in (_ADAPTER, _UNKNOWN)}
 
 

@@ -109,7 +109,7 @@ class TargetFolder:
         check_places(self.folder, names)
 
     def go_on(self) -> None:
-        """From here on the journal speaks of this run, whose options may be others."""
+        """Let the journal speak of this run from here on; its options may be others."""
         record = self._identity.to_record()
         if self.journal.identity != record or self.journal.is_refused:
             self.journal.go_on(record)
@@ -262,7 +262,7 @@ class TargetFolder:
             draft.replace(path)
 
     def _flush_folders(self) -> None:
-        """Those in which files or folders took their names."""
+        """fsync every folder in which something was renamed."""
         changed = {path.parent for path in (*self._named, *self._made)}
         for folder in sorted(changed - set(self.folder.parents)):
             with writing(folder):

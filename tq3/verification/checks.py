@@ -126,12 +126,12 @@ class Fault:
 
     @property
     def fix(self) -> str:
-        """What to do about it."""
+        """The advice that belongs to the fault."""
         return _KNOWN[self.check][1]
 
 
 class Faults:
-    """All faults so far; of several of one kind in one tensor of one file the first, counted."""
+    """The faults so far; of several of one kind in one tensor of one file the first, counted."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str | None, str | None], Fault] = {}
@@ -155,12 +155,12 @@ class Faults:
         except BadInput as error:
             self.add(_from_error(check, error, file, tensor))
 
-    def tell_of(self, file: str) -> bool:
+    def covers(self, file: str) -> bool:
         """Whether something is wrong with the file as a whole."""
         return any(key[1:] == (file, None) for key in self._found)
 
     def __iter__(self) -> Iterator[Fault]:
-        """In the order of identifier, file and place."""
+        """The faults in the order of identifier, file and place."""
         return iter(sorted(self._found.values(), key=_order))
 
 
@@ -214,7 +214,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at and what was found.
+    """The result of a verification: what was looked at, and what was found.
 
     checksums: whether the bytes were summed: there was a manifest that could be read
     structure_only: whether no weight was read
@@ -265,7 +265,7 @@ class Verification:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, for --json; an error that is no number is null."""
+        """The result as plain data, for --json; an error that is no number is null."""
         found: dict[str, Any] = _finite({"ok": self.ok, **asdict(self)})
         return found
 

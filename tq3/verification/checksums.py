@@ -42,7 +42,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class Checked:
     """A stretch that was read, and what is wrong with it."""
 
     stretch: Stretch
@@ -50,7 +50,7 @@ class Looked:
 
 
 def plan_stretches(files: Source, structure: Structure) -> list[Stretch]:
-    """What is to be read. Faults that need no reading go to the structure's."""
+    """The stretches that are to be read. Faults that need no reading go to the structure's."""
     tensors = defaultdict(list)
     for tensor in structure.tensors:
         if tensor.info.n_bytes:
@@ -85,7 +85,7 @@ def _own_files(files: Source, structure: Structure) -> Iterator[str]:
 
 
 def _has_its_size(files: Source, name: str, expected: int, faults: Faults) -> bool:
-    told = faults.tell_of(name)  # then it is told already why it is missing or can't be read
+    told = faults.covers(name)  # then it is told already why it is missing or can't be read
     if not files.has(name):
         if not told:
             faults.add(Fault("TQ402", "missing", name))
@@ -133,7 +133,7 @@ class Reader:
         self._files = files
         self._buffer = bytearray()
 
-    def look_at(self, stretch: Stretch) -> Looked:
+    def check(self, stretch: Stretch) -> Checked:
         """Read it once, a block at a time."""
         faults, digest = Faults(), Digest()
         try:
@@ -151,7 +151,7 @@ class Reader:
             faults.add(unreadable(error, stretch.file))
         else:
             _check_digest(stretch, digest, faults)
-        return Looked(stretch, tuple(faults))
+        return Checked(stretch, tuple(faults))
 
     def _read(self, file: str, start: int, stop: int) -> memoryview:
         if len(self._buffer) < stop - start:

@@ -80,17 +80,18 @@ class Comparer:
     """One thread's buffers.
 
     scale: how the checkpoint's codes were chosen, and are when a group is encoded again
-    recode_all: encode every group again, not just odd ones
+    again: the second look, at suspects. Every group is encoded again, not just odd ones, and what
+        was kept is compared as what became F16 first
     """
 
     def __init__(
-        self, files: Source, originals: Source, backend: Backend, scale: str, *, recode_all: bool
+        self, files: Source, originals: Source, backend: Backend, scale: str, *, again: bool
     ) -> None:
         self._files = files
         self._originals = originals
         self._backend = backend
         self._scale = scale
-        self._recode_all = recode_all
+        self._again = again
         self._rooms: dict[str, Bytes] = {}
 
     def compare(self, block: Block) -> Compared:
@@ -108,7 +109,8 @@ class Comparer:
                 return Compared(
                     block, self._coded(block, block.task.layout, parts[0], norms, words)
                 )
-            return Compared(block, kept=compare_kept(block, parts[0], words, self._backend))
+            kept = compare_kept(block, parts[0], words, self._backend, by_f16=self._again)
+            return Compared(block, kept=kept)
 
     def _coded(
         self, block: Block, layout: GroupLayout, packed: Bytes, norms: Floats, raw: Bytes
@@ -159,7 +161,7 @@ class Comparer:
         self, weights: Floats, decoded: Floats, layout: GroupLayout, numbers: NDArray[np.int64]
     ) -> Coded:
         energy, error, total = self._energies(weights, decoded)
-        limit = -1.0 if self._recode_all else group_error_limit(layout.bits, layout.group)
+        limit = -1.0 if self._again else group_error_limit(layout.bits, layout.group)
         odd = np.flatnonzero(~(error <= limit * energy))
         recoded = self._recoded_error(weights[odd], layout, numbers[odd])
         worse = odd[~(error[odd] <= recoded * (1 + HAIR))]

@@ -22,26 +22,37 @@ class Judge:
 
     scale: how their codes were chosen, which decides on the error that is expected
     source_dtype: `plan.precision.main_dtype` of the source
+    is_saved_anew: whether a host wrote the checkpoint, in its model's dtype, of what it had loaded
     """
 
-    def __init__(self, tasks: Iterable[Task], scale: str, source_dtype: str | None) -> None:
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        scale: str,
+        source_dtype: str | None,
+        *,
+        is_saved_anew: bool = False,
+    ) -> None:
         self.tasks = tuple(tasks)
         self._source_dtype = source_dtype
+        self._is_saved_anew = is_saved_anew
         self._scale = scale
         self._blocks: dict[str, list[Compared]] = defaultdict(list)
         self._second: dict[str, list[Compared]] = defaultdict(list)
 
-    def hear(self, compared: Compared) -> None:
-        """What a block shows."""
+    def add(self, compared: Compared) -> None:
+        """Add what a block shows."""
         self._blocks[compared.block.task.name].append(compared)
 
-    def hear_again(self, compared: Compared) -> None:
-        """What it shows when every group is encoded again."""
+    def add_again(self, compared: Compared) -> None:
+        """Add a block whose groups were encoded again, or whose kept values were F16 first."""
         self._second[compared.block.task.name].append(compared)
 
     def suspects(self) -> list[Task]:
-        """Tensors with an error beyond the limit that no single group explains."""
-        return [task for task in self.tasks if task.layout and self._is_suspect(task, task.layout)]
+        """Tensors with an error beyond the limit that no single group explains, and kept ones with
+        other values than the source's that may have been rounded twice.
+        """
+        return [task for task in self.tasks if self._is_suspect(task)]
 
     def comparisons(self) -> Iterator[Comparison]:
         """A line for every tensor, in the order of the source."""
@@ -52,7 +63,7 @@ class Judge:
                 yield _kept_line(task, self._kept(task))
 
     def faults(self) -> Iterator[Fault]:
-        """What is worse than the format makes it."""
+        """The tensors that are worse than the format makes them, as faults."""
         for task, line in zip(self.tasks, self.comparisons(), strict=True):
             if task.layout:
                 yield from self._coded_faults(task, task.layout, line)
@@ -111,17 +122,24 @@ class Judge:
 
     def _kept_faults(self, task: Task, kept: Kept) -> Iterator[Fault]:
         tensor, source = (each.info for each in task.sources)
-        if kept.n_different or kept.n_infinite:
+        if not _is_right(kept):
             yield _kept_fault(task, kept)
             return
-        if tensor.dtype != dtype_where_kept(source, self._source_dtype):
-            yield _rounded_fault(task, kept, "which the format stores as it is")
+        wanted = dtype_where_kept(source, self._source_dtype)
+        is_as_f16 = task.name in self._second and not kept.n_twice
+        if tensor.dtype != wanted and not is_as_f16:
+            as_what = "as it is" if wanted == source.dtype else f"as {wanted}"
+            yield _rounded_fault(task, kept, f"which the format stores {as_what}")
         elif kept.first_lost != NOWHERE:
             yield _rounded_fault(task, kept, "which F16 loses too many of")
 
-    def _is_suspect(self, task: Task, layout: GroupLayout) -> bool:
-        coded = self._coded(task)
-        return self._is_beyond(layout, coded) and not coded.n_worse
+    def _is_suspect(self, task: Task) -> bool:
+        if task.layout:
+            coded = self._coded(task)
+            return self._is_beyond(task.layout, coded) and not coded.n_worse
+        source = task.sources[-1].info
+        is_f16 = dtype_where_kept(source, self._source_dtype) == "F16"
+        return self._is_saved_anew and is_f16 and not _is_right(self._kept(task))
 
     def _is_beyond(self, layout: GroupLayout, coded: Coded) -> bool:
         return not _share(coded.error, coded.energy) <= self._limit(layout, coded)
@@ -135,7 +153,16 @@ class Judge:
         return _total(self._blocks[task.name])
 
     def _kept(self, task: Task) -> Kept:
-        return sum((each.kept for each in self._blocks[task.name] if each.kept), Kept())
+        """By the source's values as they are, or by those in F16 if the tensor has these."""
+        once, by_f16 = (
+            sum((each.kept for each in blocks.get(task.name, ()) if each.kept), Kept())
+            for blocks in (self._blocks, self._second)
+        )
+        return by_f16 if task.name in self._second and _is_right(by_f16) else once
+
+
+def _is_right(kept: Kept) -> bool:
+    return not (kept.n_different or kept.n_infinite)
 
 
 def _total(blocks: list[Compared]) -> Coded:

@@ -19,7 +19,6 @@ from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Source, read_object, read_text
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
-from tq3.format.recipe import Recipe
 from tq3.format.recognition import quantization_config
 from tq3.format.weight_files import (
     INDEX,
@@ -70,7 +69,7 @@ class Structure:
 
 
 def examine(files: Source) -> Structure:
-    """Everything but tensor data. Raises StorageError for a folder that can't be listed."""
+    """Examine everything but tensor data. Raises StorageError for a folder that can't be listed."""
     names, faults = files.names(), Faults()
     found = Structure(faults)
     if not files.has(tq_config.FILE_NAME) and files.has_unfinished_run():
@@ -125,7 +124,7 @@ def _check_recognition(model_config: Mapping[str, Any], config: TqConfig, faults
     told = model_config.get("quantization_config")
     if says_nothing(told):
         return
-    true = quantization_config(Recipe(bits=config.bits, group_size=config.group_size))
+    true = quantization_config(config)
     if isinstance(told, dict):
         differing = [key for key in true if key in told and told[key] != true[key]]
         told, true = ({key: each[key] for key in differing} for each in (told, true))
@@ -246,7 +245,7 @@ def _find_layouts(found: Structure, config: TqConfig) -> None:
 
 
 def _check_records(found: Structure, config: TqConfig) -> None:
-    """What tq_config.json says of the tensors. Without every header nobody can tell."""
+    """Check what tq_config.json says of the tensors. Without every header nobody can tell."""
     if found.unread or not found.weight_files:
         return
     _check_number(found, config)

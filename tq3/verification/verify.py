@@ -9,11 +9,13 @@ from contextlib import ExitStack
 from tq3.codec.backend import Backend, get_backend
 from tq3.equalization.scaled_source import SCALED, equalized
 from tq3.errors import UsageError
-from tq3.events import Checking, Notice, Progress, Run, StrPath
+from tq3.events import Checking, Notice, Progress, Run
 from tq3.format import manifest as tq_manifest
-from tq3.format.arguments import of_its_types
+from tq3.format.arguments import Unpack, of_its_types
 from tq3.format.checkpoint import read_checkpoint
+from tq3.format.config import FILE_NAME
 from tq3.format.files import Source
+from tq3.format.options import MachineKeywords, StrPath
 from tq3.hub.options import HubOptions
 from tq3.parallel import in_parallel
 from tq3.pipelines.machine import check_workers, peak_memory_bytes
@@ -22,7 +24,7 @@ from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Block, Task
 from tq3.plan.precision import main_dtype
 from tq3.verification.checks import Verification
-from tq3.verification.checksums import Looked, Reader, Stretch, plan_stretches
+from tq3.verification.checksums import Checked, Reader, Stretch, plan_stretches
 from tq3.verification.comparing import Compared, Comparer
 from tq3.verification.judging import Judge
 from tq3.verification.pairing import pair_up
@@ -34,11 +36,10 @@ def verify_checkpoint(
     path: StrPath,
     *,
     source: StrPath | None = None,
-    workers: int | None = None,
-    backend: str | None = None,
     structure: bool = False,
     hub: HubOptions = FOLDER,
     source_hub: HubOptions = FOLDER,
+    **machine: Unpack[MachineKeywords],
 ) -> Run[Verification]:
     """Look at the TQ3 checkpoint `path` to its end, telling what happens; write nothing.
 
@@ -51,14 +52,14 @@ def verify_checkpoint(
     """
     if structure and source is not None:
         raise UsageError("--source compares weights, --structure reads none", fix="choose one")
-    codec = get_backend(backend)
+    codec = get_backend(machine.get("backend"))
     with ExitStack() as stack:
         files = stack.enter_context(open_source(path, hub))
         originals = None
         if source is not None:
             originals = stack.enter_context(open_source(source, source_hub))
         connections = max(each.connections for each in (files, originals or files))
-        workers = check_workers(workers, connections)
+        workers = check_workers(machine.get("workers"), connections)
         found = examine(files)
         job = _Job(files, originals, codec, workers, found, structure_only=structure)
         yield job.checking()
@@ -99,7 +100,7 @@ class _Job:
         self.notices = list(_notices(structure, originals))
 
     def checking(self) -> Checking:
-        """What will be read, as an event."""
+        """The event that says what will be read."""
         return Checking(
             n_tensors=len(self._structure.kept) + len(self._structure.layouts),
             bytes_total=self._n_total,
@@ -116,27 +117,27 @@ class _Job:
     def look_at_bytes(self) -> Iterator[Progress]:
         """Read all that has a checksum, and the norms."""
 
-        def make_work() -> Callable[[Stretch], Looked]:
-            return Reader(self._files).look_at
+        def make_work() -> Callable[[Stretch], Checked]:
+            return Reader(self._files).check
 
-        for looked in in_parallel(self._stretches, make_work, self._workers, self._give_up):
-            for fault in looked.faults:
+        for checked in in_parallel(self._stretches, make_work, self._workers, self._cancel):
+            for fault in checked.faults:
                 self._faults.add(fault)
-            self._n_bytes += looked.stretch.n_bytes
-            yield self._progress(looked.stretch.file)
+            self._n_bytes += checked.stretch.n_bytes
+            yield self._progress(checked.stretch.file)
 
     def compare(self) -> Iterator[Progress]:
         """Set every tensor beside the source's, suspects a second time."""
-        yield from self._compare(self._judge.tasks, self._judge.hear, recode_all=False)
+        yield from self._compare(self._judge.tasks, self._judge.add, again=False)
         suspects = self._judge.suspects()
         self._n_total += sum(task.bytes_in for task in suspects)
-        yield from self._compare(suspects, self._judge.hear_again, recode_all=True)
+        yield from self._compare(suspects, self._judge.add_again, again=True)
         for fault in self._judge.faults():
             self._faults.add(fault)
         self.notices += self._judge.notices()
 
     def verification(self) -> Verification:
-        """All that was found."""
+        """The result, with all that was found."""
         structure = self._structure
         return Verification(
             path=self._files.label,
@@ -157,7 +158,7 @@ class _Job:
         )
 
     def _make_judge(self) -> Judge:
-        """Of all that can be compared; what can't is a fault."""
+        """A judge of all that can be compared; what can't is a fault."""
         scale = self._structure.scale
         if self._originals is None:
             return Judge((), scale, None)
@@ -171,10 +172,15 @@ class _Job:
         tasks, faults = pair_up(self._structure, original)
         for fault in faults:
             self._faults.add(fault)
-        return Judge(tasks, scale, main_dtype(tensor.info for tensor in original.tensors))
+        return Judge(
+            tasks,
+            scale,
+            main_dtype(tensor.info for tensor in original.tensors),
+            is_saved_anew=not self._files.has(FILE_NAME),
+        )
 
     def _compare(
-        self, tasks: Iterable[Task], hear: Callable[[Compared], None], *, recode_all: bool
+        self, tasks: Iterable[Task], add: Callable[[Compared], None], *, again: bool
     ) -> Iterator[Progress]:
         originals = self._originals
         if originals is None:
@@ -182,21 +188,21 @@ class _Job:
 
         def make_work() -> Callable[[Block], Compared]:
             scale = self._structure.scale
-            comparer = Comparer(self._files, originals, self._codec, scale, recode_all=recode_all)
+            comparer = Comparer(self._files, originals, self._codec, scale, again=again)
             return comparer.compare
 
         blocks = (block for task in tasks for block in task.blocks())
-        for compared in in_parallel(blocks, make_work, self._workers, self._give_up):
+        for compared in in_parallel(blocks, make_work, self._workers, self._cancel):
             if compared.fault:
                 self._faults.add(compared.fault)
-            hear(compared)
+            add(compared)
             self._n_bytes += compared.block.bytes_in
             self._n_weights += compared.block.weights
             yield self._progress(compared.block.task.name)
 
-    def _give_up(self) -> None:
+    def _cancel(self) -> None:
         for files in (self._files, self._originals or self._files):
-            files.give_up()
+            files.cancel()
 
     def _progress(self, at: str) -> Progress:
         return Progress(

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import tq3.integrations.transformers
 from support.models.tiny_models import SIZES, Architecture, write_checkpoint
@@ -22,12 +21,9 @@ BOUND = 1e-2
 BOUND_4_BITS = 2e-2
 # Here routers turn rounding into other experts; the dense model in bfloat16 is off by 0.11.
 BOUNDS = {"qwen3_5_moe": 1e-1}
-GPT2 = Architecture(  # every matrix is held decoded, with a bias beside it
-    "gpt2",
-    transformers.GPT2LMHeadModel,
-    transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512),
-    frozenset(),
-)
+# All of its matrices are held decoded, with biases beside them.
+GPT2_CONFIG = GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512)
+GPT2 = Architecture("gpt2", GPT2LMHeadModel, GPT2_CONFIG, frozenset())
 FIRST_ON_DISK = {
     "model.embed_tokens": "cpu",
     "model.rotary_emb": "cpu",

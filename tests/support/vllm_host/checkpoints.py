@@ -17,9 +17,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import tq3
-from support.models.tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
-
-BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+from support.models.tiny_models import BY_NAME, SIZES, Architecture, write_checkpoint
 
 
 class Pair(NamedTuple):
@@ -63,7 +61,7 @@ def tiny(name: str, changes: dict[str, Any] | None = None) -> Architecture:
 def make(
     architecture: Architecture,
     folder: Path,
-    dtype: str,
+    dtype: Any,
     *,
     half_norms: bool = False,
     **options: Any,

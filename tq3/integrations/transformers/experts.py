@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from tq3.errors import UsageError
+from tq3.integrations.transformers.adapters import check_targets
 from tq3.runtime.cuda.pairs import Routing
 from tq3.runtime.modules import PackedExperts
 
@@ -29,29 +29,11 @@ def are_experts(owner: nn.Module, name: str) -> bool:
     return name in _WEIGHTS and getattr(owner, "is_transposed", None) is False
 
 
-def refuse_adapters(owner: nn.Module) -> None:
-    """Have an adapter that was trained on dense experts end in a sentence where it is loaded.
-
-    PEFT finds no parameter to put it into, and would leave it out in silence.
-    """
-    owner.register_load_state_dict_pre_hook(_refuse_adapter)
-
-
-def _refuse_adapter(owner: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    parts = (name for name in state if name.startswith(prefix))
-    found = next((name for name in parts if "lora_" in name), None)
-    if found is not None:
-        raise UsageError(
-            f"an adapter can't change the packed experts of {type(owner).__name__}",
-            tensor=found,
-            fix="`tq3 restore` the checkpoint, or compress it with --keep for its experts",
-        )
-
-
 def forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """(tokens, columns) through top_k experts for each token, weighted and added up."""
+    check_targets(self)
     experts = top_k_index.reshape(-1)  # (pairs,): the choices of the first token, of the second...
     routed = _routed(self, experts)
     x = hidden_states.repeat_interleave(top_k_index.shape[-1], dim=0)

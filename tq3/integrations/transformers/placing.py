@@ -14,7 +14,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from tq3.errors import BadInput
 from tq3.format.header import Header, TensorInfo, read_header
 from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
-from tq3.format.recipe import WIDTHS
+from tq3.format.widths import WIDTHS
 
 # Rows of codes can be stacked, joined and cut as rows of weights can; nothing else can be done to
 # them. By name: the classes have come and gone between releases.
@@ -78,7 +78,8 @@ def read_pairs(files: Iterable[str]) -> tuple[dict[str, Pair], set[str]]:
         for suffix, partner in ((PACKED, NORMS), (NORMS, PACKED)):
             stem = name.removesuffix(suffix)
             if stem != name and stem + partner not in found:
-                raise BadInput(f"its {partner} is missing", file=home, tensor=name)
+                fix = "fetch the checkpoint again"
+                raise BadInput(f"its {partner} is missing", file=home, tensor=name, fix=fix)
         stem = name.removesuffix(PACKED)
         if stem != name:
             pairs[stem] = Pair(stem, home, info, found[stem + NORMS][0])

@@ -15,10 +15,11 @@ from transformers.quantizers import HfQuantizer
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
 from tq3.format.recognition import TRANSFORMERS_WEIGHTS, names_a_file
-from tq3.integrations.transformers import counting, dequantizing, experts
+from tq3.integrations.transformers import adapters, counting, dequantizing, experts, saving
 from tq3.integrations.transformers.convolving import convolve_in_float32
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.mapped import MappedFiles, copy_once
+from tq3.integrations.transformers.parallel import refuse_cuts
 from tq3.integrations.transformers.placing import (
     Place,
     check_names,
@@ -27,7 +28,6 @@ from tq3.integrations.transformers.placing import (
     read_pairs,
 )
 from tq3.integrations.transformers.reading import is_only_read
-from tq3.integrations.transformers.saving import shapes_to_record, state_to_save
 from tq3.integrations.transformers.tying import shared_places, tie
 from tq3.runtime.arguments import DTYPES
 from tq3.runtime.modules import (
@@ -74,6 +74,7 @@ class Tq3Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
+        refuse_cuts(model.config)
         if not checkpoint_files or not all(f.endswith(".safetensors") for f in checkpoint_files):
             raise UsageError(
                 "TQ3 weights are loaded from safetensors files only",
@@ -81,8 +82,12 @@ class Tq3Quantizer(HfQuantizer):
                 fix="call from_pretrained with the checkpoint's folder, or its id on the Hub",
             )
         if model.dtype not in DTYPES:
-            allowed = ", ".join(map(str, DTYPES))
-            raise UsageError("activations of this dtype", found=model.dtype, expected=allowed)
+            raise UsageError(
+                "packed layers take no activations of this dtype",
+                found=model.dtype,
+                expected=", ".join(map(str, DTYPES)),
+                fix="give from_pretrained another `dtype`",
+            )
         self._files = MappedFiles(checkpoint_files)
         pairs, others = read_pairs(checkpoint_files)
         kept = find_kept(model, others)
@@ -105,6 +110,7 @@ class Tq3Quantizer(HfQuantizer):
         for place in shared:
             _install(model, place, tokens)
         if any(isinstance(module, PackedExperts) for module in model.modules()):
+            adapters.watch(model)
             self._experts_before = model.config._experts_implementation
             model.set_experts_implementation(experts.IMPLEMENTATION)
 
@@ -121,18 +127,23 @@ class Tq3Quantizer(HfQuantizer):
             elif isinstance(module, PreTrainedModel):
                 # No hook of the host's asks anybody, as it does for 4 bits of bitsandbytes.
                 module.num_parameters = partial(counting.num_parameters, module)
+                module.save_pretrained = partial(saving.save_pretrained, module)
 
     def _dequantize(
-        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+        self, model: PreTrainedModel, dtype: torch.dtype | str | None = None
     ) -> PreTrainedModel:
-        """Called by model.dequantize(), which then forgets that the model was packed."""
+        """Called by model.dequantize(), which then forgets that the model was packed.
+
+        dtype: also its name, which config.json has, and the model's config from save_pretrained on
+        """
         before = model.dtype
-        dtype = dtype or before
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or before
         dequantizing.dequantize(model, dtype)
         if self._experts_before is not None:
             model.set_experts_implementation(self._experts_before)
         for module in model.modules():
-            vars(module).pop("num_parameters", None)
+            for name in ("num_parameters", "save_pretrained"):
+                vars(module).pop(name, None)
         return model if dtype == before else model.to(dtype)
 
     def get_state_dict_and_metadata(
@@ -141,12 +152,12 @@ class Tq3Quantizer(HfQuantizer):
         """Called by save_pretrained, before it writes config.json: that gains what tq_config.json
         would say, or no longer says that the model is packed where all of it was edited.
         """
-        state = state_to_save(model, self._held)
+        state = saving.state_to_save(model, self._held)
         if all(place.parameter in state for place in self._places):
             self.remove_quantization_config(model)
         else:
             group = self.quantization_config.group_size
-            shapes = shapes_to_record(model, self._places, state, group)
+            shapes = saving.shapes_to_record(model, self._places, state, group)
             self.quantization_config.tq3 = stand_in(shapes)
         return state, {}
 
@@ -204,8 +215,6 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
     else:
         delattr(owner, name)
         setattr(owner, name, weight)
-    if kind is PackedExperts:
-        experts.refuse_adapters(owner)
 
 
 def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:

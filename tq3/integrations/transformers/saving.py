@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import CONFIG_NAME
 
 from tq3.format.layout import NORMS, PACKED
+from tq3.format.recognition import ALIAS, METHOD, QUANTIZATION_CONFIG, say_how_to_load
 from tq3.integrations.transformers.placing import Place
 from tq3.runtime.held import describes
 from tq3.runtime.modules import PackedWeight
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    save_directory: Any,
+    is_main_process: bool = True,
+    *others: Any,
+    **options: Any,
+) -> None:
+    """What the host saves, in a folder that the host without this package refuses to load.
+
+    It drops the key that makes it do so just before it writes config.json, and asks nobody after
+    that. What it uploads itself (`push_to_hub=True`) it uploads without the key.
+    """
+    type(model).save_pretrained(model, save_directory, is_main_process, *others, **options)
+    path = Path(save_directory) / CONFIG_NAME
+    if is_main_process and path.is_file():
+        text = path.read_text("utf-8")
+        declared = json.loads(text).get(QUANTIZATION_CONFIG) or {}
+        if declared.get("quant_method") in (METHOD, ALIAS):
+            path.write_text(say_how_to_load(text), "utf-8")
 
 
 def state_to_save(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tq3.format.command_line import option_changes
 from tq3.format.config import recipe_record
 from tq3.format.request import make_recipe
-from tq3.plan.identity import option_changes
 
 
 def asked(**options: Any) -> Any:
@@ -37,7 +37,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "size": (
         {"target_size": "13GiB"},
         {"target_size": "14GiB"},
-        ["--target-size 13 GiB became --target-size 14 GiB"],
+        ["--target-size 13GiB became --target-size 14GiB"],
     ),
     "bits a weight": (
         {"recipe": "mixed", "target_bpw": 3.5},
@@ -47,7 +47,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "another kind of target": (
         {"target_bpw": 3.5},
         {"target_size": 10**9},
-        ["--target-bpw 3.5 became no --target-bpw", "no --target-size became --target-size 1 GB"],
+        ["--target-bpw 3.5 became no --target-bpw", "no --target-size became --target-size 1GB"],
     ),
     "the target of a file": (
         {"recipe": "mixed"},
@@ -63,7 +63,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "several": (
         {"bits": 2, "keep": ["a.*", "b.*"]},
         {"bits": 2, "keep": "a.*", "norms": "float16"},
-        ["--keep a.*, b.* became --keep a.*", "--norms float32 became --norms float16"],
+        ["--keep a.* --keep b.* became --keep a.*", "--norms float32 became --norms float16"],
     ),
     "nothing": ({"recipe": "best"}, {"recipe": "best"}, []),
 }

@@ -59,7 +59,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ColumnStats:
     """sums, squares: of the columns' weights, (stack, columns); result: what it makes of `given`"""
 
     sums: Numbers
@@ -85,19 +85,19 @@ class _Sums:
     variance: Numbers
 
 
-def look_at(
+def measure_columns(
     files: Source, matrices: Sequence[Matrix], workers: int
-) -> Generator[tuple[str, int], None, list[Looked]]:
-    """Yields name and number of bytes of each piece that was read; one `Looked` for each matrix."""
+) -> Generator[tuple[str, int], None, list[ColumnStats]]:
+    """Yield name and number of bytes of each piece that was read; return stats of each matrix."""
     found = [_nothing_yet(matrix.shape) for matrix in matrices]
     pieces = list(_pieces(matrices))
     early: dict[int, _Sums] = {}
     n_added = 0
 
     def make_work() -> Callable[[int], tuple[int, _Sums]]:
-        return lambda number: (number, _look_at_piece(files, pieces[number]))
+        return lambda number: (number, _measure_piece(files, pieces[number]))
 
-    for number, sums in in_parallel(range(len(pieces)), make_work, workers, files.give_up):
+    for number, sums in in_parallel(range(len(pieces)), make_work, workers, files.cancel):
         early[number] = sums
         while n_added in early:  # added in their order, whoever is first
             _add(found, pieces[n_added], early.pop(n_added))
@@ -120,10 +120,10 @@ def read_words(files: Source, tensor: Located) -> Words:
     return as_words(raw, tensor.info.dtype)
 
 
-def _nothing_yet(shape: tuple[int, int, int]) -> Looked:
+def _nothing_yet(shape: tuple[int, int, int]) -> ColumnStats:
     stack, rows, columns = shape
     by_column, by_row = np.zeros((2, stack, columns)), np.zeros((2, stack, rows))
-    return Looked(by_column[0], by_column[1], Signal(by_row[0], by_row[1]))
+    return ColumnStats(by_column[0], by_column[1], Signal(by_row[0], by_row[1]))
 
 
 def _pieces(matrices: Sequence[Matrix]) -> Iterator[_Piece]:
@@ -135,16 +135,16 @@ def _pieces(matrices: Sequence[Matrix]) -> Iterator[_Piece]:
                 yield _Piece(of, matrix, layer, range(start, min(start + step, rows)))
 
 
-def _add(found: Sequence[Looked], piece: _Piece, sums: _Sums) -> None:
-    looked, layer = found[piece.of], piece.layer
+def _add(found: Sequence[ColumnStats], piece: _Piece, sums: _Sums) -> None:
+    stats, layer = found[piece.of], piece.layer
     rows = slice(piece.rows.start, piece.rows.stop)
-    looked.sums[layer] += sums.sums
-    looked.squares[layer] += sums.squares
-    looked.result.mean[layer, rows] = sums.mean
-    looked.result.variance[layer, rows] = sums.variance
+    stats.sums[layer] += sums.sums
+    stats.squares[layer] += sums.squares
+    stats.result.mean[layer, rows] = sums.mean
+    stats.result.variance[layer, rows] = sums.variance
 
 
-def _look_at_piece(files: Source, piece: _Piece) -> _Sums:
+def _measure_piece(files: Source, piece: _Piece) -> _Sums:
     tensor, given = piece.matrix.tensor, piece.matrix.given
     _, n_rows, columns = piece.matrix.shape
     size = tensor.info.n_bytes // tensor.info.n_elements

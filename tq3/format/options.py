@@ -1,0 +1,295 @@
+"""Every option that a Python function and a command share: its name, its type and what it does.
+
+A key of these dictionaries is a keyword of functions such as `tq3.compress`, and with dashes an
+option of the command. Where it is not given, the field of its name decides, of `Recipe`,
+`RunOptions`, `tq3.storage.selection.Selection` or `tq3.hub.options.HubOptions`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypedDict
+
+from tq3.format.arguments import check_fields
+from tq3.format.recipe import GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
+from tq3.format.sizes import DEFAULT_SHARD_SIZE
+from tq3.format.widths import Bits
+
+FloatDtype = Literal["bfloat16", "float16", "float32"]
+Globs = str | Sequence[str] | None
+StrPath = str | os.PathLike[str]
+
+# Where a command's help lists an option: first what most people need, under "Options".
+FIRST = "Options"
+SMALL = "What to make small"
+EXACT = "What to keep exact"
+RUN = "How to run"
+OUTPUT = "Output"
+PANELS = (FIRST, SMALL, EXACT, RUN, OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a command shows a keyword.
+
+    text: what it does; panel: one of PANELS
+    metavar: what stands for its value
+    name: of the option, where it is not the keyword's
+    default: what happens without it, where no field of its name says so
+    """
+
+    text: str
+    panel: str = FIRST
+    metavar: str | None = None
+    name: str | None = None
+    default: str | None = None
+
+    def flag(self, keyword: str) -> str:
+        """The option of this keyword: `--lm-head` of `lm_head`."""
+        return self.name or f"--{keyword.replace('_', '-')}"
+
+
+class ShardKeywords(TypedDict, total=False):
+    """How large output files may become."""
+
+    max_shard_size: Annotated[
+        float | str | None,
+        Option("Tensor bytes of one file.", OUTPUT, "SIZE", default=DEFAULT_SHARD_SIZE),
+    ]
+
+
+class RecipeKeywords(ShardKeywords, total=False):
+    """How to compress: what `tq3.make_recipe` makes a `Recipe` of."""
+
+    bits: Annotated[Bits | None, Option("Width of every code.")]
+    recipe: Annotated[
+        Recipe | StrPath | None,
+        Option(
+            "Widths by role: native, mixed, best, or a file (docs/recipes.md).",
+            metavar="NAME|FILE.toml",
+        ),
+    ]
+    target_size: Annotated[
+        float | str | None,
+        Option(
+            "Choose widths so that all weight files have at most this size: 13GiB.", FIRST, "SIZE"
+        ),
+    ]
+    equalize: Annotated[
+        bool,
+        Option(
+            "Rescale channels so that less is lost: the model computes the same, but kept tensors "
+            "differ from the source's. Reads the weights twice."
+        ),
+    ]
+    target_bpw: Annotated[
+        float | None,
+        Option(
+            "Choose widths so that what may be compressed has at most so many bits a weight: 3.4.",
+            SMALL,
+            "BITS",
+        ),
+    ]
+    lm_head: Annotated[
+        Bits | None, Option("Compress the output head, too. Other readers can't read it.", SMALL)
+    ]
+    embeddings: Annotated[
+        Bits | None, Option("Compress token embeddings, too. Other readers can't read them.", SMALL)
+    ]
+    norms: Annotated[
+        NormDtype | None,
+        Option(
+            "How norms are stored. float16 makes files smaller; readers of other makes may "
+            "misread it.",
+            SMALL,
+        ),
+    ]
+    group_size: Annotated[GroupSize | None, Option("Weights that share a norm.", SMALL)]
+    scale: Annotated[
+        Scale | None,
+        Option(
+            "How codes are chosen: search for the smallest error, or from the norm, as published. "
+            "Same size, same readers.",
+            SMALL,
+        ),
+    ]
+    sensitive_bits: Annotated[Bits | None, Option("Another width for sensitive tensors.", SMALL)]
+    sensitive_patterns: Annotated[
+        Globs,
+        Option("Part of the name of a sensitive tensor.", SMALL, "TEXT", "--sensitive-pattern"),
+    ]
+    keep: Annotated[Globs, Option("Leave tensors of these names uncompressed.", EXACT, "GLOB")]
+    only: Annotated[
+        Globs,
+        Option("Compress these tensors and no others, whatever the recipe says.", EXACT, "GLOB"),
+    ]
+    keep_dtype: Annotated[
+        KeptDtype | None,
+        Option(
+            "How kept floating-point tensors are stored: float16, but what is small and in F32 "
+            "stays so; or source, all as they are.",
+            EXACT,
+            default="float16 as published, source with a recipe other than native, a target, "
+            "or widths for head and embeddings",
+        ),
+    ]
+    nonfinite: Annotated[
+        Nonfinite | None,
+        Option("At a NaN or infinity end with an error, or keep that tensor uncompressed.", EXACT),
+    ]
+
+
+class MachineKeywords(TypedDict, total=False):
+    """Which threads and kernels do the work."""
+
+    workers: Annotated[
+        int | None,
+        Option(
+            "Threads; default one a processor, at most 16 (from the Hub at least 8). "
+            "Never changes a byte.",
+            RUN,
+            "N",
+        ),
+    ]
+    backend: Annotated[
+        str | None,
+        Option("Codec by name, avx2 or numpy for example; default the fastest.", RUN, "NAME"),
+    ]
+
+
+class RunKeywords(MachineKeywords, total=False):
+    """How a run that writes a folder is carried out: `RunOptions`."""
+
+    resume: Annotated[bool, Option("Continue an unfinished run in OUT, or start anew.", RUN)]
+    overwrite: Annotated[
+        bool,
+        Option(
+            "Replace what is in OUT: a checkpoint, or an unfinished run of another plan.", OUTPUT
+        ),
+    ]
+
+
+class TravelKeywords(TypedDict, total=False):
+    """Which side files are copied: `tq3.storage.selection.Selection`."""
+
+    also: Annotated[
+        Globs,
+        Option(
+            "Copy files of these paths along that would stay behind: weights in another format, "
+            "an adapter.",
+            OUTPUT,
+            "GLOB",
+        ),
+    ]
+    without: Annotated[
+        Globs,
+        Option("Leave files of these paths behind that would be copied along.", OUTPUT, "GLOB"),
+    ]
+
+
+class RevisionKeywords(TypedDict, total=False):
+    """Which state of a repository is read."""
+
+    revision: Annotated[
+        str | None,
+        Option("Branch, tag or commit of a repository; default its main branch.", RUN, "REVISION"),
+    ]
+
+
+class HubKeywords(RevisionKeywords, total=False):
+    """How a repository is read: `tq3.hub.options.HubOptions`."""
+
+    download: Annotated[
+        bool, Option("Fetch a repository into the Hub cache first, and read that.", RUN)
+    ]
+    show_download: bool
+
+
+class CompressKeywords(RecipeKeywords, RunKeywords, TravelKeywords, HubKeywords, total=False):
+    """The keywords of `tq3.compress` and `tq3.preview`."""
+
+    verbatim_config: Annotated[
+        bool, Option("Copy config.json without adding quantization_config.", OUTPUT)
+    ]
+
+
+class InspectKeywords(RecipeKeywords, RevisionKeywords, total=False):
+    """The keywords of `tq3.inspect`."""
+
+
+class RestoreKeywords(ShardKeywords, RunKeywords, TravelKeywords, HubKeywords, total=False):
+    """The keywords of `tq3.restore`."""
+
+    dtype: Annotated[
+        FloatDtype,
+        Option(
+            "Type of the restored tensors. What is kept in F32 and small stays so.",
+            default="bfloat16",
+        ),
+    ]
+
+
+class BesideKeywords(HubKeywords, total=False):
+    """How two repositories are read, of which `source` is the other."""
+
+    source_revision: Annotated[
+        str | None, Option("Branch, tag or commit of --source.", RUN, "REVISION")
+    ]
+
+
+class VerifyKeywords(MachineKeywords, BesideKeywords, total=False):
+    """The keywords of `tq3.verify`."""
+
+    source: Annotated[
+        StrPath | None,
+        Option(
+            "Compare every tensor with this checkpoint, which PATH was made from.",
+            metavar="SOURCE",
+        ),
+    ]
+    structure: Annotated[bool, Option("Look at listing, JSON files and headers alone.")]
+
+
+class CardKeywords(TypedDict, total=False):
+    """What a model card says beside what the checkpoint does."""
+
+    base_model: Annotated[
+        str | None,
+        Option("The source on the Hub; default what compress recorded.", OUTPUT, "ORG/NAME"),
+    ]
+    template: Annotated[
+        StrPath | None, Option("A template for the card, instead of ours.", OUTPUT, "FILE")
+    ]
+
+
+class PushKeywords(CardKeywords, total=False):
+    """The keywords of `tq3.push`."""
+
+    private: Annotated[bool, Option("Make the repository private, where it is new.")]
+    revision: Annotated[
+        str | None,
+        Option(
+            "Branch to push to, made where it is missing, or refs/pr/N; default main.",
+            metavar="REVISION",
+        ),
+    ]
+    create_pr: Annotated[bool, Option("Open a pull request instead of pushing to main.")]
+    dry_run: Annotated[bool, Option("Verify, show what would be uploaded; write nothing there.")]
+    overwrite_card: Annotated[
+        bool, Option("Replace a README.md that somebody wrote or edited.", OUTPUT)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a run that writes a folder is carried out: see `RunKeywords`."""
+
+    workers: int | None = None
+    backend: str | None = None
+    resume: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
