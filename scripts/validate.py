@@ -101,8 +101,9 @@ def speeds(
 
 def generation(options: argparse.Namespace, folder: Path, extra: tuple[str, ...]) -> Any:
     """Figures of a process of its own."""
-    command = (sys.executable, MEASURE, folder, "--prompt", PROMPT, "--dtype", options.dtype)
-    command += ("--device", options.device, "--tokens", str(options.new_tokens), *extra)
+    command: tuple[Any, ...] = (sys.executable, MEASURE, folder, "--prompt", PROMPT)
+    command += ("--dtype", options.dtype, "--device", options.device)
+    command += ("--tokens", str(options.new_tokens), *extra)
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -130,7 +131,7 @@ def show(figures: dict[str, Any]) -> None:
         print("fault:", fault)
 
 
-def rows(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The lines of the table."""
 
     def pair(name: str, key: str, scale: float, text: str, suffix: str = "") -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,12 @@ class Recorder:
     def launch(self, call):
         self.asked.append(call)
 
+    def load(self, kernel, instance):
+        pass
+
+    def sequence(self):
+        return 0
+
 
 @pytest.fixture
 def devices(monkeypatch):
@@ -71,7 +78,7 @@ def test_a_device_gets_code_of_its_own_architecture(devices, name):
     devices(name, capability, processors)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = support.launcher(torch.device("cuda"))
+        found: Any = support.launcher(torch.device("cuda"))
     assert (found.architecture, found.processors) == (architecture, processors)
     rows = crossings.table()
     assert found.crossing == rows.get(architecture, rows[crossings.OTHERS])
@@ -124,7 +131,7 @@ def asked(rows, columns, tokens, processors, crossing=USUAL):
     words = torch.empty(tiles, units, 3, 32, 4, dtype=torch.int32, device="meta")
     norms = torch.empty(tiles, units, 8, 4, device="meta")
     x = torch.empty(tokens, columns, dtype=torch.bfloat16, device="meta")
-    device = Recorder(processors, crossing)
+    device: Any = Recorder(processors, crossing)
     y = linear.linear(device, x, layout.Tiles(words, norms), rows, 128, 128)
     assert (y.shape, y.dtype) == ((tokens, rows), torch.bfloat16)
     first, *others = device.asked

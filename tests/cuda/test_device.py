@@ -96,7 +96,7 @@ def test_the_driver_gets_code_grid_stream_and_arguments(folder):
 
 MODULES = """
 import contextlib, torch
-from test_modules_in_tiles import filled, tiled
+from support.runtime.modules import filled, tiled
 from support.runtime.layers import activations
 from torch import nn
 from tq3.format.layout import GroupLayout

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from support.cuda.emulated import SHARED_BYTES
-from test_modules_in_tiles import filled, tiled
+from support.runtime.modules import filled, tiled
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,7 +32,9 @@ class Kernels(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.ours, self.within_ours, self.others = Counter(), Counter(), Counter()
+        self.ours: Counter[str] = Counter()
+        self.within_ours: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
         self._counted = self.others
 
     def load(self, kernel, instance):

@@ -13,15 +13,12 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from support.cuda import (
-    limits,  # noqa: E402
-    sass,  # noqa: E402
-)
-from support.cuda.instances import ARCHITECTURES, instances  # noqa: E402
-from support.cuda.limits import COLUMNS, loop_of, multiplications  # noqa: E402
-from support.runtime.layers import BITS, GROUPS  # noqa: E402
+from support.cuda import limits, sass
+from support.cuda.instances import ARCHITECTURES, instances
+from support.cuda.limits import COLUMNS, loop_of, multiplications
+from support.runtime.layers import BITS, GROUPS
 
-from tq3.runtime.cuda import compiler  # noqa: E402
+from tq3.runtime.cuda import compiler
 
 # Instructions a weight, by bits and group, for up to 4, 8, 16 and 32 tokens: all that the loop has,
 # also what only runs where a turn ends.
@@ -47,7 +44,7 @@ REGISTERS_FOR_THREE_BLOCKS = 80
 
 
 needs_nvdisasm = pytest.mark.skipif(
-    limits.sass.disassembler() is None, reason="needs nvidia-cuda-nvdisasm"
+    sass.disassembler() is None, reason="needs nvidia-cuda-nvdisasm"
 )
 
 
@@ -166,7 +163,7 @@ def test_other_dtypes_compile_without_a_warning():
 def test_an_instance_is_the_same_compiled_alone_and_among_others(tmp_path):
     wanted = multiplications(3, 128)
     code = compiler.compiled("share", wanted[3], "sm_80", tmp_path)
-    alone = limits.sass.read(limits.sass.disassembled(code.cubin, tmp_path))
+    alone = sass.read(sass.disassembled(code.cubin, tmp_path))
     assert alone == {code.function: codes_of("share", "sm_80")[wanted[3]]}
 
 
@@ -178,4 +175,4 @@ def test_a_weight_is_counted_once_however_many_columns_it_meets():
 
 
 def _code(*opcodes):
-    return limits.sass.Code(opcodes, (range(len(opcodes)),), 0, 0)
+    return sass.Code(opcodes, (range(len(opcodes)),), 0, 0)

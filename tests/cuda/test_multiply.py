@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,7 +198,7 @@ def test_partial_sums_go_through_memory_by_so_many_rows_as_a_cache_holds(monkeyp
 
 
 @pytest.mark.parametrize("processors", [FEW, MANY])
-def test_large_and_tiny_norms_overflow_and_vanish_alike(processors):
+def test_norms_that_overflow_or_vanish_do_so_as_in_the_reference(processors):
     packed, norms = layer(33, 17)
     norms[::3] *= 1e38
     norms[1::3] *= 1e-42
@@ -219,14 +220,14 @@ def test_blocks_share_a_tile_where_a_device_has_more_of_them():
 def test_jobs_multiply_their_tokens_by_their_layer(bits, columns):
     layers = [layer(70, 9, bits, 64, seed) for seed in range(3)]
     repacked = [layout.repack(*each, bits, 64) for each in layers]
-    words, norms = (torch.stack(parts) for parts in zip(*repacked, strict=True))
+    tiles = layout.Tiles(*map(torch.stack, zip(*repacked, strict=True)))
     x = activations(7, 9 * 64, dtype_of(bits, 64, 4))
     jobs = torch.tensor([[2, 0, 3, 0], [0, 3, 7, 0], [1, 0, 0, 0]], dtype=torch.int32)
     device = Device("random")
     quantised = calls.quantise(device, x, 9, bits, 64, 64)
-    found = calls.multiply_jobs(device, (words, norms), quantised, 70, 64, x.dtype, jobs, columns)
-    expected = [(x[:3], layers[2]), (x[3:], layers[0])]
-    expected = torch.cat([reference.linear(x, *each, bits, 64) for x, each in expected])
+    found = calls.multiply_jobs(device, tiles, quantised, 70, 64, x.dtype, jobs, columns)
+    pairs = (x[:3], layers[2]), (x[3:], layers[0])
+    expected = torch.cat([reference.linear(x, *each, bits, 64) for x, each in pairs])
     assert_same(found, expected)
 
 
@@ -262,7 +263,8 @@ def test_a_fault_is_seen(kernel, fault):
     few, more = {"multiply": (3, 3), "share": (7, 37), "split": (3, 3)}[kernel]
     with pytest.raises(AssertionError):
         for order, group in itertools.product(ORDERS, (128, 64)):
-            device = Device(order, processors, **{kernel: text.replace(right, wrong)})
+            texts: Any = {kernel: text.replace(right, wrong)}
+            device = Device(order, processors, **texts)
             packed, norms = layer(41, 41, 3, group)
             for tokens in (few, more)[: 1 + (few < more)]:
                 x = activations(tokens, 41 * group - 3)

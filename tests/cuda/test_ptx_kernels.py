@@ -6,24 +6,22 @@ It takes minutes, and is skipped where record.py says that it passed with these 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-import test_multiply  # noqa: E402
-import test_rotate_quantise  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from support.cuda import record  # noqa: E402
-from support.cuda.emulated import multiply, quantise  # noqa: E402
-from support.cuda.ptx.device import (
-    SHARED_BYTES,  # noqa: E402
-    Device,  # noqa: E402
-)
-from support.cuda.ptx.parsing import Fault  # noqa: E402
-from support.runtime.layers import (  # noqa: E402
+import test_multiply
+import test_rotate_quantise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.cuda import record
+from support.cuda.emulated import multiply, quantise
+from support.cuda.ptx.device import SHARED_BYTES, Device
+from support.cuda.ptx.parsing import Fault
+from support.runtime.layers import (
     BITS,
     DTYPES,
     GROUPS,
@@ -36,10 +34,10 @@ from support.runtime.layers import (  # noqa: E402
     spoil,
 )
 
-from tq3.runtime import arithmetic as fixed  # noqa: E402
-from tq3.runtime import generic, reference  # noqa: E402
-from tq3.runtime.cuda import calls, compiler, layout, many, pairs, source  # noqa: E402
-from tq3.runtime.cuda.calls import MOST_COLUMNS  # noqa: E402
+from tq3.runtime import arithmetic as fixed
+from tq3.runtime import generic, reference
+from tq3.runtime.cuda import calls, compiler, layout, many, pairs, source
+from tq3.runtime.cuda.calls import MOST_COLUMNS
 
 pytestmark = pytest.mark.skipif(
     record.has_passed(record.digest()) and record.has_passed(record.nvrtc()),
@@ -110,11 +108,12 @@ def test_blocks_that_share_a_tile(bits, group, architecture):
 
 def assert_experts(device):
     made = [layer(70, 9, 3, 128, seed) for seed in range(4)]
-    layers = layout.repack(*map(torch.stack, zip(*made, strict=True)), 3, 128)
+    codes, norms = map(torch.stack, zip(*made, strict=True))
+    layers = layout.repack(codes, norms, 3, 128)
     x, experts = activations(11, 9 * 128 - 3), torch.tensor([2, 0, 2, 2, 0, 3, 2, 2, 0, 0, 2])
     routing = pairs.route(experts, len(layers.words), 128)
     found = pairs.multiply(device, x, layers, routing, 70, 128, 128)
-    alone = [reference.linear(x[i : i + 1], *made[e], 3, 128) for i, e in enumerate(experts)]
+    alone = [reference.linear(x[i : i + 1], *made[int(e)], 3, 128) for i, e in enumerate(experts)]
     assert_same(found, torch.cat(alone))
 
 
@@ -132,7 +131,7 @@ def assert_many_experts(device):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_experts(architecture):
+def test_experts_multiply_as_their_layers_do_alone(architecture):
     assert_experts(Device(architecture))
 
 
@@ -145,7 +144,8 @@ def test_experts_of_many_pairs(architecture):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group", GROUPS)
 def test_rotated_activations_and_decoded_weights(bits, group, architecture):
-    device, dtype = Device(architecture), DTYPES[(bits + group // 64) % 3]
+    device: Any = Device(architecture)
+    dtype = DTYPES[(bits + group // 64) % 3]
     x = activations(3, 5 * group - 3, dtype)
     found = many.rotate(device, x, 5, group, 32)
     assert_same(found, generic.rotate(x, 5, group, 32).to(dtype))

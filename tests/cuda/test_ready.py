@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.cuda.emulated import Device
 from support.runtime.layers import activations
-from test_modules_in_tiles import filled
+from support.runtime.modules import filled
 
 from tq3.errors import UsageError
 from tq3.format.layout import GroupLayout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -164,7 +165,8 @@ def test_layers_of_other_widths_are_no_siblings(gpu):
     note_siblings(layers)
     all_of(layers, torch.full((2, 200), 3.0))
     assert gpu.took() == ["multiply"] * 3 + ["rotate_quantise"] * 2
-    assert layers[2].weight.siblings is None
+    weight: Any = layers[2].weight
+    assert weight.siblings is None
 
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}

@@ -74,7 +74,7 @@ def start_storage(monkeypatch) -> Iterator[StartStorage]:
     def start(certificate: Path | None = None) -> tuple[str, type[Storage]]:
         seen = type("Seen", (Storage,), {"connections": [], "asked": []})
         server = ThreadingHTTPServer(("127.0.0.1", 0), seen)
-        server.handle_error = lambda *_: None  # a client that does not trust us hangs up
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # of clients that hang up
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -145,11 +145,16 @@ def test_a_proxy_is_asked(start_storage, connections, monkeypatch):
     assert seen.asked == ["http://storage.invalid/content"]
 
 
-def test_the_client_of_the_program_is_asked(start_storage, connections):
+def test_the_client_of_the_program_is_asked(start_storage, connections, monkeypatch):
     address, seen = start_storage()
 
     agents = []
-    seen.do_GET = lambda self: (agents.append(self.headers["User-Agent"]), Storage.do_GET(self))
+
+    def noting(self: Storage) -> None:
+        agents.append(self.headers["User-Agent"])
+        Storage.do_GET(self)
+
+    monkeypatch.setattr(seen, "do_GET", noting)
     huggingface_hub.get_session().headers["User-Agent"] = "chosen"
     assert read(connections, f"{address}/content") == CONTENT
     assert agents == ["chosen"]
@@ -171,7 +176,7 @@ def make_certificate(folder: Path) -> Path:
         pytest.skip("no openssl to make a certificate")
     path = folder / "localhost.pem"
     asked = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-nodes"]
-    made = ["-newkey", "rsa:2048", "-keyout", path, "-out", folder / "certificate.pem"]
+    made = ["-newkey", "rsa:2048", "-keyout", str(path), "-out", str(folder / "certificate.pem")]
     command = ["openssl", "req", "-x509", "-days", "2", *asked, *made]
     subprocess.run(command, check=True, capture_output=True)
     path.write_text(path.read_text() + (folder / "certificate.pem").read_text())

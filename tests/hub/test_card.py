@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -27,7 +28,7 @@ def out(tmp_path: Path) -> Path:
     return packed(tmp_path)
 
 
-def metadata_of(card: str) -> dict:
+def metadata_of(card: str) -> Any:
     """As huggingface_hub reads it."""
     return ModelCard(card).data.to_dict()
 
@@ -60,6 +61,7 @@ def test_figures_are_those_that_inspect_shows(out):
     for reason, (number, _) in found.kept_reasons.items():
         assert f"| {reason} | {number} |" in card
     error = found.measured_error
+    assert error is not None
     assert f"mean {error.mean:.4f}, worst {error.worst:.4f} in `{error.worst_tensor}`" in card
 
 
@@ -128,7 +130,7 @@ def test_what_another_writer_did_not_record_is_not_made_up(out):
     assert metadata_of(tq3.make_card(out, REPO, base_model=SOURCE))["base_model"] == SOURCE
 
 
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "path": "/home/me/out",
     "text": "a|b.txt",
     "n_tokens": 1024,

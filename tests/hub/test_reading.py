@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 from support.factories import random_tensor, tiny_checkpoint
@@ -14,7 +15,7 @@ from tq3.errors import NetworkError
 from tq3.hub.files import HubFiles
 from tq3.hub.options import HubOptions
 
-FAULTS = {
+FAULTS: dict[str, dict[str, Any]] = {
     "the connection is cut": {"truncate": {WEIGHTS: 300_000}},
     "and cut at once": {"truncate": {WEIGHTS: 0}},
     "the storage fails": {"fail": {"GET /cdn/": [503, 3]}},
@@ -40,7 +41,7 @@ def test_every_passing_fault_is_overcome(hub, folder, fault):
     assert read() == (folder / WEIGHTS).read_bytes()[1000:]
 
 
-LASTING = {
+LASTING: dict[str, tuple[dict[str, Any], str]] = {
     "the storage fails": ({"fail": {"GET /cdn/": [503, 10**6]}}, "the Hub fails (503)"),
     "too many requests": ({"fail": {"GET /cdn/": [429, 10**6]}}, "too many requests (429)"),
     "nothing but cuts": ({"fail": {"GET /cdn/": [408, 10**6]}}, "the Hub fails (408)"),

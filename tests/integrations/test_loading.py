@@ -119,7 +119,7 @@ def test_another_package_that_came_first_stays_in_charge(llama, monkeypatch):
     class Other(transformers.quantizers.HfQuantizer):
         pass
 
-    warnings = []
+    warnings: list[str] = []
     monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "turboquant", Other)
     monkeypatch.setattr(integration._log, "warning", warnings.append)
     integration.register()
@@ -227,9 +227,9 @@ def test_code_of_the_checkpoint_is_loaded_by_the_keys_of_its_auto_map(
     source.mkdir()
     (source / "modeling_pony.py").write_text(MODELING)
     auto_map = {key: f"modeling_pony.{name}" for key, name in classes.items()}
+    auto_map["AutoConfig"] = "modeling_pony.PonyConfig"
     config = {"model_type": "pony", "architectures": [wanted], "dtype": "bfloat16"}
-    config["auto_map"] = {"AutoConfig": "modeling_pony.PonyConfig"} | auto_map
-    (source / "config.json").write_text(json.dumps(config))
+    (source / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
     rows = torch.randn(128, 128).bfloat16()
     tensors = {"embed_tokens.weight": rows[:64].clone(), "up_proj.weight": rows}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import test_kept_values
-import test_verify_source
 from support.factories import Tensor
 from support.pipelines.beside import checks
 from support.pipelines.spoiling import (
@@ -56,15 +54,15 @@ def unlink(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
-def write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
+def write(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
 
 
 def drop(*names: str) -> Callable[[Path], None]:
     """Take tensors out of the only shard."""
 
     def spoil(folder: Path) -> None:
-        change_tensors(folder, lambda tensors: [tensors.pop(name) for name in names] and None)
+        change_tensors(folder, lambda tensors: [tensors.pop(name) for name in names])
 
     return spoil
 
@@ -208,7 +206,8 @@ def test_each_check_finds_what_it_is_for_and_little_else(copy, case):
 
 
 def test_every_check_is_provoked_here_or_beside_the_source():
-    texts = (Path(tests.__file__).read_text() for tests in (test_verify_source, test_kept_values))
+    tests = ("test_verify_source.py", "test_kept_values.py")
+    texts = (Path(__file__).with_name(name).read_text() for name in tests)
     beside = set(re.findall(r'"(TQ5\d\d)"', "".join(texts)))
     assert {case.split()[0] for case in PROVOKED} | beside == set(CHECKS)
 

@@ -44,12 +44,14 @@ def operator(monkeypatch):
     """Calls of the operator by modules, which is what it returns, are noted."""
     seen, called = [], torch.ops.tq3.linear
 
-    def note(*arguments):
-        seen.append(arguments)
-        return called(*arguments)
+    class Noting:
+        default = called.default  # torch asks for it when a mode has seen the call
 
-    note.default = called.default  # torch asks for it when a mode has seen the call
-    monkeypatch.setattr(torch.ops.tq3, "linear", note)
+        def __call__(self, *arguments):
+            seen.append(arguments)
+            return called(*arguments)
+
+    monkeypatch.setattr(torch.ops.tq3, "linear", Noting())
     return seen
 
 
@@ -175,13 +177,15 @@ def write(old, new):
     old.weight.tq_norms.data.copy_(new.weight.tq_norms)
 
 
+def replace(old, new):
+    """Other parameters in the old ones' place."""
+    old.weight.tq_packed, old.weight.tq_norms = new.weight.tq_packed, new.weight.tq_norms
+
+
 CHANGES = {
     "loaded": lambda old, new: old.load_state_dict(new.state_dict()),
     "assigned": lambda old, new: old.load_state_dict(new.state_dict(), assign=True),
-    "replaced": lambda old, new: (
-        setattr(old.weight, "tq_packed", new.weight.tq_packed)
-        or setattr(old.weight, "tq_norms", new.weight.tq_norms)
-    ),
+    "replaced": replace,
     "written": write,
 }
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import copy
 import pickle
 
-import numpy as np
 import pytest
 import torch
+from support.runtime.modules import packed_weight, restored
 from torch import nn
 
-from tq3.codec import reference
 from tq3.errors import UsageError
-from tq3.format.layout import GroupLayout
 from tq3.runtime.modules import (
     PackedEmbedding,
     PackedExperts,
     PackedLinear,
     PackedRows,
-    PackedWeight,
     _packed_class,
     look_up_packed,
 )
@@ -27,26 +24,6 @@ from tq3.runtime.modules import (
 BOUND = 3e-3
 # 4-bit levels are rounded more, 0.33 %.
 BOUND_4_BITS = 7e-3
-
-
-def packed_weight(shape, bits=3, group=128, kind=PackedWeight, **options) -> PackedWeight:
-    """A random matrix, or stack of them, as codes and norms."""
-    rng = np.random.default_rng(0)
-    layout = GroupLayout(shape, bits, group)
-    weights = rng.standard_normal((layout.rows, layout.cols), np.float32)
-    packed, norms = reference.encode(weights.view(np.uint32), "F32", bits, group)
-    module = kind(layout, **options)
-    state = {"tq_packed": torch.from_numpy(packed), "tq_norms": torch.from_numpy(norms)}
-    module.load_state_dict({k: v.reshape(getattr(module, k).shape) for k, v in state.items()})
-    return module
-
-
-def restored(weight: PackedWeight) -> torch.Tensor:
-    """By the reference codec."""
-    layout = weight.layout
-    packed, norms = weight.tq_packed.flatten(0, -2), weight.tq_norms.flatten(0, -2)
-    values = reference.decode(packed.numpy(), norms.numpy(), layout.bits, layout.group, layout.cols)
-    return torch.from_numpy(values).reshape(layout.shape)
 
 
 def assert_close(found: torch.Tensor, wanted: torch.Tensor, bound: float = BOUND) -> None:

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_modules import packed_weight
+from support.runtime.modules import packed_weight
 
 from tq3.errors import UsageError
 

@@ -60,7 +60,7 @@ class PackedLinear(nn.Linear):
         return self.weight.dequantize()
 
     @property
-    def W_q(self) -> PackedWeight:  # noqa: N802  the name is PEFT's
+    def W_q(self) -> PackedWeight:
         """Who finds this calls `dequantize`: so PEFT learns the values for DoRA."""
         return self.weight
 

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,13 +66,13 @@ def compiled_kernel(text: str, instance: str) -> ctypes.CDLL:
         return compiled("launch_host.cpp", folder, *defines)
 
 
-def call(function, *arguments) -> str:
+def call(function: Any, *arguments: object) -> str:
     """Call it with tensors (by address), whole numbers, floats, texts; what went wrong, or ''."""
     function.restype = ctypes.c_char_p
     return function(*map(as_c, arguments)).decode()
 
 
-def as_c(argument):
+def as_c(argument: Any) -> Any:
     """As a driver is given it."""
     if argument is None:
         return ctypes.c_void_p(None)
@@ -95,7 +96,8 @@ class Device:
         **texts: str,
     ) -> None:
         self.order, self.processors, self._texts = ORDERS[order], processors, texts
-        self.shared_bytes, self.launched = shared_bytes, []
+        self.shared_bytes = shared_bytes
+        self.launched: Any = []
         self.crossing = crossing_of(OTHERS)
 
     def load(self, kernel: str, instance: str) -> None:
@@ -108,7 +110,9 @@ class Device:
     def launch(self, call_: Call) -> None:
         """Run a call; what it wrote is in its tensors."""
         self.launched.append(call_)
-        guarded = [_Guarded(each) if _is_tensor(each) else each for each in call_.arguments]
+        guarded = [
+            _Guarded(each) if isinstance(each, torch.Tensor) else each for each in call_.arguments
+        ]
         values = [as_c(each.inside if isinstance(each, _Guarded) else each) for each in guarded]
         addresses = (ctypes.c_void_p * len(values))(
             *(ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in values)
@@ -142,18 +146,24 @@ class _Guarded:
         self._tensor.view(-1).view(torch.uint8).copy_(self.inside)
 
 
-def _is_tensor(argument) -> bool:
-    return isinstance(argument, torch.Tensor)
-
-
-def quantise(device, x, n, bits, group, rotation):
+def quantise(
+    device: Any, x: torch.Tensor, n: int, bits: int, group: int, rotation: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The kernel's integers (tokens, n, group) and worths (tokens, n), of the padding too."""
     quantised, worths = calls.quantise(device, x, n, bits, group, rotation)
     integers = layout.integers(quantised).reshape(len(x), len(worths), group)
     return integers, worths.T.contiguous()
 
 
-def multiply(device, x, packed, norms, bits, group, rotation):
+def multiply(
+    device: Any,
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    rotation: int,
+) -> torch.Tensor:
     """Both kernels, one after the other: what `reference.linear` computes.  (tokens, rows)"""
     rows, n = norms.shape
     tiled = layout.repack(packed, norms, bits, group)

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cuda.bindings import nvrtc
 
@@ -58,7 +59,7 @@ def compiled(kernel: str, instances: list[str], architecture: str) -> tuple[byte
     return cubin, [of.decode() for of in names]
 
 
-def _answer(result):
+def _answer(result: tuple[Any, ...]) -> Any:
     error, *values = result
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, error
     return values[0] if values else None

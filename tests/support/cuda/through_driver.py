@@ -92,7 +92,7 @@ def device(processors: int = 3, architecture: str = "sm_80") -> Any:
         ),
         is_current_stream_capturing=lambda: False,
     )
-    module.torch = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
+    vars(module)["torch"] = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
     torch.cuda.is_current_stream_capturing = lambda: False
 
     class Noting(module.Device):
@@ -109,7 +109,7 @@ def device(processors: int = 3, architecture: str = "sm_80") -> Any:
             super().launch(call)
 
     found = Noting(0, architecture)
-    support.launcher = lambda _: found
+    support.launcher = lambda device: found
     atexit.register(lambda: print(json.dumps(found.asked), flush=True))
     return found
 

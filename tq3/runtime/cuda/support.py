@@ -30,7 +30,7 @@ def _launcher(index: int) -> Launcher | None:
         return None
 
 
-class Unsupported(Exception):  # noqa: N818  not an error: there is another way
+class Unsupported(Exception):
     """Why kernels do not run on a device, as a sentence."""
 
 

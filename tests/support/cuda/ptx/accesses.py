@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,7 @@ class Memory:
             raise Fault(f"{what} before the kernels ahead have ended")
 
 
-def access(opcode: str):
+def access(opcode: str) -> Callable[[Values, Memory, Instruction], None] | None:
     """What carries out `opcode` on values and memory, or None."""
     if found := _PARAMETER.fullmatch(opcode):
         type_ = found[1]

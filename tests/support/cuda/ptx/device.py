@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -75,7 +75,9 @@ def _bytes(tensor: torch.Tensor) -> np.ndarray:
     return tensor.view(-1).view(torch.uint8).numpy()
 
 
-def _bits(argument, memory: Global, places) -> int:
+def _bits(
+    argument: torch.Tensor | int | float | None, memory: Global, places: Iterator[int]
+) -> int:
     if isinstance(argument, torch.Tensor):
         return memory.address(next(places))
     if argument is None:

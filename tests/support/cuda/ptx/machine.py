@@ -52,10 +52,10 @@ def run(
     with np.errstate(all="ignore"):
         for first in range(0, len(blocks), step):
             some = blocks[first : first + step]
-            some = _Blocks(kernel, memory, bits, grid, some, threads, early, shared_bytes)
-            some.run()
-            conflicts.passes += some.memory.of_blocks.conflicts.passes
-            conflicts.ideal += some.memory.of_blocks.conflicts.ideal
+            together = _Blocks(kernel, memory, bits, grid, some, threads, early, shared_bytes)
+            together.run()
+            conflicts.passes += together.memory.of_blocks.conflicts.passes
+            conflicts.ideal += together.memory.of_blocks.conflicts.ideal
     return conflicts
 
 
@@ -143,7 +143,7 @@ class _Blocks:
         by_block = self.waiting.reshape(self.blocks, -1)
         if (by_block.any(1) & ~by_block.all(1)).any():
             raise Fault("a barrier to which some threads never come")
-        self.memory.of_blocks.barrier(by_block.all(1))
+        self.memory.of_blocks.barrier(np.all(by_block, axis=1))
         self.waiting[:] = False
 
 
