@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 import tq3.runtime._linear as _linear  # noqa: PLR0402  a missing module must be told from a broken one
+from tq3.format.layout import GroupLayout
 from tq3.runtime.arguments import check_layer
 from tq3.runtime.native import NUMBERS, get_kernels
 from tq3.runtime.threads import team
@@ -57,10 +58,10 @@ class Layer:
 
     __slots__ = ("_columns", "_linear", "_places", "_sizes")
 
-    def __init__(self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> None:
+    def __init__(self, packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> None:
         rows, n = norms.shape
-        self._columns = range(max(0, n - 1) * group + 1, n * group + 1)
-        self._linear = get_kernels().bound(bits, group, group)
+        self._columns = (layout.cols,)
+        self._linear = get_kernels().bound(layout.bits, layout.group, layout.group)
         self._places, self._sizes = (packed.data_ptr(), norms.data_ptr()), (rows, n)
 
     def is_of(self, packed: torch.Tensor, norms: torch.Tensor) -> bool:
@@ -82,10 +83,10 @@ class Layer:
         return out
 
 
-def ready(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> Layer:
+def ready(packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> Layer:
     """As `direct.ready` says."""
-    check_layer(packed, norms, bits, group, group)
-    return Layer(packed, norms, bits, group)
+    check_layer(packed, norms, layout.bits, layout.group, layout.group)
+    return Layer(packed, norms, layout)
 
 
 def multiply_tiles(
