@@ -11,7 +11,6 @@ from layers import activations
 from test_modules_in_tiles import filled
 
 from tq3.errors import UsageError
-from tq3.errors import UsageError
 from tq3.format.layout import GroupLayout
 from tq3.runtime import arithmetic, constants
 from tq3.runtime.cuda import support
