@@ -5,7 +5,8 @@
 Compresses SOURCE to 3 bits, decodes that to bfloat16 as the dense twin, and lets both answer the
 same prompts of 16 tokens at temperature 0, without an end. Figures are of decoding: the time of all
 tokens less that of the first, medians over the rounds. Processor time, of all threads of the
-process, counts where other programs run on the machine.
+process, counts where other programs run on the machine, and best with OMP_NUM_THREADS=1: several
+threads wait for each other by spinning.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from typing import NamedTuple
 # Read by vLLM when it is imported: the models in this process, so that its clock is theirs.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
+import torch
 from vllm import LLM, SamplingParams
 
 import tq3
+from tq3.runtime import native
 
 PROMPT_TOKENS = 16
 
@@ -54,6 +57,7 @@ def main() -> None:
             for folder in (dense, packed)
         }
         rows = [measure(engines, n, asked.tokens, asked.rounds) for n in asked.requests]
+    print(f"{torch.get_num_threads()} threads, kernels {native.get_kernels().name}")
     show(rows)
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -9,13 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from tq3.codec.tables import LEVELS
-from tq3.format.recipe import GROUP_SIZES
+from tq3.format.recipe import GROUP_SIZES, WIDTHS
 from tq3.runtime.cuda.calls import DTYPES, MOST_COLUMNS
 
-BITS = tuple(LEVELS)
 TYPES = tuple(DTYPES)
-WIDTHS = [(group, rotation) for group in GROUP_SIZES for rotation in GROUP_SIZES]
 ROWS = (1, 31, 32, 70, 107)
 GROUPS_A_ROW = (1, 3, 9, 41)
 # Of the last group: a row may end anywhere in it.
@@ -129,7 +126,7 @@ def _filled(number: int, **given: object) -> Case:
     rng = random.Random(number)
     group = given.get("group") or rng.choice(GROUP_SIZES)
     drawn = {
-        "bits": rng.choice(BITS),
+        "bits": rng.choice(WIDTHS),
         "group": group,
         "rotation": rng.choice([size for size in GROUP_SIZES if size <= group]),
         "dtype": rng.choice(TYPES),
@@ -142,15 +139,16 @@ def _filled(number: int, **given: object) -> Case:
 
 
 def _of_activations() -> list[dict]:
+    chosen = product(("quantise", "rotate"), TYPES, GROUP_SIZES, GROUP_SIZES)
     return [
         {"kind": kind, "dtype": dtype, "group": group, "rotation": rotation}
-        for kind, dtype, (group, rotation) in product(("quantise", "rotate"), TYPES, WIDTHS)
+        for kind, dtype, group, rotation in chosen
         if rotation <= group
     ]
 
 
 def _of_products() -> list[dict]:
-    widths = list(product(BITS, GROUP_SIZES))
+    widths = list(product(WIDTHS, GROUP_SIZES))
     plain = [
         {"kind": "multiply", "bits": bits, "group": group, "dtype": dtype, "tokens": tokens}
         for (bits, group), dtype, columns in product(widths, TYPES, TOKENS)
@@ -167,7 +165,7 @@ def _of_products() -> list[dict]:
 
 
 def _of_decoding() -> list[dict]:
-    widths = list(product(BITS, TYPES))
+    widths = list(product(WIDTHS, TYPES))
     decoded = [
         {"kind": "decode", "bits": bits, "group": group, "dtype": dtype}
         for (bits, dtype), group in product(widths, GROUP_SIZES)
@@ -179,7 +177,7 @@ def _of_modules() -> list[dict]:
     kinds = ("module", "module of experts", "module of rows", "saved module")
     return [
         {"kind": kind, "bits": bits, "rotation": 0} | (SERVING if bits in SERVING_BITS else {})
-        for kind, bits in product(kinds, BITS)
+        for kind, bits in product(kinds, WIDTHS)
     ]
 
 

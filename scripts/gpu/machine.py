@@ -69,7 +69,6 @@ class Gpu:
         self.device, self.on = torch.device("cuda", torch.cuda.current_device()), on
 
     def facts(self) -> Row:
-        """As `Machine` says."""
         # It needs cuda-bindings, which are there where kernels run.
         from tq3.runtime.cuda import compiler  # noqa: PLC0415
 
@@ -86,7 +85,6 @@ class Gpu:
         }
 
     def warm(self) -> None:
-        """As `Machine` says."""
         a = torch.randn(4096, 4096, dtype=torch.bfloat16, device=self.device)
         start = time.perf_counter()
         while time.perf_counter() - start < WARM_SECONDS:
@@ -95,7 +93,6 @@ class Gpu:
             self.wait()
 
     def wait(self) -> None:
-        """As `Machine` says."""
         torch.cuda.synchronize(self.device)
 
     def seconds(self, task: Task) -> float:
@@ -128,7 +125,6 @@ class Gpu:
         torch.cuda._sleep(0)
 
     def memory(self) -> tuple[int, int]:
-        """As `Machine` says."""
         found = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return found
@@ -146,7 +142,6 @@ class Processor:
         self.on = on
 
     def facts(self) -> Row:
-        """As `Machine` says."""
         return _software() | {"GPU": "none, a rehearsal", "architecture": "none"}
 
     def warm(self) -> None:

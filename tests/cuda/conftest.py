@@ -10,7 +10,7 @@ from tq3.runtime.cuda import support
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The emulated device, in the place of every device's kernels; it lists the calls it had."""
+    """The emulated device, in the place of every device's kernels."""
     device = Device()
     monkeypatch.setattr(support, "launcher", lambda _: device)
     return device

@@ -146,11 +146,11 @@ MODELS = """
 import sys, torch, tq3
 from pathlib import Path
 from packed_models import load, logits
-from tiny_models import ARCHITECTURES, write_checkpoint
+from tiny_models import BY_NAME, write_checkpoint
 from tq3.runtime.modules import PackedEmbedding, PackedExperts
 device = through_driver.device()
 for name, kind in (("llama", PackedEmbedding), ("qwen3_moe", PackedExperts)):
-    architecture = next(each for each in ARCHITECTURES if each.name == name)
+    architecture = BY_NAME[name]
     folder = Path(sys.argv[-1]) / name
     write_checkpoint(architecture, folder / "source")
     tq3.compress(folder / "source", folder / "tq3", only=["*proj*", "*embed_tokens*"])

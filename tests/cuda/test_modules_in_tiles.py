@@ -191,3 +191,31 @@ def test_a_layer_in_tiles_can_be_traced(gpu):
     x = activations(3, 128)
     exported = torch.export.export(linear, (x,))
     assert_same(exported.module()(x), linear(x))
+
+
+WORDS, NORMS = layout.repack(*layer(40, 2), 3, 128)
+WRONG = {
+    "words of experts": ({"words": WORDS[None]}, r"words.shape: .*expected \(tiles, units, bits,"),
+    "words of bytes": ({"words": WORDS.to(torch.uint8)}, "of torch.uint8, expected .*torch.int32"),
+    "norms of halves": ({"norms": NORMS.half()}, r"expected \(2, 2, 8, 4\) of torch.float32"),
+    "words with gaps": ({"words": WORDS.transpose(0, 1)}, "words and norms: found strided memory"),
+    "too many rows": ({"rows": 65}, "rows: found 65, expected those of 2 tiles of 32"),
+    "too few rows": ({"rows": 32}, "rows: found 32"),
+    "too few columns": ({"x": torch.zeros(3, 128)}, "x.shape: found 128 columns"),
+    "float64": ({"x": torch.zeros(3, 200).double()}, "x.dtype: found torch.float64"),
+    "another device": ({"x": torch.zeros(3, 200, device="meta")}, "devices: found meta, cpu"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_layer_in_tiles_is_refused_with_what_was_expected(gpu, wrong):
+    change, message = WRONG[wrong]
+    given = {"x": torch.zeros(3, 200), "words": WORDS, "norms": NORMS, "rows": 40, "group": 128}
+    with pytest.raises(ValueError, match=message):
+        torch.ops.tq3.linear_tiled(**{**given, **change})
+
+
+def test_a_layer_is_no_stack_of_experts(gpu):
+    routing = torch.ops.tq3.route(torch.zeros(1, dtype=torch.int64), 1, 128)
+    with pytest.raises(ValueError, match=r"words.shape: .*expected \(experts, tiles, units, bits,"):
+        torch.ops.tq3.experts_tiled(torch.zeros(1, 200), WORDS, NORMS, *routing, 40, 128)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from packed_models import load, logits, make_case
-from tiny_models import ARCHITECTURES
+from tiny_models import BY_NAME
 from tq3_folder import read_tensors
 
 from tq3.runtime.modules import PackedWeight
 
-BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 # Tied packed embeddings; and a mixture of experts with a Gated DeltaNet.
 TIED = {"only": ["*proj*", "*embed_tokens*"], "sensitive_bits": 4, "sensitive_patterns": ["embed"]}
 CASES = {"llama": TIED, "qwen3_5_moe": {}}

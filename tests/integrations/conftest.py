@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from packed_models import Case, make_case
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, BY_NAME
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES, ids=lambda a: a.name)
@@ -15,11 +15,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The smallest of them, for whatever does not depend on the architecture."""
-    return make_case(ARCHITECTURES[0], tmp_path_factory.mktemp("llama"))
+    return make_case(BY_NAME["llama"], tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Gated DeltaNet and a vision tower, where only these matter."""
-    architecture = next(a for a in ARCHITECTURES if a.name == "qwen3_5")
-    return make_case(architecture, tmp_path_factory.mktemp("qwen"))
+    return make_case(BY_NAME["qwen3_5"], tmp_path_factory.mktemp("qwen"))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import SIZES, Architecture, write_checkpoint
 from tq3_folder import read_tensors
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import tq3.integrations.transformers
 
@@ -20,6 +20,9 @@ BOUND = 1e-2
 BOUND_4_BITS = 2e-2
 # Here routers turn rounding into other experts; the dense model in bfloat16 is off by 0.11.
 BOUNDS = {"qwen3_5_moe": 1e-1}
+# All of its matrices are held decoded, with biases beside them.
+GPT2_CONFIG = GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512)
+GPT2 = Architecture("gpt2", GPT2LMHeadModel, GPT2_CONFIG, frozenset())
 PROMPT = torch.arange(40).reshape(2, 20) * 7 % SIZES["vocab_size"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from packed_models import load, logits, make_case
 from test_devices import offloaded
-from tiny_models import ARCHITECTURES
+from tiny_models import BY_NAME
 
 from tq3.errors import UsageError
 
@@ -20,8 +20,7 @@ def case(request, llama, tmp_path_factory):
     if request.param == "llama":
         return llama
     name = "llama" if request.param == "tied" else request.param
-    architecture = next(a for a in ARCHITECTURES if a.name == name)
-    return make_case(architecture, tmp_path_factory.mktemp("case"), embeddings=4)
+    return make_case(BY_NAME[name], tmp_path_factory.mktemp("case"), embeddings=4)
 
 
 def test_it_is_the_restored_model(case, tmp_path):

@@ -1,19 +1,34 @@
-"""Where a packed model's layers may lie: one device, several by a map, the disk."""
+"""Where a packed model's layers may lie: devices by a map, the disk, several processes."""
 
 from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from accelerate import cpu_offload, disk_offload
-from packed_models import PROMPT, assert_close, assert_greedy, generated, load, logits, make_case
-from tiny_models import ARCHITECTURES, Architecture
+from packed_models import (
+    GPT2,
+    PROMPT,
+    assert_close,
+    assert_greedy,
+    generated,
+    load,
+    logits,
+    make_case,
+)
+from tiny_models import BY_NAME
 from tq3_folder import read_tensors
 
 import tq3
+from tq3.errors import UsageError
 
-LLAMA = ARCHITECTURES[0]
-QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")
+LLAMA, QWEN3_MOE = BY_NAME["llama"], BY_NAME["qwen3_moe"]
 FIRST_ON_DISK = {
     "model.embed_tokens": "cpu",
     "model.rotary_emb": "cpu",
@@ -67,12 +82,6 @@ def test_layers_on_the_disk_are_saved_as_they_were(llama, tmp_path):
     assert tq3.verify(tmp_path / "saved").ok
 
 
-GPT2 = Architecture(  # all of its matrices are held decoded, with biases beside them
-    "gpt2",
-    transformers.GPT2LMHeadModel,
-    transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512),
-    frozenset(),
-)
 GPT2_ON_DISK = {
     **{f"transformer.{name}": "cpu" for name in ("wte", "wpe", "drop", "h.1", "ln_f")},
     "transformer.h.0": "disk",
@@ -116,3 +125,44 @@ def test_a_gpu_computes_and_generates_what_the_processor_does(case):
     restored = load(case.architecture, case.restored)
     assert_close(logits(model).cpu(), logits(restored))
     assert_greedy(generated(model, 4).cpu(), restored)
+
+
+@pytest.mark.parametrize("size", ["tp_size", "ep_size", "fsdp_size"])
+def test_processes_that_would_cut_matrices_are_refused(llama, size):
+    """Transformers would leave packed layers whole and add their answers up, without a word."""
+    config = transformers.AutoConfig.from_pretrained(llama.compressed)
+    config.distributed_config = SimpleNamespace(pp_size=2, **{size: 2})
+    with pytest.raises(UsageError, match=rf"can't cut packed ones \(found {size}=2\).*pp_size"):
+        load(LLAMA, llama.compressed, config=config)
+
+
+STAGE = """
+import sys, torch, transformers
+from transformers.distributed import DistributedConfig
+import tq3.integrations.transformers
+torch.set_num_threads(1)
+model = transformers.AutoModelForCausalLM.from_pretrained(
+    sys.argv[1], dtype=torch.float32, distributed_config=DistributedConfig(pp_size=2))
+with torch.no_grad():
+    torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3] + "/" + sys.argv[4])
+assert len([n for n, _ in model.named_parameters() if n.endswith("q_proj.weight.tq_packed")]) == 1
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_layers_and_answer_as_one(llama, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    torch.save(PROMPT, tmp_path / "prompt")
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    stages = [
+        subprocess.Popen(
+            (sys.executable, "-c", STAGE, llama.compressed, tmp_path / "prompt", tmp_path, rank),
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    assert [stage.wait(120) for stage in stages] == [0, 0]
+    whole = logits(load(LLAMA, llama.compressed))
+    assert all(torch.equal(torch.load(tmp_path / rank), whole) for rank in "01")

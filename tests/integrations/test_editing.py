@@ -8,19 +8,13 @@ import json
 import pytest
 import torch
 import transformers
-from packed_models import load, logits, make_case
-from tiny_models import ARCHITECTURES, SIZES, Architecture
+from packed_models import GPT2, load, logits, make_case
+from tiny_models import BY_NAME, SIZES, Architecture
 from tq3_folder import read_tensors
 
 import tq3
 
-GPT2 = Architecture(  # every matrix is held decoded
-    "gpt2",
-    transformers.GPT2LMHeadModel,
-    transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512),
-    frozenset(),
-)
-QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")  # its routers are
+QWEN3_MOE = BY_NAME["qwen3_moe"]  # its routers are held decoded
 GEMMA = Architecture(  # scales its rows
     "gemma",
     transformers.Gemma3ForCausalLM,

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from packed_models import Case, changed, load, logits, make_case
-from tiny_models import ARCHITECTURES
+from tiny_models import BY_NAME
 from tq3_folder import read_tensors
 
 import tq3
-
-BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
 
 def narrowed(tensors, which: str) -> None:

@@ -21,7 +21,7 @@ from packed_models import (
     logits,
     make_case,
 )
-from tiny_models import ARCHITECTURES, SIZES, Architecture
+from tiny_models import BY_NAME, SIZES, Architecture
 from tq3_folder import compressed_names, read_tensors
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
@@ -31,7 +31,6 @@ from tq3.runtime.modules import PackedEmbedding, PackedLinear
 
 TIED = ["*proj*", "*embed_tokens*"]
 EVERYTHING = [*TIED, "lm_head*"]
-BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 LLAMA = BY_NAME["llama"]
 UNTIED = BY_NAME["qwen3"]
 # Where both the embeddings and the head are padded rows of 4 bits.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import transformers
-from packed_models import changed, load
-from tiny_models import ARCHITECTURES
+from packed_models import GPT2, changed, load
+from tiny_models import BY_NAME
 from transformers.core_model_loading import Transpose, WeightConverter, WeightRenaming
 
 from tq3.errors import BadInput
 from tq3.integrations.transformers import placing
 
-LLAMA = ARCHITECTURES[0]
+LLAMA = BY_NAME["llama"]
 
 
 def test_a_tensor_that_the_host_would_rearrange_is_refused_by_name(llama, monkeypatch):
@@ -37,11 +37,10 @@ def test_a_renaming_that_misses_codes_and_norms_is_refused(llama, tmp_path, monk
 
 
 def test_a_model_of_another_architecture_is_refused(llama):
-    config = transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512)
     with pytest.raises(BadInput, match="no compressed tensor belongs to a GPT2LMHeadModel"):
         transformers.GPT2LMHeadModel.from_pretrained(
             llama.compressed,
-            config=config,
+            config=GPT2.config,
             quantization_config=transformers.AutoConfig.from_pretrained(
                 llama.compressed
             ).quantization_config,

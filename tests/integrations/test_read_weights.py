@@ -6,8 +6,7 @@ import re
 
 import pytest
 import transformers
-from packed_models import assert_close, load, logits, make_case
-from test_editing import GPT2
+from packed_models import GPT2, assert_close, load, logits, make_case
 from tiny_models import Architecture
 from torch import nn
 

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 from packed_models import assert_same_logits, changed, load, make_case, read_tensors
-from tiny_models import ARCHITECTURES
+from tiny_models import BY_NAME
 
 import tq3
 from tq3.errors import BadInput
 
-MOE = next(each for each in ARCHITECTURES if each.name == "qwen3_moe")
+MOE = BY_NAME["qwen3_moe"]
 EXPERT = "model.layers.0.mlp.experts.1."
 ASKED = {
     "a matrix": {"keep": EXPERT + "up_proj.weight"},

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from packed_models import (
+    GPT2,
     PROMPT,
     Case,
     assert_close,
@@ -17,7 +18,7 @@ from packed_models import (
     packed_bytes,
 )
 from safetensors.torch import save_file
-from tiny_models import ARCHITECTURES, SIZES, Architecture
+from tiny_models import BY_NAME, SIZES, Architecture
 from tq3_folder import read_tensors
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -26,9 +27,7 @@ from tq3.errors import BadInput, UsageError
 from tq3.integrations.transformers import quantizer
 from tq3.runtime.modules import PackedExperts
 
-QWEN3_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_moe")
-QWEN3_5_MOE = next(a for a in ARCHITECTURES if a.name == "qwen3_5_moe")
-LLAMA = ARCHITECTURES[0]
+LLAMA, QWEN3_MOE, QWEN3_5_MOE = (BY_NAME[each] for each in ("llama", "qwen3_moe", "qwen3_5_moe"))
 
 
 def assert_computes_as_restored(case: Case, folder=None) -> transformers.PreTrainedModel:
@@ -98,10 +97,7 @@ def test_a_bias_is_added(tmp_path):
 
 def test_weights_of_other_modules_are_held_decoded_and_saved_as_they_were(tmp_path):
     """GPT-2 multiplies by transposed matrices: codes of their rows can't be used as they are."""
-    config = transformers.GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512)
-    case = make_case(
-        Architecture("gpt2", transformers.GPT2LMHeadModel, config, frozenset()), tmp_path
-    )
+    case = make_case(GPT2, tmp_path)
     model = assert_computes_as_restored(case)
     assert isinstance(model.transformer.h[0].mlp.c_fc, Conv1D)
     model.save_pretrained(tmp_path / "again")

@@ -147,6 +147,7 @@ ARCHITECTURES = (
         image=SIGLIP_IMAGE,
     ),
 )
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
 
 def write_checkpoint(architecture: Architecture, folder: Path) -> None:

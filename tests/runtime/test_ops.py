@@ -112,10 +112,11 @@ def test_a_compiled_model_gives_the_same():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_it_runs_in_every_mode(mode):
-    packed, norms = layer(9, 4)
+    weight = *layer(9, 4), 3, 128
+    expected = linear(activations(2, 512), *weight)
     with mode():
-        linear(activations(2, 512), packed, norms, 3, 128)
-        linear(activations(2, 512).requires_grad_(), packed, norms, 3, 128)
+        assert_same(linear(activations(2, 512), *weight), expected)
+        assert_same(linear(activations(2, 512).requires_grad_(), *weight).detach(), expected)
 
 
 WRONG = {

@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import ARCHITECTURES, SIZES, Architecture, write_checkpoint
+from tiny_models import BY_NAME, SIZES, Architecture, write_checkpoint
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import tq3
-
-BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
 
 class Pair(NamedTuple):

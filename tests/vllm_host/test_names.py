@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import pytest
 from checkpoints import as_published, make, tiny
@@ -15,6 +16,7 @@ from vllm.model_executor.layers.quantization import (
     register_quantization_config,
 )
 
+from tq3.errors import BadInput
 from tq3.integrations.vllm import register
 from tq3.integrations.vllm.config import Tq3Config
 
@@ -63,6 +65,18 @@ def test_a_folder_without_packed_weights_is_refused(llama, tmp_path):
         engine(tmp_path, FLOAT32, quantization="tq3"),
     ):
         pass
+
+
+def test_a_state_that_vllm_saved_is_refused_and_called_so(llama, tmp_path):
+    with engine(llama.packed, FLOAT32) as llm:
+        llm.collective_rpc(_save_state, args=(str(tmp_path),))
+    with pytest.raises(BadInput, match="as vLLM saved them") as refused:
+        Tq3Config(128).maybe_update_config(str(tmp_path))
+    assert "`tq3 compress`" in str(refused.value)
+
+
+def _save_state(worker: Any, folder: str) -> None:
+    worker.save_sharded_state(folder)
 
 
 @pytest.fixture

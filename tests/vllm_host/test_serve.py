@@ -1,4 +1,4 @@
-"""`vllm serve` of a real model: the HTTP answers of the packed folder are those of the dense one.
+"""`vllm serve` and `run-batch` of a real model: packed they answer as the dense one does.
 
 In float32, so that only the order of additions differs.
 """
@@ -26,7 +26,16 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 SMOLLM2 = Path(__file__).parents[2] / "build" / "smollm2"
 PROMPT = "The capital of France is"
 N_TOKENS = 12
+COMMON = {"max_tokens": N_TOKENS, "temperature": 0}
+CHAT = {
+    "messages": [{"role": "user", "content": "Name three colours."}],
+    "logprobs": True,
+    "top_logprobs": 2,
+}
 START_SECONDS = 240
+VLLM = Path(sys.executable).with_name("vllm")
+OPTIONS = ["--kv-cache-memory-bytes", "1G", "--dtype", "float32", "--max-model-len", "512"]
+OPTIONS += ["--enforce-eager"]
 # Settings of the tests that have vLLM in their own process; a server needs none.
 OF_ENGINES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING",
@@ -76,6 +85,22 @@ def test_chat_completions_are_those_of_the_dense_model(answers):
     assert_same(packed, dense)
 
 
+def test_run_batch_writes_what_a_server_says(folders, answers, tmp_path):
+    packed, _ = folders
+    request = {"custom_id": "colours", "method": "POST", "url": "/v1/chat/completions"}
+    asked, answered = tmp_path / "asked.jsonl", tmp_path / "answered.jsonl"
+    asked.write_text(json.dumps(request | {"body": CHAT | COMMON | {"model": str(packed)}}))
+    files = ("-i", asked, "-o", answered)
+    command = [VLLM, "run-batch", *files, "--model", packed, *OPTIONS]
+    run = subprocess.run(command, env=settings(), capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-5000:]
+    answer = json.loads(answered.read_text())
+    choice = answer["response"]["body"]["choices"][0]
+    _, (_, dense) = answers
+    assert (answer["custom_id"], answer["error"]) == ("colours", None)
+    assert_same(chat_tokens(choice), dense)
+
+
 def assert_same(packed: list[Token], dense: list[Token]) -> None:
     n_clear = next((i for i, t in enumerate(dense) if t.margin <= MARGIN), len(dense))
     assert n_clear >= 5
@@ -89,13 +114,9 @@ def server(folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder.with_name(folder.name + ".log")
-    vllm = Path(sys.executable).with_name("vllm")
-    command = [vllm, "serve", folder, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--kv-cache-memory-bytes", "1G"]
-    command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
-    settings = {name: value for name, value in os.environ.items() if name not in OF_ENGINES}
+    command = [VLLM, "serve", folder, "--host", "127.0.0.1", "--port", str(port), *OPTIONS]
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=settings)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=settings())
     url = f"http://127.0.0.1:{port}"
     try:
         wait(process, url, log)
@@ -103,6 +124,10 @@ def server(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+def settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in OF_ENGINES}
 
 
 def wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -117,8 +142,7 @@ def wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 
 def post(url: str, request: dict[str, Any]) -> dict[str, Any]:
-    common = {"max_tokens": N_TOKENS, "temperature": 0}
-    body = json.dumps(request | common).encode()
+    body = json.dumps(request | COMMON).encode()
     headers = {"Content-Type": "application/json"}
     call = urllib.request.Request(url, body, headers)
     with urllib.request.urlopen(call, timeout=300) as answer:
@@ -135,9 +159,10 @@ def complete(url: str, folder: Path) -> list[Token]:
 
 
 def chat(url: str, folder: Path) -> list[Token]:
-    messages = [{"role": "user", "content": "Name three colours."}]
-    request = {"model": str(folder), "messages": messages, "logprobs": True, "top_logprobs": 2}
-    choice = post(f"{url}/v1/chat/completions", request)
+    return chat_tokens(post(f"{url}/v1/chat/completions", CHAT | {"model": str(folder)}))
+
+
+def chat_tokens(choice: dict[str, Any]) -> list[Token]:
     return [
         Token(entry["token"], margin(top["logprob"] for top in entry["top_logprobs"]))
         for entry in choice["logprobs"]["content"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,6 +60,20 @@ def test_an_adapter_on_packed_layers_answers_as_on_dense_ones(llama, adapter):
         assert_same(greedy(llm), answers(llama.dense, FLOAT32), FLOAT32)
     without = answers(llama.dense, FLOAT32)
     assert sum(a[0].id != b[0].id for a, b in zip(without, dense, strict=True)) > len(dense) / 2
+
+
+def test_a_folder_that_nobody_may_write_into_is_served_and_left_as_it_is(llama, tmp_path):
+    folder = tmp_path / "read_only"
+    shutil.copytree(llama.packed, folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())}
+    for path in reversed(before):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        with engine(folder, FLOAT32) as llm:
+            assert_same(greedy(llm), answers(llama.dense, FLOAT32), FLOAT32)
+        assert {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())} == before
+    finally:
+        folder.chmod(0o755)
 
 
 def test_drafts_of_tokens_that_a_prompt_had_before_change_no_answer(llama):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from architectures import TABLE
 from checkpoints import make, stored_tensors, tiny, with_half_norms
 from engine import answers, assert_same, bytes_of_layers, engine, greedy, parameter
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 pytestmark = pytest.mark.vllm
 
@@ -100,7 +104,7 @@ def test_embeddings_that_a_model_builds_without_a_quantisation(work):
     """Qwen3.5's. A narrower one is too undecided to compare texts."""
     pair = make(
         tiny("qwen3_5", {"hidden_size": 512}),
-        work / "qwen3_5",
+        work / "qwen3_5_embeddings",
         BFLOAT16,
         only=["*proj*", "*embed_tokens*", "lm_head*"],
         scale="norm",
@@ -110,3 +114,27 @@ def test_embeddings_that_a_model_builds_without_a_quantisation(work):
         assert_same(greedy(llm), dense, BFLOAT16)
         (layers,) = bytes_of_layers(llm)
     assert {"language_model.model.embed_tokens", "language_model.lm_head"} <= set(layers)
+
+
+def test_a_kept_table_is_prepared_for_products_where_it_is_a_head_alone(work):
+    """vLLM on a processor makes a second copy of whatever it multiplies by."""
+    pair = make(tiny("llama"), work / "llama", FLOAT32)
+    with engine(pair.packed, FLOAT32) as llm:
+        assert_same(greedy(llm), answers(pair.dense, FLOAT32), FLOAT32)
+        prepared = llm.collective_rpc(_prepared)[0]
+    assert prepared == ["lm_head"]
+    # Its class has no other head than its embeddings.
+    pair = make(TABLE["gemma2"].tiny("gemma2"), work / "table_gemma2", FLOAT32)
+    with engine(pair.packed, FLOAT32) as llm:
+        greedy(llm, 1)
+        assert llm.collective_rpc(_prepared)[0] == [EMBEDDINGS]
+
+
+def _prepared(worker: Any) -> list[str]:
+    """Tables and heads of which vLLM has made its own copy."""
+    layers = worker.get_model().named_modules()
+    return [name for name, layer in layers if "cpu_linear" in vars(layer) and _is_table(layer)]
+
+
+def _is_table(layer: torch.nn.Module) -> bool:
+    return isinstance(layer, VocabParallelEmbedding)

@@ -133,9 +133,18 @@ def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
         raise BadInput.retold(error, before, file="config.json", fix=error.fix) from None
 
 
+def group_of(declared: Mapping[str, Any], file: str = FILE_NAME) -> int:
+    """The group size in tq_config.json, or in config.json. Raises BadInput for another format."""
+    found = declared.get("format")
+    if found != FORMAT:
+        fix = "another package may have written it; pip install -U tq3 reads newer ones"
+        raise BadInput("unknown format", file=file, found=found, expected=FORMAT, fix=fix)
+    group: int = _choice(declared, "group_size", GROUP_SIZES, file)
+    return group
+
+
 def _from_object(raw: Mapping[str, Any]) -> TqConfig:
-    if raw.get("format") != FORMAT:
-        raise BadInput("unknown format", file=FILE_NAME, found=raw.get("format"), expected=FORMAT)
+    group = group_of(raw)
     ours = _typed(raw, "tq3", dict, {})
     version = _typed(ours, "format_version", int, FORMAT_VERSION)
     if version > FORMAT_VERSION:
@@ -150,7 +159,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
     shapes = _typed(ours, "shapes", dict, {})
     return TqConfig(
         bits=_choice(raw, "bits", WIDTHS),
-        group_size=_choice(raw, "group_size", GROUP_SIZES),
+        group_size=group,
         compressed_layers=_typed(raw, "compressed_layers", int, None),
         original_model=_typed(raw, "original_model", str, None),
         original_in_dims=_items(raw, "orig_in_dims", dict, int),
@@ -239,12 +248,14 @@ def _is_a(value: Any, kind: type) -> bool:
     return not isinstance(value, int) or 0 <= value < 2**63
 
 
-def _choice(raw: Mapping[str, Any], key: str, choices: tuple[int | None, ...]) -> Any:
+def _choice(
+    raw: Mapping[str, Any], key: str, choices: tuple[int | None, ...], file: str = FILE_NAME
+) -> Any:
     """One of `choices`; None among them where the key may be missing."""
     value = raw.get(key)
     if value not in choices or isinstance(value, bool):
         allowed = " or ".join(str(choice) for choice in choices if choice is not None)
-        raise BadInput(f"bad {key}", file=FILE_NAME, found=value, expected=allowed)
+        raise BadInput(f"bad {key}", file=file, found=value, expected=allowed)
     return None if value is None else int(value)
 
 

@@ -14,6 +14,8 @@ from tq3.format.config import FORMAT, TqConfig
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 
+# The method that published checkpoints name, and one that no other package has.
+METHOD, ALIAS = "turboquant", "tq3"
 QUANTIZATION_CONFIG = "quantization_config"
 TRANSFORMERS_WEIGHTS = "transformers_weights"
 HOW_TO_LOAD = (
@@ -25,7 +27,7 @@ HOW_TO_LOAD = (
 def quantization_config(recipe: Recipe | TqConfig) -> dict[str, Any]:
     """The value of the key by which hosts recognise the checkpoint."""
     return {
-        "quant_method": "turboquant",
+        "quant_method": METHOD,
         "format": FORMAT,
         "bits": recipe.bits,
         "group_size": recipe.group_size,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tq3.errors import BadInput, UsageError
+from tq3.format.recognition import ALIAS, METHOD
 
 if TYPE_CHECKING:
     import torch
@@ -148,12 +149,12 @@ def _method(config: PreTrainedConfig) -> str | None:
 
 
 def _check_method(integration: Any, method: str, name: str) -> None:
-    if method not in (integration.METHOD, integration.ALIAS):
+    if method not in (METHOD, ALIAS):
         raise BadInput(
             "not a TQ3 checkpoint",
             file=name,
             found=f"quant_method {method!r}",
-            expected=repr(integration.METHOD),
+            expected=repr(METHOD),
             fix="load it with from_pretrained and the package that wrote it",
         )
     if not integration.is_ours(method):

@@ -1,4 +1,4 @@
-"""What module.cpp offers; native.py is its only user. Tensors are addresses, dtypes 0 to 2."""
+"""What module.cpp offers. Tensors are addresses, dtypes the numbers of `native.NUMBERS`."""
 
 from numpy import int8
 from numpy.typing import NDArray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -25,13 +26,24 @@ def check_linear(
 
 
 def check_layer(
-    packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, rotation: int
+    packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, rotation: int, *before: str
 ) -> None:
-    """Refuse what is no packed layer of that width."""
+    """Refuse what is no packed layer of that width. before: dimensions of norms ahead of its own"""
     _check_width(bits, group, rotation)
-    if norms.dim() != 2:
-        refuse("norms.shape", tuple(norms.shape), "(rows, groups of a row)")
-    _check_pair(packed, norms, bits, group)
+    if norms.dim() != len(before) + 2:
+        expected = ", ".join((*before, "rows, groups of a row"))
+        refuse("norms.shape", norms.shape, f"({expected})")
+    if packed.dtype != torch.uint8:
+        refuse("packed.dtype", packed.dtype, torch.uint8)
+    if norms.dtype != torch.float32:
+        refuse("norms.dtype", norms.dtype, torch.float32)
+    n_bytes = norms.numel() * group * bits // 8
+    if packed.numel() != n_bytes:
+        expected = f"{n_bytes} bytes, for norms of the shape {tuple(norms.shape)}"
+        refuse("packed.shape", packed.shape, expected)
+    # A copy at each call would be slower than the layer itself.
+    if not packed.is_contiguous() or not norms.is_contiguous():
+        refuse("packed and norms", "strided memory", "contiguous tensors")
     _check_devices(packed, norms)
 
 
@@ -45,15 +57,13 @@ def check_experts(
     rotation: int,
 ) -> None:
     """Refuse what are no packed experts of that width for that x."""
-    _check_width(bits, group, rotation)
-    if norms.dim() != 3:
-        refuse("norms.shape", tuple(norms.shape), "(experts, rows, groups of a row)")
+    check_layer(packed, norms, bits, group, rotation, "experts")
     if x.dim() != 2:
-        refuse("x.shape", tuple(x.shape), "(pairs, columns)")
-    _check_pair(packed, norms, bits, group)
-    _check_devices(packed, norms)
+        refuse("x.shape", x.shape, "(pairs, columns)")
     _check_tensors(x, norms, group)
-    _check_experts(x, experts)
+    if experts.dtype != torch.int64 or experts.shape != x.shape[:1]:
+        found = f"{tuple(experts.shape)} of {experts.dtype}"
+        refuse("experts", found, f"{tuple(x.shape[:1])} of torch.int64")
 
 
 def check_embedding(
@@ -66,23 +76,16 @@ def check_embedding(
     dtype: torch.dtype,
 ) -> None:
     """Refuse what are no packed rows of that width, or no numbers of rows."""
-    _check_width(bits, group, group)
-    if norms.dim() != 2:
-        refuse("norms.shape", tuple(norms.shape), "(rows, groups of a row)")
+    check_layer(packed, norms, bits, group, group)
     _check_ids(ids, dtype)
-    _check_pair(packed, norms, bits, group)
-    _check_devices(ids, packed, norms)
-    n = norms.shape[1]
-    if not max(0, n - 1) * group < columns <= n * group:
-        refuse("columns", columns, _columns_of(n, group))
+    _check_devices(ids, norms)
+    _check_row("columns", columns, columns, norms, group)
 
 
 def check_tiled(
     x: torch.Tensor, words: torch.Tensor, norms: torch.Tensor, rows: int, group: int, rotation: int
 ) -> None:
     """Refuse what is no layer in tiles for that x."""
-    if words.dim() != 5:
-        refuse("words.shape", tuple(words.shape), "(tiles, units, bits, 32, 4)")
     _check_tiles(words, norms, rows, group, rotation)
     if x.dim() == 0:
         refuse("x.shape", (), "at least one dimension")
@@ -91,8 +94,6 @@ def check_tiled(
 
 def check_layer_in_tiles(words: torch.Tensor, norms: torch.Tensor, rows: int, group: int) -> None:
     """Refuse what is no layer in tiles."""
-    if words.dim() != 5:
-        refuse("words.shape", tuple(words.shape), "(tiles, units, bits, 32, 4)")
     _check_tiles(words, norms, rows, group, group)
     _check_devices(words, norms)
 
@@ -108,11 +109,9 @@ def check_tiled_experts(
     rotation: int,
 ) -> None:
     """Refuse what are no experts in tiles for that x, or a routing that was made for others."""
-    if words.dim() != 6:
-        refuse("words.shape", tuple(words.shape), "(experts, tiles, units, bits, 32, 4)")
-    _check_tiles(words, norms, rows, group, rotation)
+    _check_tiles(words, norms, rows, group, rotation, "experts")
     if x.dim() != 2:
-        refuse("x.shape", tuple(x.shape), "(pairs, columns)")
+        refuse("x.shape", x.shape, "(pairs, columns)")
     _check_activations(x, words, norms, group)
     of_order, of_jobs = sizes(x.shape[0], words.shape[0], group)
     is_one = order.dtype == torch.int64 and jobs.dtype == torch.int32
@@ -140,9 +139,7 @@ def check_tiled_embedding(
     dtype: torch.dtype,
 ) -> None:
     """Refuse what are no rows in tiles, or no numbers of rows."""
-    if words.dim() != 5:
-        refuse("words.shape", tuple(words.shape), "(tiles, units, bits, 32, 4)")
-    _check_tiles(words, norms, len(words) * TILE, group, group)
+    _check_tiles(words, norms, words.shape[:1].numel() * TILE, group, group)
     _check_ids(ids, dtype)
     _check_devices(ids, words, norms)
     _check_columns("columns", columns, words, group)
@@ -150,52 +147,59 @@ def check_tiled_embedding(
 
 def refuse(what: str, found: object, expected: object) -> NoReturn:
     """An error in the words of the codec's."""
+    found = tuple(found) if isinstance(found, torch.Size) else found
     raise ValueError(f"{what}: found {found}, expected {expected}")
 
 
 def _check_width(bits: int, group: int, rotation: int) -> None:
     if bits not in WIDTHS:
-        refuse("bits", bits, "2, 3 or 4")
+        refuse("bits", bits, _one_of(WIDTHS))
     if group not in GROUP_SIZES:
-        refuse("group", group, "32, 64, 128 or 256")
+        refuse("group", group, _one_of(GROUP_SIZES))
     if rotation not in GROUP_SIZES or rotation > group:
-        refuse("rotation", rotation, f"32, 64, 128 or 256, and at most the group of {group}")
+        expected = f"{_one_of(GROUP_SIZES)}, and at most the group of {group}"
+        refuse("rotation", rotation, expected)
+
+
+def _one_of(choices: Sequence[object]) -> str:
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}"
+
+
+def _check_dtype(what: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        refuse(what, dtype, _one_of(DTYPES))
 
 
 def _check_tensors(x: torch.Tensor, norms: torch.Tensor, group: int) -> None:
-    if x.dtype not in DTYPES:
-        refuse("x.dtype", x.dtype, "torch.bfloat16, torch.float16 or torch.float32")
+    _check_dtype("x.dtype", x.dtype)
     _check_devices(x, norms)
-    n = norms.shape[-1]
-    if x.dim() and not max(0, n - 1) * group < x.shape[-1] <= n * group:
-        refuse("x.shape", tuple(x.shape), _columns_of(n, group))
-
-
-def _check_experts(x: torch.Tensor, experts: torch.Tensor) -> None:
-    if experts.dtype != torch.int64 or experts.shape != x.shape[:1]:
-        found = f"{tuple(experts.shape)} of {experts.dtype}"
-        refuse("experts", found, f"{tuple(x.shape[:1])} of torch.int64")
+    if x.dim():
+        _check_row("x.shape", x.shape, x.shape[-1], norms, group)
 
 
 def _check_ids(ids: torch.Tensor, dtype: torch.dtype) -> None:
     if ids.dtype not in (torch.int64, torch.int32):
         refuse("ids.dtype", ids.dtype, "torch.int64 or torch.int32")
-    if dtype not in DTYPES:
-        refuse("dtype", dtype, "torch.bfloat16, torch.float16 or torch.float32")
+    _check_dtype("dtype", dtype)
 
 
 def _check_tiles(
-    words: torch.Tensor, norms: torch.Tensor, rows: int, group: int, rotation: int
+    words: torch.Tensor, norms: torch.Tensor, rows: int, group: int, rotation: int, *before: str
 ) -> None:
+    """before: dimensions ahead of those of one layer"""
+    if words.dim() != len(before) + 5:
+        expected = ", ".join((*before, f"tiles, units, bits, {TILE}, 4"))
+        refuse("words.shape", words.shape, f"({expected})")
     *lead, tiles, units, bits, lanes, word = words.shape
     _check_width(bits, group, rotation)
     if words.dtype != torch.int32 or (lanes, word) != (TILE, 4):
         found = f"{tuple(words.shape)} of {words.dtype}"
         refuse("words", found, f"(..., {TILE}, 4) of torch.int32")
-    expected = (*lead, tiles, units * UNIT // group, 8, 4)
-    if norms.dtype != torch.float32 or norms.shape != expected:
+    of_norms = (*lead, tiles, units * UNIT // group, 8, 4)
+    if norms.dtype != torch.float32 or norms.shape != of_norms:
         found = f"{tuple(norms.shape)} of {norms.dtype}"
-        refuse("norms", found, f"{expected} of torch.float32")
+        refuse("norms", found, f"{of_norms} of torch.float32")
     if not words.is_contiguous() or not norms.is_contiguous():
         refuse("words and norms", "strided memory", "contiguous tensors")
     if not (tiles - 1) * TILE < rows <= tiles * TILE:
@@ -205,8 +209,7 @@ def _check_tiles(
 def _check_activations(
     x: torch.Tensor, words: torch.Tensor, norms: torch.Tensor, group: int
 ) -> None:
-    if x.dtype not in DTYPES:
-        refuse("x.dtype", x.dtype, "torch.bfloat16, torch.float16 or torch.float32")
+    _check_dtype("x.dtype", x.dtype)
     _check_devices(x, words, norms)
     _check_columns("x.shape", x.shape[-1], words, group)
 
@@ -217,20 +220,6 @@ def _check_columns(what: str, columns: int, words: torch.Tensor, group: int) -> 
         refuse(what, f"{columns} columns", f"those of {units} units of {UNIT}")
 
 
-def _check_pair(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> None:
-    if packed.dtype != torch.uint8:
-        refuse("packed.dtype", packed.dtype, torch.uint8)
-    if norms.dtype != torch.float32:
-        refuse("norms.dtype", norms.dtype, torch.float32)
-    n_bytes = norms.numel() * group * bits // 8
-    if packed.numel() != n_bytes:
-        expected = f"{n_bytes} bytes, for norms of the shape {tuple(norms.shape)}"
-        refuse("packed.shape", tuple(packed.shape), expected)
-    # A copy at each call would be slower than the layer itself.
-    if not packed.is_contiguous() or not norms.is_contiguous():
-        refuse("packed and norms", "strided memory", "contiguous tensors")
-
-
 def _check_devices(*tensors: torch.Tensor) -> None:
     first, *others = (tensor.device for tensor in tensors)
     if any(other != first for other in others):
@@ -238,5 +227,8 @@ def _check_devices(*tensors: torch.Tensor) -> None:
         refuse("devices", found, "one and the same")
 
 
-def _columns_of(n: int, group: int) -> str:
-    return f"{(n - 1) * group + 1} to {n * group} columns, for {n} groups of {group}"
+def _check_row(what: str, found: object, columns: int, norms: torch.Tensor, group: int) -> None:
+    n = norms.shape[-1]
+    if not max(0, n - 1) * group < columns <= n * group:
+        expected = f"{(n - 1) * group + 1} to {n * group} columns, for {n} groups of {group}"
+        refuse(what, found, expected)

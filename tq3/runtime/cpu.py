@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +28,15 @@ MOST_TOKENS = {
 _FAST_BF16 = _linear.multiplies_bf16_fast()
 # Decoded weights at a time: few enough to stay in a core's cache until they are multiplied.
 TILE_WEIGHTS = 1 << 21
+
+
+class _Form(NamedTuple):
+    """An input, the shape of its result, and what the kernel is told of both and of the layer."""
+
+    shape: torch.Size | None
+    dtype: torch.dtype | None
+    of_out: tuple[int, ...]
+    arguments: tuple[int, ...]
 
 
 def linear(
@@ -56,13 +66,14 @@ def most_tokens(dtype: torch.dtype) -> int:
 class Layer:
     """A layer whose codes and norms were checked, and what its kernel is told of them each time."""
 
-    __slots__ = ("_columns", "_linear", "_places", "_sizes")
+    __slots__ = ("_columns", "_last", "_linear", "_places", "_sizes")
 
     def __init__(self, packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> None:
         rows, n = norms.shape
         self._columns = (layout.cols,)
         self._linear = get_kernels().bound(layout.bits, layout.group, layout.group)
         self._places, self._sizes = (packed.data_ptr(), norms.data_ptr()), (rows, n)
+        self._last = _Form(None, None, (), ())
 
     def is_of(self, packed: torch.Tensor, norms: torch.Tensor) -> bool:
         """As `direct.Ready` says."""
@@ -70,6 +81,17 @@ class Layer:
 
     def multiply(self, x: torch.Tensor, *_: object) -> torch.Tensor | None:
         """As `direct.Ready` says. Kernels see by themselves that an input is the last one's."""
+        form = self._last
+        if x.shape != form.shape or x.dtype is not form.dtype or not x.is_cpu:
+            found = self._form(x)
+            if found is None:
+                return None
+            self._last = form = found  # a model asks for the same again and again
+        x, out = x.contiguous(), x.new_empty(form.of_out)
+        self._linear(team(), x.data_ptr(), *form.arguments, out.data_ptr())
+        return out
+
+    def _form(self, x: torch.Tensor) -> _Form | None:
         shape, number = x.shape, NUMBERS.get(x.dtype)
         columns = shape[-1] if shape else 0
         if number is None or columns not in self._columns or not x.is_cpu:
@@ -77,10 +99,8 @@ class Layer:
         tokens = x.numel() // columns
         if tokens > most_tokens(x.dtype):
             return None
-        x, out = x.contiguous(), x.new_empty((*shape[:-1], self._sizes[0]))
-        activations = x.data_ptr(), tokens, columns, number
-        self._linear(team(), *activations, *self._places, *self._sizes, out.data_ptr())
-        return out
+        arguments = tokens, columns, number, *self._places, *self._sizes
+        return _Form(shape, x.dtype, (*shape[:-1], self._sizes[0]), arguments)
 
 
 def ready(packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> Layer:

@@ -65,7 +65,7 @@ def linear_tiled(
     rotation: int | None,
 ) -> torch.Tensor:
     """What tq3::linear_tiled_gradient does with real tensors."""
-    on, width = tiled._launcher(g), -(-columns // group) * group
+    on, width = tiled.launcher_of(g), -(-columns // group) * group
 
     def decode(first: int, last: int) -> torch.Tensor:
         piece = slice(first // TILE, -(-last // TILE))

@@ -13,7 +13,7 @@ from tq3.runtime.cuda.layout import Tiles
 from tq3.runtime.cuda.pairs import Routing
 from tq3.runtime.siblings import Siblings
 from tq3.runtime.values import no_values
-from tq3.runtime.weight import PackedWeight, ops, tiled
+from tq3.runtime.weight import PackedWeight
 
 __all__ = [
     "PackedEmbedding",
@@ -23,8 +23,6 @@ __all__ = [
     "PackedWeight",
     "look_up_packed",
     "note_siblings",
-    "ops",
-    "tiled",
     "unpack",
 ]
 
@@ -69,7 +67,11 @@ class PackedLinear(nn.Linear):
         """x: (..., in_features) -> (..., out_features), in x's dtype"""
         # Asked of the module, it would take longer than an operation of torch.
         y: torch.Tensor = self._modules["weight"](x)  # type: ignore[misc]
-        return y if self.bias is None else y + self.bias
+        try:
+            bias = self._parameters["bias"]
+        except KeyError:  # a replica of nn.DataParallel has none of its own
+            bias = self.bias
+        return y if bias is None else y + bias
 
     def reset_parameters(self) -> None:
         """Refused: what is packed is not initialised."""
@@ -116,7 +118,7 @@ class PackedRows(PackedWeight):
             found = torch.ops.tq3.embedding(ids, *parts, layout.bits, layout.group, *of_rows)
         return found
 
-    def _make_ready(self, tiles: Tiles) -> None:
+    def _prepare_device(self, tiles: Tiles) -> None:
         ready.embedding(tiles, self.group_layout.group)
 
 
@@ -209,5 +211,5 @@ class PackedExperts(PackedWeight):
             y = torch.ops.tq3.experts(*codes, norms, experts, self.group_layout.bits, group)
         return y
 
-    def _make_ready(self, tiles: Tiles) -> None:
+    def _prepare_device(self, tiles: Tiles) -> None:
         ready.experts(tiles, self.group_layout.group, self.dtype)

@@ -54,7 +54,8 @@ def linear(
     tokens = x.reshape(-1, x.shape[-1]).contiguous()
     if not len(tokens):
         return x.new_empty(*x.shape[:-1], rows)
-    out = on_device.linear(_launcher(x), tokens, layout.Tiles(words, norms), rows, group, rotation)
+    layer, widths = layout.Tiles(words, norms), (rows, group, rotation)
+    out = on_device.linear(launcher_of(x), tokens, layer, *widths)
     return reshaped(out, *x.shape[:-1], rows)
 
 
@@ -126,7 +127,7 @@ def experts(
     if not len(x):
         return x.new_empty(0, rows)
     layers, routing = layout.Tiles(words, norms), pairs.Routing(order, jobs)
-    return pairs.multiply(_launcher(x), x, layers, routing, rows, group, rotation)
+    return pairs.multiply(launcher_of(x), x, layers, routing, rows, group, rotation)
 
 
 def embedding(
@@ -146,7 +147,8 @@ def embedding(
     return found.view(*ids.shape, columns)
 
 
-def _launcher(x: torch.Tensor) -> Launcher:
+def launcher_of(x: torch.Tensor) -> Launcher:
+    """Where kernels for x run. Raises ValueError where none do."""
     found = support.launcher(x.device)
     if found is None:
         expected = "a GPU that tq3's kernels run on; module.to() brings codes back from tiles"

@@ -14,15 +14,13 @@ from torch import nn
 
 from tq3.errors import UsageError
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.runtime import direct, gradient, ops, rows, tiled
+from tq3.runtime import direct, gradient, rows  # noqa: F401  gradient: torch.ops.tq3, all of it
 from tq3.runtime.arguments import DTYPES, refuse
 from tq3.runtime.cuda import layout as in_tiles
 from tq3.runtime.cuda import ready, support
 from tq3.runtime.direct import Ready, is_unwatched
 from tq3.runtime.siblings import Siblings
 from tq3.runtime.values import WithoutValues
-
-__all__ = ["Codes", "Norms", "PackedWeight", "gradient", "ops", "tiled"]
 
 
 class Codes(nn.Parameter):
@@ -89,8 +87,8 @@ class PackedWeight(WithoutValues):
             self.register_parameter(name[1:], nn.Parameter(empty, requires_grad=False))
         self._is_stacked = stacked
         self.register_state_dict_post_hook(_as_in_the_checkpoint)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_as_it_is_loaded)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_as_it_is_read)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Also called where a host puts a parameter of its own in the place of another."""
@@ -137,9 +135,9 @@ class PackedWeight(WithoutValues):
             norms = self.tq_norms.detach().view(*layout.shape[:-1], layout.groups_per_row)
             self._hold(*in_tiles.repack(self.tq_packed.detach(), norms, layout.bits, layout.group))
         if has_kernels:
-            self._make_ready(in_tiles.Tiles(self.tq_packed.detach(), self.tq_norms.detach()))
+            self._prepare_device(in_tiles.Tiles(self.tq_packed.detach(), self.tq_norms.detach()))
 
-    def _make_ready(self, tiles: in_tiles.Tiles) -> None:
+    def _prepare_device(self, tiles: in_tiles.Tiles) -> None:
         ready.linear(tiles, self.group_layout.group, self.dtype)
 
     def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,11 +176,11 @@ class PackedWeight(WithoutValues):
         layout, (packed, norms) = self.group_layout, self._parts()
         y: torch.Tensor | None
         if is_unwatched(x):
-            ready = self._ready
-            if ready is None or not ready.is_of(packed, norms):
-                ready = self.__dict__["_ready"] = direct.ready(packed, norms, layout)
-            if ready is not None:
-                y = ready.multiply(x, packed, norms, self.siblings)
+            layer = self._ready
+            if layer is None or not layer.is_of(packed, norms):
+                layer = self.__dict__["_ready"] = direct.ready(packed, norms, layout)
+            if layer is not None:
+                y = layer.multiply(x, packed, norms, self.siblings)
                 if y is not None:
                     return y
         self._check_inputs(x)
@@ -243,9 +241,9 @@ def _as_in_the_checkpoint(weight: PackedWeight, state: dict[str, Any], prefix: s
         state[prefix + PACKED[1:]], state[prefix + NORMS[1:]] = packed, norms
 
 
-def _as_it_is_loaded(weight: PackedWeight, *_: Any) -> None:
+def _before_loading(weight: PackedWeight, *_: Any) -> None:
     weight._hold(*weight.stored())
 
 
-def _as_it_is_read(weight: PackedWeight, _: Any) -> None:
+def _after_loading(weight: PackedWeight, _: Any) -> None:
     weight.arrange()

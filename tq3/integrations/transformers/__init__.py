@@ -14,11 +14,12 @@ from transformers.quantizers.auto import (
 )
 from transformers.utils import logging
 
+from tq3.format.recognition import ALIAS, METHOD
 from tq3.integrations.transformers import experts
-from tq3.integrations.transformers.config import ALIAS, METHOD, Tq3Config
+from tq3.integrations.transformers.config import Tq3Config
 from tq3.integrations.transformers.quantizer import Tq3Quantizer
 
-__all__ = ["ALIAS", "METHOD", "Tq3Config", "Tq3Quantizer", "is_ours", "register"]
+__all__ = ["Tq3Config", "Tq3Quantizer", "is_ours", "register"]
 
 _log = logging.get_logger(__name__)
 

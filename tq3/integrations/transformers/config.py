@@ -9,12 +9,8 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tq3.errors import BadInput, UsageError
-from tq3.format.config import FILE_NAME, FORMAT, parse_tq_config
-from tq3.format.recipe import GROUP_SIZES
-from tq3.format.recognition import quantization_config
-
-METHOD = "turboquant"
-ALIAS = "tq3"
+from tq3.format.config import FILE_NAME, FORMAT, group_of, parse_tq_config
+from tq3.format.recognition import METHOD, QUANTIZATION_CONFIG, quantization_config
 
 
 class Tq3Config(QuantizationConfigMixin):
@@ -31,21 +27,11 @@ class Tq3Config(QuantizationConfigMixin):
         quant_method: str = METHOD,
         **others: Any,
     ) -> None:
-        if format != FORMAT:
-            raise BadInput(
-                "quantization_config: unknown format",
-                found=format,
-                expected=FORMAT,
-                fix="another package's checkpoint? pip install -U tq3 reads newer ones",
-            )
-        if group_size not in GROUP_SIZES:
-            allowed = ", ".join(map(str, GROUP_SIZES))
-            found = repr(group_size)
-            raise BadInput("quantization_config: group_size", found=found, expected=allowed)
         self.quant_method = quant_method
         self.format = format
         self.bits = bits
-        self.group_size = group_size
+        declared = {"format": format, "group_size": group_size}
+        self.group_size = group_of(declared, QUANTIZATION_CONFIG)
         self.__dict__.update(
             {name: value for name, value in others.items() if not hasattr(type(self), name)}
         )
@@ -69,5 +55,6 @@ class Tq3Config(QuantizationConfigMixin):
         try:
             text = Path(path).read_text("utf-8")
         except UnicodeDecodeError as error:
-            raise BadInput(f"not UTF-8: {error}", file=FILE_NAME) from None
+            fix = "fetch the file again"
+            raise BadInput(f"not UTF-8: {error}", file=FILE_NAME, fix=fix) from None
         return cls(**quantization_config(parse_tq_config(text)))

@@ -78,7 +78,8 @@ def read_pairs(files: Iterable[str]) -> tuple[dict[str, Pair], set[str]]:
         for suffix, partner in ((PACKED, NORMS), (NORMS, PACKED)):
             stem = name.removesuffix(suffix)
             if stem != name and stem + partner not in found:
-                raise BadInput(f"its {partner} is missing", file=home, tensor=name)
+                fix = "fetch the checkpoint again"
+                raise BadInput(f"its {partner} is missing", file=home, tensor=name, fix=fix)
         stem = name.removesuffix(PACKED)
         if stem != name:
             pairs[stem] = Pair(stem, home, info, found[stem + NORMS][0])

@@ -20,6 +20,7 @@ from tq3.integrations.transformers import adapters, counting, dequantizing, expe
 from tq3.integrations.transformers.convolving import convolve_in_float32
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.mapped import MappedFiles, copy_once
+from tq3.integrations.transformers.parallel import refuse_cuts
 from tq3.integrations.transformers.placing import (
     Place,
     check_names,
@@ -78,6 +79,7 @@ class Tq3Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
+        refuse_cuts(model.config)
         if not checkpoint_files or not all(f.endswith(".safetensors") for f in checkpoint_files):
             raise UsageError(
                 "TQ3 weights are loaded from safetensors files only",
@@ -85,8 +87,12 @@ class Tq3Quantizer(HfQuantizer):
                 fix="call from_pretrained with the checkpoint's folder, or its id on the Hub",
             )
         if model.dtype not in DTYPES:
-            allowed = ", ".join(map(str, DTYPES))
-            raise UsageError("activations of this dtype", found=model.dtype, expected=allowed)
+            raise UsageError(
+                "packed layers take no activations of this dtype",
+                found=model.dtype,
+                expected=", ".join(map(str, DTYPES)),
+                fix="give from_pretrained another `dtype`",
+            )
         self._files = MappedFiles(checkpoint_files)
         pairs, others = read_pairs(checkpoint_files)
         kept = find_kept(model, others)

@@ -16,8 +16,7 @@ from transformers.utils import CONFIG_NAME
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.layout import NORMS, PACKED
-from tq3.format.recognition import QUANTIZATION_CONFIG, say_how_to_load
-from tq3.integrations.transformers.config import ALIAS, METHOD
+from tq3.format.recognition import ALIAS, METHOD, QUANTIZATION_CONFIG, say_how_to_load
 from tq3.integrations.transformers.placing import Place
 from tq3.runtime.held import describes
 from tq3.runtime.modules import PackedWeight

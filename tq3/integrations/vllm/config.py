@@ -20,7 +20,10 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizationConfig,
     QuantizeMethodBase,
 )
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.transformers_utils.config import get_safetensors_params_metadata
@@ -32,21 +35,26 @@ from tq3.format.config import (
     FORMAT,
     TqConfig,
     find_in_model_config,
+    group_of,
     parse_tq_config,
 )
 from tq3.format.layout import PACKED
-from tq3.format.recipe import GROUP_SIZES
+from tq3.format.recognition import ALIAS, METHOD
 from tq3.integrations.stored import Stored, read_shapes
 from tq3.integrations.vllm import names
 from tq3.integrations.vllm.casts import warn_once
 from tq3.integrations.vllm.decoding import CheckpointMapper, Decoder, logger
 from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits, stacks_below
-from tq3.integrations.vllm.kept import KeptExpertsMethod, KeptLinearMethod
+from tq3.integrations.vllm.kept import (
+    KeptEmbeddingMethod,
+    KeptExpertsMethod,
+    KeptLinearMethod,
+)
 from tq3.integrations.vllm.linear import Tq3LinearMethod
 from tq3.integrations.vllm.vocabulary import Tq3VocabularyMethod
+from tq3.runtime.arguments import DTYPES
 
-# The first is the method of published checkpoints, the second only ours.
-NAMES = ("turboquant", "tq3")
+NAMES = (METHOD, ALIAS)
 # vLLM does not say which of them it read.
 _SOURCES = f"config.json or {FILE_NAME}"
 
@@ -66,10 +74,10 @@ class Tq3Config(QuantizationConfig):
         self._declared: dict[str, Any] = {}
 
     def get_name(self) -> str:
-        return NAMES[0]
+        return METHOD
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16, torch.float32]
+        return list(DTYPES)
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -82,19 +90,7 @@ class Tq3Config(QuantizationConfig):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Tq3Config:
         """From config.json's `quantization_config` or, where that is missing, tq_config.json."""
-        if config.get("format") != FORMAT:
-            raise BadInput(
-                "unknown format",
-                file=_SOURCES,
-                found=config.get("format"),
-                expected=FORMAT,
-                fix="another package may have written it",
-            )
-        group = config.get("group_size")
-        if group not in GROUP_SIZES:
-            allowed = " or ".join(map(str, GROUP_SIZES))
-            raise BadInput("bad group_size", file=_SOURCES, found=repr(group), expected=allowed)
-        made = cls(group)
+        made = cls(group_of(config, _SOURCES))
         made._declared = config
         return made
 
@@ -122,7 +118,7 @@ class Tq3Config(QuantizationConfig):
         self.read_record = partial(_read_record, model_name, revision, self._declared)
         if not self.stored.n_packed:
             raise BadInput(
-                "no packed weights in this checkpoint",
+                names.why_none_is_packed(shapes),
                 file=model_name,
                 expected=f"tensors named *{PACKED}",
                 fix="give a folder that `tq3 compress` wrote",
@@ -231,7 +227,7 @@ class Tq3Config(QuantizationConfig):
         meant = own if is_own else self.stored.tables(layer.org_vocab_size, layer.embedding_dim)
         matrix = self.stored.common(meant)
         if matrix is None or not matrix.is_packed:
-            return None
+            return None if isinstance(layer, ParallelLMHead) else KeptEmbeddingMethod()
         self._take(meant)
         decode = partial(self.decode, meant)
         return Tq3VocabularyMethod(matrix, self.stored.group, decode, is_own=is_own)

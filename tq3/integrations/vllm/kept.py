@@ -16,6 +16,8 @@ from vllm.model_executor.layers.linear import (
     UnquantizedLinearMethod,
     register_weight_loader_v2_supported_method,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.platforms import current_platform
 
 from tq3.errors import BadInput
 
@@ -41,6 +43,22 @@ class KeptLinearMethod(UnquantizedLinearMethod):
     def process_weights_after_loading(self, layer: Any) -> None:
         _check(layer.weight, layer.prefix)
         super().process_weights_after_loading(layer)
+
+
+class KeptEmbeddingMethod(UnquantizedEmbeddingMethod):
+    """Prepared for products when it is first used as a head, which most tables never are.
+
+    On a processor that is a second copy; vLLM makes it of each table when it is loaded.
+    """
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Nothing: rows are looked up where they were loaded."""
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x (..., columns) -> (..., rows)"""
+        if current_platform.is_cpu() and not hasattr(layer, "cpu_linear"):
+            super().process_weights_after_loading(layer)
+        return super().apply(layer, x, bias)
 
 
 class KeptExpertsMethod(UnquantizedFusedMoEMethod):

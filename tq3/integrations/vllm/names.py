@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from tq3.format.layout import NORMS, PACKED
@@ -29,6 +31,9 @@ _TRANSPOSED = {"gpt2": {"c_attn", "c_proj", "c_fc"}}
 # Whose rows get another order by names of dense matrices, before a plugin's mapper sees them.
 _REORDERED = {"llama4": {"qkv_proj"}, "llama4_text": {"qkv_proj"}}
 
+# Parameters that only our layers have, on a processor and in the order of a GPU's kernels.
+_SAVED_STATE = re.compile(r"weight_norms$|\.tq3_norms_\d+$")
+
 
 def of_module(name: str) -> str:
     """The name that a matrix has in vLLM."""
@@ -36,6 +41,16 @@ def of_module(name: str) -> str:
         if name.endswith(stored):
             return name.removesuffix(stored) + renamed
     return name
+
+
+def why_none_is_packed(tensors: Iterable[str]) -> str:
+    """What to say of a checkpoint that has these tensors, and none that is packed."""
+    if any(_SAVED_STATE.search(name) for name in tensors):
+        return (
+            "these are parameters of packed layers as vLLM saved them (sharded_state), "
+            "which do not say of which matrices they are and how wide"
+        )
+    return "no packed weights in this checkpoint"
 
 
 def suffixes(model_type: str) -> dict[str, str | None]:

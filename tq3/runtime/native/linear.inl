@@ -92,8 +92,14 @@ __attribute__((always_inline)) inline void sum_octet(const AnyDecoder& decoder,
     for (int t = 0; t < tokens; ++t) add_lanes(lanes[t], sums[t]);
 }
 
-// Octets from asking the memory for one to using it.
+// Octets from asking the memory for one to using it; twice as many where rows are read together.
 constexpr std::size_t kAhead = 8;
+
+// Rows that one token is multiplied by together, octet after octet, where its activations are more
+// bytes than stay in the innermost cache beside weights: they are read from the next one, for all
+// of these rows once.
+constexpr int kRowsTogether = 4;
+constexpr std::size_t kInnermost = std::size_t{24} << 10;
 
 // What lies `ahead` may be behind the weights, which a prefetch forgives and a pointer does not.
 inline void ask_for(const void* now, std::size_t ahead, std::size_t bytes) {
@@ -142,22 +148,38 @@ struct Multiplication {
         add_octet(whole, some_codes, some_norms, left, partial);
     }
 
-    // The output `row` of each token.
-    void add_row(std::size_t row, float (&result)[tokens]) const {
-        OctetF partial[tokens] = {};
-        const std::uint8_t* codes = layer.packed + row * layer.groups * (group * bits / 8);
+    // The outputs `row` and those of the rows behind it, of each token.
+    template <int rows>
+    void add_rows(std::size_t row, float (&results)[rows][tokens]) const {
+        OctetF partial[rows][tokens] = {};
+        const std::size_t row_bytes = layer.groups * (group * bits / 8);
+        const std::uint8_t* codes = layer.packed + row * row_bytes;
         const float* norms = layer.norms + row * layer.groups;
-        for (std::size_t o = 0; o < layer.groups / kOctet; ++o) {
-            ask_for(codes, kAhead * kCodes, kCodes);
-            ask_for(norms, kAhead * sizeof(OctetF), sizeof(OctetF));
-            add_octet(o, codes, norms, kOctet, partial);
+        const std::size_t whole = layer.groups / kOctet;
+        for (std::size_t o = 0; o < whole; ++o) {
+            // Behind the end of a row come others that are read now, and then those that will be.
+            constexpr std::size_t octets_ahead = rows == 1 ? kAhead : 2 * kAhead;
+            const std::size_t others = o + octets_ahead < whole ? 0 : rows - 1;
+            const std::size_t ahead = octets_ahead * kOctet + others * layer.groups;
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; ++r) {
+                const std::uint8_t* of_row = codes + r * row_bytes;
+                const float* its_norms = norms + r * layer.groups;
+                ask_for(of_row, ahead * (group * bits / 8), kCodes);
+                ask_for(its_norms, ahead * sizeof *norms, sizeof(OctetF));
+                add_octet(o, of_row, its_norms, kOctet, partial[r]);
+            }
             codes += kCodes;
             norms += kOctet;
         }
-        if (layer.groups % kOctet) add_last_octet(codes, norms, partial);
-        for (int t = 0; t < tokens; ++t) {
-            const OctetF& p = partial[t];
-            result[t] = ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) {
+            if (layer.groups % kOctet)
+                add_last_octet(codes + r * row_bytes, norms + r * layer.groups, partial[r]);
+            for (int t = 0; t < tokens; ++t) {
+                const OctetF& p = partial[r][t];
+                results[r][t] = ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));
+            }
         }
     }
 };
@@ -199,11 +221,18 @@ void multiply_tokens(const Width& width, const Layer& layer, Range range, std::s
     float results[tokens][kBuffer];
     for (std::size_t row = range.first; row < range.last; row += kBuffer) {
         const std::size_t count = range.last - row < kBuffer ? range.last - row : kBuffer;
-        for (std::size_t i = 0; i < count; ++i) {
-            float result[tokens];
-            product.add_row(row + i, result);
-            for (std::size_t t = 0; t < tokens; ++t) results[t][i] = result[t];
-        }
+        std::size_t i = 0;
+        const auto add_rows = [&]<int rows>() {
+            for (; i + rows <= count; i += rows) {
+                float result[rows][tokens];
+                product.template add_rows<rows>(row + i, result);
+                for (std::size_t r = 0; r < rows; ++r)
+                    for (std::size_t t = 0; t < tokens; ++t) results[t][i + r] = result[r][t];
+            }
+        };
+        if constexpr (tokens == 1)
+            if (bytes > kInnermost) add_rows.template operator()<kRowsTogether>();
+        add_rows.template operator()<1>();
         for (std::size_t t = 0; t < tokens; ++t)
             store_results(out.dtype, results[t], count, out.data,
                           (first_token + t) * layer.rows + row);
