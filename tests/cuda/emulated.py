@@ -21,9 +21,12 @@ HERE = Path(__file__).parent
 # "early": random, and asynchronous copies come at once instead of when they are waited for.
 ORDERS = {"forward": 0, "reverse": 1, "random": 2, "early": 3}
 # The compiler must round as CUDA's intrinsics do.
-FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC")
+# Jumps from one stack to another are what some systems' headers refuse by themselves.
+FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-U_FORTIFY_SOURCE")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 GUARD_BYTES = 256
+# Of shared memory in a multiprocessor of sm_90.
+SHARED_BYTES = 228 << 10
 POISON = 0xAB
 
 
@@ -81,11 +84,18 @@ def as_c(argument):
 
 class Device:
     """Launches calls on the processor: each tensor lies between guards, and what is in a result
-    before is poison. texts: sources that stand for the package's, by kernel.
+    before is poison. texts: sources that stand for the package's, by kernel. launched: the calls.
     """
 
-    def __init__(self, order: str = "forward", processors: int = 1, **texts: str) -> None:
+    def __init__(
+        self,
+        order: str = "forward",
+        processors: int = 1,
+        shared_bytes: int = SHARED_BYTES,
+        **texts: str,
+    ) -> None:
         self.order, self.processors, self._texts = ORDERS[order], processors, texts
+        self.shared_bytes, self.launched = shared_bytes, []
         self.crossing = crossing_of(OTHERS)
 
     def load(self, kernel: str, instance: str) -> None:
@@ -97,6 +107,7 @@ class Device:
 
     def launch(self, call_: Call) -> None:
         """Run a call; what it wrote is in its tensors."""
+        self.launched.append(call_)
         guarded = [_Guarded(each) if _is_tensor(each) else each for each in call_.arguments]
         values = [as_c(each.inside if isinstance(each, _Guarded) else each) for each in guarded]
         addresses = (ctypes.c_void_p * len(values))(
@@ -105,7 +116,7 @@ class Device:
         text = self._texts.get(call_.kernel) or source.kernel(call_.kernel)
         launch = compiled_kernel(text, call_.instance).launch_emulated
         launch.restype = ctypes.c_char_p
-        grid = *call_.grid, call_.threads, self.order
+        grid = *call_.grid, call_.threads, call_.shared_bytes, self.order
         failure = launch(call_.instance.encode(), addresses, *grid).decode()
         assert failure == ""
         for each in guarded:

@@ -15,7 +15,7 @@ import gpu_check
 import pytest
 import through_driver
 import torch
-from emulated import Device
+from emulated import SHARED_BYTES, Device
 from gpu import (
     cases,
     codes,
@@ -59,7 +59,7 @@ class Recorder(Asked):
     """Launches nothing, and keeps calls."""
 
     def __init__(self):
-        super().__init__(1, crossing_of(OTHERS))
+        super().__init__(1, SHARED_BYTES, crossing_of(OTHERS))
         self.calls = []
 
     def launch(self, call):
@@ -106,7 +106,7 @@ def test_a_wrong_kernel_is_a_fault_that_names_its_case_and_not_the_next():
 def test_the_cases_ask_for_every_instance_and_those_that_serve_come_first():
     asked = codes.instances()
     assert {name for _, name in asked} == {name for of in KERNELS for name in instances(of)}
-    served = [i for i, (_, name) in enumerate(asked) if "<Dtype::kBF16, 3, 128, 8>" in name]
+    served = [i for i, (_, name) in enumerate(asked) if "shared<3, 128, 8>" in name]
     assert served[0] < len(asked) / 4
 
 
@@ -503,7 +503,7 @@ def test_what_sections_launch_is_taken_by_the_driver(tmp_path):
     assert found.printed == []
     assert found.given == found.asked
     launched = " ".join(launch for launch, *_ in found.given)
-    for kernel in ("rotate_quantise", "multiply", "rotate", "decode"):
+    for kernel in ("rotate_quantise", "multiply", "share", "rotate", "decode"):
         assert kernel in launched
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from emulated import SHARED_BYTES
 from test_modules_in_tiles import filled, tiled
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +28,7 @@ NO_KERNELS = {
 class Kernels(TorchDispatchMode):
     """Counts kernels: operators of torch, also those that ours consist of, and launches of ours."""
 
-    processors, crossing = 132, crossing_of(OTHERS)
+    processors, shared_bytes, crossing = 132, SHARED_BYTES, crossing_of(OTHERS)
 
     def __init__(self):
         super().__init__()

@@ -11,6 +11,7 @@ import pickle
 
 import pytest
 import torch
+from emulated import SHARED_BYTES
 from layers import calls_of
 from torch import nn
 from transformers import LlamaConfig, Qwen3_5TextConfig
@@ -26,7 +27,7 @@ from tq3.runtime.modules import PackedLinear, PackedWeight, note_siblings
 class FirstValues:
     """kernels: those that were launched."""
 
-    processors, crossing = 1, crossing_of(OTHERS)
+    processors, shared_bytes, crossing = 1, SHARED_BYTES, crossing_of(OTHERS)
 
     def __init__(self):
         self.kernels, self.turn = [], 0

@@ -35,10 +35,12 @@ def run(
     grid: Grid,
     threads: int,
     early: bool = False,
+    shared_bytes: int = 0,
 ) -> Conflicts:
     """Launch `grid` blocks of `threads`, whose number is a multiple of 32.
 
-    parameters: type and bits of each; early: maybe before the kernels ahead have ended
+    parameters: type and bits of each; early: maybe before the kernels ahead have ended;
+    shared_bytes: of a block, beside what the kernel declares
     """
     found = [type_ for type_, _ in parameters]
     if found != list(kernel.parameters.values()):
@@ -50,7 +52,7 @@ def run(
     with np.errstate(all="ignore"):
         for first in range(0, len(blocks), step):
             some = blocks[first : first + step]
-            some = _Blocks(kernel, memory, bits, grid, some, threads, early)
+            some = _Blocks(kernel, memory, bits, grid, some, threads, early, shared_bytes)
             some.run()
             conflicts.passes += some.memory.of_blocks.conflicts.passes
             conflicts.ideal += some.memory.of_blocks.conflicts.ideal
@@ -67,9 +69,10 @@ class _Blocks:
         blocks: np.ndarray,
         threads: int,
         early: bool,
+        shared_bytes: int,
     ) -> None:
         self.kernel, self.blocks = kernel, len(blocks)
-        shared = Shared(len(blocks), kernel.shared_bytes, threads)
+        shared = Shared(len(blocks), kernel.shared_bytes + shared_bytes, threads)
         copies = Copies(shared, len(blocks) * threads)
         are_early = np.full(len(blocks) * threads, early)
         self.memory = Memory(memory, shared, copies, parameters, are_early)
