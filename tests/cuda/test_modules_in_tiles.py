@@ -25,7 +25,7 @@ from tq3.runtime.modules import (
 
 def filled(weight, seed=0):
     """The module with codes and norms, as a host loads them."""
-    layout = weight.layout
+    layout = weight.group_layout
     packed, norms = layer(layout.rows, layout.groups_per_row, layout.bits, layout.group, seed)
     weight.tq_packed.data.copy_(packed.view(weight.tq_packed.shape))
     weight.tq_norms.data.copy_(norms.view(weight.tq_norms.shape))
