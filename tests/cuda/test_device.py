@@ -108,7 +108,7 @@ def layer(kind, *shape, **how):
     return filled(kind(GroupLayout(shape, 3, 128), dtype=torch.bfloat16, **how))
 
 rows = layer(PackedRows, 700, 512)
-head = PackedWeight(rows.layout, dtype=torch.bfloat16)
+head = PackedWeight(rows.group_layout, dtype=torch.bfloat16)
 head.tq_packed, head.tq_norms = rows.tq_packed, rows.tq_norms
 embedding = nn.Embedding(700, 512, device="meta")
 look_up_packed(embedding, rows)

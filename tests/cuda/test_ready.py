@@ -84,7 +84,7 @@ def test_rows_that_are_looked_up_need_constants_only(device, monkeypatch):
 
 def test_a_cast_and_a_shared_weight_are_made_ready_too(device):
     weight = filled(PackedWeight(GroupLayout((40, 300), 3, 128)))
-    other = PackedWeight(weight.layout, dtype=torch.float16)
+    other = PackedWeight(weight.group_layout, dtype=torch.float16)
     other.tq_packed, other.tq_norms = weight.tq_packed, weight.tq_norms
     weight.arrange()
     of_float = set(device.loaded)
@@ -96,8 +96,8 @@ def test_a_cast_and_a_shared_weight_are_made_ready_too(device):
     }
     PackedLinear(weight).to(torch.bfloat16)
     assert any("kBF16" in instance for _, instance in device.loaded)
-    # Activations of no kernel's dtype are refused when they come.
-    PackedLinear(weight).to(torch.float64)
+    with pytest.raises(UsageError, match="found torch.float64"):
+        PackedLinear(weight).to(torch.float64)
 
 
 def test_loading_while_a_graph_is_captured_is_refused(monkeypatch):

@@ -173,6 +173,7 @@ with warnings.catch_warnings(record=True) as warned:
 assert [str(w.message).partition(":")[0] for w in warned] == [
     "tq3 was installed without its compiled kernels"
 ]
+assert warned[0].filename == "<tq3>"
 assert torch.equal(found, generic.linear(x, packed, norms, 3, 128, 128))
 """
 

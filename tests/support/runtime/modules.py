@@ -37,7 +37,7 @@ def packed_weight(
 
 def restored(weight: PackedWeight) -> torch.Tensor:
     """By the reference codec."""
-    layout = weight.layout
+    layout = weight.group_layout
     packed, norms = weight.tq_packed.flatten(0, -2), weight.tq_norms.flatten(0, -2)
     values = reference.decode(packed.numpy(), norms.numpy(), layout.bits, layout.group, layout.cols)
     return torch.from_numpy(values).reshape(layout.shape)
@@ -45,7 +45,7 @@ def restored(weight: PackedWeight) -> torch.Tensor:
 
 def filled(weight: Weight, seed: int = 0) -> Weight:
     """The module with codes and norms, as a host loads them."""
-    layout = weight.layout
+    layout = weight.group_layout
     packed, norms = layer(layout.rows, layout.groups_per_row, layout.bits, layout.group, seed)
     weight.tq_packed.data.copy_(packed.view(weight.tq_packed.shape))
     weight.tq_norms.data.copy_(norms.view(weight.tq_norms.shape))
