@@ -16,7 +16,7 @@ from tq3.format.layout import GroupLayout
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime import generic, reference
 from tq3.runtime.cuda import calls, layout, linear, many, pairs
-from tq3.runtime.cuda.calls import Launcher
+from tq3.runtime.cuda.launches import Launcher
 from tq3.runtime.modules import PackedExperts, PackedRows, PackedWeight
 
 Results = list[torch.Tensor]

@@ -27,8 +27,8 @@ from gpu.timing import (
 )
 
 from tq3.runtime.cuda import linear
-from tq3.runtime.cuda.calls import Launcher
 from tq3.runtime.cuda.crossings import Crossing
+from tq3.runtime.cuda.launches import Launcher
 from tq3.runtime.cuda.layout import Tiles
 
 ALWAYS, NEVER = 0, 1 << 30

@@ -15,7 +15,7 @@ import torch
 from gpu.rows import Row
 
 from tq3.runtime.cuda import support
-from tq3.runtime.cuda.calls import Launcher
+from tq3.runtime.cuda.launches import Launcher
 
 Task = Callable[[], Any]
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from gpu.machine import Machine
 from gpu.rows import Row
 
 from tq3.runtime.cuda import layout
-from tq3.runtime.cuda.calls import Call, Launcher
+from tq3.runtime.cuda.launches import Call, Launcher
 from tq3.runtime.cuda.layout import Tiles
 
 GROUP = 128

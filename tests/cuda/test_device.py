@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 TENSORS = """
 import contextlib, threading, torch
 from tq3.runtime.cuda import device as module
-from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.launches import Call
 from tq3.runtime.weight import Norms
 device = through_driver.device()
 assert device.processors == 3

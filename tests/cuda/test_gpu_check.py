@@ -38,8 +38,8 @@ from support.cuda.emulated import SHARED_BYTES, Device
 from support.cuda.instances import KERNELS, instances
 
 from tq3.runtime.cuda import crossings, source
-from tq3.runtime.cuda.calls import Call
 from tq3.runtime.cuda.crossings import OTHERS, crossing_of
+from tq3.runtime.cuda.launches import Call
 from tq3.runtime.cuda.ready import Asked
 
 SMALL_CASES = {case.kind: case for case in cases.one_of_each_kind()}

@@ -13,7 +13,7 @@ from support.cuda.ptx.device import Device
 from support.cuda.ptx.snippets import launch, place
 
 from tq3.runtime.cuda import source
-from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.launches import Call
 
 # What stands before them is the text of a kernel, for its mma_m16n8k32.
 # By the indices that the PTX manual prints for the fragments of m16n8k32; a is row by row, b column

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from tq3.runtime.cuda import calls
-from tq3.runtime.cuda.calls import Activations, Launcher, Quantise
+from tq3.runtime.cuda.calls import Activations, Quantise
+from tq3.runtime.cuda.launches import Launcher
 
 
 class _Last(NamedTuple):

@@ -35,7 +35,7 @@ from tq3.runtime.arguments import (
 )
 from tq3.runtime.cuda import calls, layout, pairs, support
 from tq3.runtime.cuda import linear as on_device
-from tq3.runtime.cuda.calls import Launcher
+from tq3.runtime.cuda.launches import Launcher
 from tq3.runtime.ops import define, differentiate, no_gradient, reshaped
 from tq3.runtime.siblings import Siblings
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tq3.runtime.cuda import calls, layout, source
-from tq3.runtime.cuda.calls import Call
 from tq3.runtime.cuda.crossings import OTHERS, crossing_of
+from tq3.runtime.cuda.launches import Call
 
 HERE = Path(__file__).parents[2] / "cuda"
 # "early": random, and asynchronous copies come at once instead of when they are waited for.

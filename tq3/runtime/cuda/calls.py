@@ -1,18 +1,17 @@
 """A packed layer times activations as calls of kernels: which instance, what grid, with what.
 
-Nothing here needs a GPU: a *device* is what launches calls, and tests have one that runs them on
-the processor.
+Nothing here needs a GPU: a *device* is what launches calls (launches.py), and tests have one that
+runs them on the processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
 
 import torch
 
 from tq3.runtime import arithmetic as fixed
-from tq3.runtime.cuda.crossings import Crossing
+from tq3.runtime.cuda.launches import Call, Launcher
 from tq3.runtime.cuda.layout import TILE, UNIT, Tiles, padded_groups
 
 # Tokens that a product of tensor cores takes, and the most such products of a block, which decodes
@@ -33,46 +32,6 @@ PARTIAL_SUMS = 8
 DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 
 Activations = tuple[torch.Tensor, torch.Tensor]
-
-
-class Call(NamedTuple):
-    """A kernel, its grid of blocks, and its arguments: tensors, whole numbers (32 bits), floats,
-    and None for no tensor.
-
-    early: it may start before the kernel ahead in the stream has ended, for whose end it waits
-    itself. What it reads of the weights before then, nothing directly ahead may have written.
-    shared_bytes: of shared memory for each block, beside what the kernel declares
-    """
-
-    kernel: str
-    instance: str
-    grid: tuple[int, int, int]
-    threads: int
-    arguments: tuple[torch.Tensor | int | float | None, ...]
-    early: bool = False
-    shared_bytes: int = 0
-
-
-class Launcher(Protocol):
-    """Where calls run, one after the other. processors: multiprocessors of the device;
-    shared_bytes: of shared memory in each.
-    """
-
-    @property
-    def processors(self) -> int: ...
-
-    @property
-    def shared_bytes(self) -> int: ...
-
-    @property
-    def crossing(self) -> Crossing: ...
-
-    def load(self, kernel: str, instance: str) -> object: ...
-
-    def launch(self, call: Call) -> None: ...
-
-    def sequence(self) -> Hashable:
-        """Another one wherever what was launched before may not have run, or not be replayed."""
 
 
 Quantise = Callable[[Launcher, torch.Tensor, int, int, int, int], Activations]

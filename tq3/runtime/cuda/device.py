@@ -12,8 +12,8 @@ from cuda.bindings import driver
 
 from tq3.runtime.constants import refuse_in_a_capture
 from tq3.runtime.cuda import compiler
-from tq3.runtime.cuda.calls import Call
 from tq3.runtime.cuda.crossings import crossing_of
+from tq3.runtime.cuda.launches import Call
 
 # The driver's version from which on it can be told to load a function, and from which on a CUDA
 # graph keeps that a kernel may start early.

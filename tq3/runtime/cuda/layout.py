@@ -57,7 +57,7 @@ def repack(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> 
 
 def settle(device: torch.device) -> None:
     """Wait for what is queued on a GPU: a kernel may ask for weights before what is directly ahead
-    of it in the stream has ended (calls.Call), so nothing that writes them may be.
+    of it in the stream has ended (launches.Call), so nothing that writes them may be.
     """
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

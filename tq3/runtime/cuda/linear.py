@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from tq3.runtime.cuda import calls, many
-from tq3.runtime.cuda.calls import Launcher, Quantise
+from tq3.runtime.cuda.calls import Quantise
+from tq3.runtime.cuda.launches import Launcher
 from tq3.runtime.cuda.layout import Tiles
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 from tq3.runtime import arithmetic as fixed
-from tq3.runtime.cuda.calls import DTYPES, THREADS, WARPS, Call, Launcher
+from tq3.runtime.cuda.calls import DTYPES, THREADS, WARPS
+from tq3.runtime.cuda.launches import Call, Launcher
 from tq3.runtime.cuda.layout import TILE, Tiles
 
 

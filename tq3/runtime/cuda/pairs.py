@@ -10,7 +10,7 @@ import torch
 
 from tq3.runtime.constants import constant
 from tq3.runtime.cuda import calls
-from tq3.runtime.cuda.calls import Launcher
+from tq3.runtime.cuda.launches import Launcher
 from tq3.runtime.cuda.layout import Tiles
 
 

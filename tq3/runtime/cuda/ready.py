@@ -13,8 +13,9 @@ import torch
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime.cuda import linear as on_device
 from tq3.runtime.cuda import pairs, support
-from tq3.runtime.cuda.calls import DTYPES, Call
+from tq3.runtime.cuda.calls import DTYPES
 from tq3.runtime.cuda.crossings import Crossing
+from tq3.runtime.cuda.launches import Call
 from tq3.runtime.cuda.layout import UNIT, Tiles
 
 # Numbers of tokens, or pairs, among which each instance that any number asks for is asked for.

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from tq3.runtime.cuda.calls import Launcher
+from tq3.runtime.cuda.launches import Launcher
 from tq3.runtime.warning import warn
 
 _INSTEAD = "packed layers on this device are decoded at each use, which is slow"

@@ -13,7 +13,7 @@ from support.cuda.ptx.memory import Global, Traffic
 from support.cuda.ptx.parsing import Kernel, parse
 from support.cuda.ptx.shared import Conflicts
 from tq3.runtime.cuda import compiler
-from tq3.runtime.cuda.calls import Call
+from tq3.runtime.cuda.launches import Call
 
 # Below it the launch of a kernel waits until those ahead have ended.
 EARLY_FROM = 90
