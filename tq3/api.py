@@ -32,7 +32,7 @@ from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import describe, describe_plan
 from tq3.pipelines.description import Description
 from tq3.pipelines.machine import check_workers
-from tq3.pipelines.opening import open_source
+from tq3.pipelines.opening import open_source, options_of_both
 from tq3.pipelines.restore import restore_checkpoint
 from tq3.publication.result import Publication
 from tq3.storage.selection import Selection
@@ -152,12 +152,13 @@ def verify(
     What is wrong is in the answer's `faults`; errors are raised for what isn't there or can't be
     listed, and for a source that can't be read.
     """
+    hub, source_hub = options_of_both(path, options.get("source"), options)
     run = verify_checkpoint(
         path,
         source=options.get("source"),
         structure=options.get("structure", False),
-        hub=HubOptions(**only(HubKeywords, options)),
-        source_hub=HubOptions(revision=options.get("source_revision")),
+        hub=hub,
+        source_hub=source_hub,
         **only(MachineKeywords, options),
     )
     return follow(run, on_event)

@@ -25,7 +25,7 @@ from tq3.format.config import parse_tq_config, stand_in
 from tq3.format.recipe import Recipe
 from tq3.hub.cache import needed
 from tq3.hub.options import HubOptions
-from tq3.pipelines.opening import is_repository_id
+from tq3.pipelines.opening import is_repository_id, options_of_both
 
 MODEL = "some-org/some-model"
 LAYERS = 4
@@ -223,6 +223,33 @@ def test_where_all_is_in_the_hub_cache_no_network_binds(hub, tmp_path):
     events: list[object] = []
     tq3.compress(MODEL, tmp_path / "out", download=True, on_event=events.append)
     assert {event.rates for event in events if isinstance(event, Progress)} == {None}
+
+
+def test_a_download_beside_a_folder_fetches_the_other(hub, models, tmp_path):
+    tq3.compress(MODEL, tmp_path / "out")
+    cache = Path(constants.HF_HUB_CACHE, f"models--{MODEL.replace('/', '--')}")
+    assert not list(cache.rglob("*.safetensors"))
+    assert tq3.verify(tmp_path / "out", source=MODEL, download=True).ok
+    assert list(cache.rglob("*.safetensors"))
+    for source in (None, models / MODEL):
+        with pytest.raises(UsageError, match="out: --revision and --download are for"):
+            tq3.verify(tmp_path / "out", source=source, download=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "fetched"),
+    [
+        ("a/b", "c/d", (True, True)),
+        ("a/b", "./d", (True, False)),
+        ("./b", "c/d", (False, True)),
+        ("./b", "./d", (True, False)),  # and is refused
+        ("a/b", None, (True, False)),
+    ],
+)
+def test_a_download_is_of_every_repository_that_is_named(path, source, fetched):
+    found = options_of_both(path, source, {"download": True, "source_revision": "v1"})
+    assert tuple(each.download for each in found) == fetched
+    assert tuple(each.revision for each in found) == (None, "v1")
 
 
 def test_a_download_that_fails_is_begun_again(hub, snapshot, tmp_path):

@@ -204,7 +204,8 @@ class HubKeywords(RevisionKeywords, total=False):
     """How a repository is read: `tq3.hub.options.HubOptions`."""
 
     download: Annotated[
-        bool, Option("Fetch a repository into the Hub cache first, and read that.", RUN)
+        bool,
+        Option("Fetch each repository that is named into the Hub cache first, and read that.", RUN),
     ]
     show_download: bool
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tq3.errors import BadInput, NetworkError, UsageError
 from tq3.format.files import Source
-from tq3.format.options import StrPath
+from tq3.format.options import BesideKeywords, StrPath
 from tq3.hub.options import HubOptions
 from tq3.storage.local import LocalFiles
 
@@ -52,6 +52,24 @@ def open_source(source: StrPath, options: HubOptions = FOLDER) -> Iterator[Sourc
         )
     with LocalFiles(source) as files:
         yield files
+
+
+def options_of_both(
+    path: StrPath, source: StrPath | None, options: BesideKeywords
+) -> tuple[HubOptions, HubOptions]:
+    """How `path` is read and how `source`, of which a download is for those on the Hub.
+
+    Where neither is there, it is for `path`, so that `open_source` refuses it.
+    """
+    fetched = FOLDER
+    if options.get("download"):
+        fetched = HubOptions(download=True, show_download=options.get("show_download", False))
+    elsewhere = source is not None and is_repository_id(source)
+    here = is_repository_id(path) or not elsewhere
+    return (
+        replace(fetched if here else FOLDER, revision=options.get("revision")),
+        replace(fetched if elsewhere else FOLDER, revision=options.get("source_revision")),
+    )
 
 
 def _asks_the_hub(options: HubOptions) -> bool:
