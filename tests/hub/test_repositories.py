@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from support.factories import (
     contents,
     random_tensor,
@@ -23,12 +25,30 @@ from tq3.errors import BadInput, NetworkError, StorageError, UsageError
 from tq3.events import Progress
 from tq3.format.config import parse_tq_config, stand_in
 from tq3.format.recipe import Recipe
+from tq3.format.repositories import is_repository_name
 from tq3.hub.cache import needed
 from tq3.hub.options import HubOptions
 from tq3.pipelines.opening import is_repository_id, options_of_both
 
 MODEL = "some-org/some-model"
 LAYERS = 4
+NAMES = (
+    *(
+        "a",
+        "a/b",
+        "_a/b_",
+        "a.b/c-d",
+        "a" * 96,
+        "a" * 96 + "/b",
+        "é",
+        "a/b/c",
+        "a b",
+        "",
+        "/",
+        "a/",
+    ),
+    *("-a", "a-", ".a", "a.", "a--b", "a..b", "a.git", "a.git/b", "a" * 97, "a/" + "b" * 97, "a\n"),
+)
 IMPATIENT = HubOptions(patience_seconds=0.3, first_wait_seconds=0.01, longest_wait_seconds=0.05)
 
 
@@ -325,6 +345,16 @@ def test_ids_are_told_from_paths(tmp_path, monkeypatch):
         assert is_repository_id(name), name
     for name in ("org", ".", "..", "a/", "/a", "./a", "../a", "a/b/c", "~/a", "a b", "a/.b", ""):
         assert not is_repository_id(name), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_a_repositorys_where_huggingface_hub_says_so(name):
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        assert not is_repository_name(name)
+    else:
+        assert is_repository_name(name)
 
 
 def test_a_run_on_the_hub_refuses_to_write_less_than_it_can(hub, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.recognition import ALIAS, METHOD
+from tq3.format.repositories import is_repository_name
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def _from_pretrained(kind: Any, name: str, options: dict[str, Any]) -> tuple[Any
 
 def _check_folder(name: str, folder: Path) -> None:
     """Refuse what is neither a folder with a config.json nor can be an id."""
-    may_be_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not Path(name).exists()
+    may_be_id = is_repository_name(name) and not Path(name).exists()
     if may_be_id or (folder / "config.json").is_file():
         return
     details: dict[str, Any] = {"file": folder, "fix": "give a folder that `tq3 compress` wrote"}

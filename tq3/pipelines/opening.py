@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,20 +11,19 @@ from typing import TYPE_CHECKING
 from tq3.errors import BadInput, NetworkError, UsageError
 from tq3.format.files import Source
 from tq3.format.options import BesideKeywords, StrPath
+from tq3.format.repositories import is_repository_name
 from tq3.hub.options import HubOptions
 from tq3.storage.local import LocalFiles
 
 if TYPE_CHECKING:
     from tq3.hub.files import HubFiles
 
-_WORD = r"[A-Za-z0-9](?:[\w.-]*\w)?"
-_ID = re.compile(rf"{_WORD}(?:/{_WORD})?", re.ASCII)
 FOLDER = HubOptions()
 
 
 def is_repository_id(source: StrPath) -> bool:
     """Whether this text (no path object) is NAME or ORGANISATION/NAME, and nothing is there."""
-    return isinstance(source, str) and bool(_ID.fullmatch(source)) and not os.path.lexists(source)
+    return isinstance(source, str) and is_repository_name(source) and not os.path.lexists(source)
 
 
 @contextmanager
