@@ -115,7 +115,10 @@ USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
         lambda path: compress(path, "--target-size", "1kB"),
         "the target can't be reached (found 1,000 bytes, expected ",
     ),
-    "lm head": (lambda path: compress(path, "--lm-head", 5), "Invalid value for '--lm-head'"),
+    "lm head": (
+        lambda path: compress(path, "--lm-head", 5),
+        "tq3: error: invalid value for '--lm-head': '5' is not one of '2', '3', '4'; see `",
+    ),
     "tensors of no dry run": (lambda path: compress(path, "--tensors"), "add --dry-run"),
     "no target": (lambda path: ("compress", path), "missing argument OUT"),
     "a target that is not empty": (refilled, "--overwrite"),
@@ -155,8 +158,8 @@ def check_error(result, code: int, words: str) -> None:
     assert result.exit_code == code
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
-    # Option errors of the parser come in a box as wide as the terminal.
-    assert words in re.sub(r"[\s│]+", " ", result.stderr)
+    assert result.stderr.startswith("tq3: error: ") or code != 2
+    assert words in re.sub(r"\s+", " ", result.stderr)
 
 
 @pytest.mark.parametrize(("make", "words"), USAGE.values(), ids=USAGE)

@@ -193,7 +193,7 @@ def test_garbage_in_any_json_file_is_a_sentence_or_does_not_matter(tq3, whole, n
 def test_a_command_without_its_arguments_is_a_wrong_request(tq3, command):
     result = tq3(command)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "Missing argument" in result.stderr
+    assert "tq3: error: missing argument" in result.stderr
 
 
 def test_an_empty_name_is_not_the_current_folder(tq3, whole, monkeypatch):

@@ -11,6 +11,7 @@ import typer
 import tq3
 from tq3.cli import options as opt
 from tq3.cli.evaluating import evaluate
+from tq3.cli.program import Program
 from tq3.cli.publishing import card, push
 from tq3.cli.screen import Screen
 from tq3.errors import UsageError
@@ -24,6 +25,7 @@ from tq3.format.options import (
 
 app = typer.Typer(
     name="tq3",
+    cls=Program,
     help="Turn a Hugging Face checkpoint into a 3-bit one, on a CPU.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
