@@ -16,8 +16,8 @@ from tq3.events import (
 )
 from tq3.format import config as tq_config
 from tq3.format import manifest
-from tq3.format.arguments import of_its_types
-from tq3.format.options import StrPath
+from tq3.format.arguments import Unpack, of_its_types
+from tq3.format.options import PushKeywords, StrPath
 from tq3.format.repositories import check_repository_name
 from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
 from tq3.hub.sharing import look_up, reasons_to_ask
@@ -44,29 +44,22 @@ def push_checkpoint(
     repo_id: str,
     *,
     may_share: MayShare,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    dry_run: bool = False,
-    overwrite_card: bool = False,
-    base_model: str | None = None,
-    template: StrPath | None = None,
     bars: bool = False,
+    **options: Unpack[PushKeywords],
 ) -> Run[Publication]:
     """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub, telling what happens.
 
     may_share: asked with the reasons before a gated, private or non-commercial model is public
-    private: make the repository so, where it is not there yet
-    revision: the branch, made where it is not there; create_pr: a pull request to the main one
-    dry_run: write nothing there; overwrite_card: replace a README.md that somebody wrote
-    base_model, template: see `tq3.publication.card.make_card`
     bars: let huggingface_hub draw its progress bars while it uploads
+    options: see `tq3.format.options.PushKeywords`
 
     Raises VerificationFailed for a checkpoint that is not sound, NetworkError for what the Hub
     does not let happen, UsageError, BadInput or StorageError. A push that ended early is completed
     by the same push: what was uploaded is not sent again.
     """
     check_repository_name(repo_id)
+    revision, create_pr = options.get("revision"), options.get("create_pr", False)
+    dry_run, template = options.get("dry_run", False), options.get("template")
     if revision == "":
         raise UsageError("--revision is empty", fix="name a branch")
     if create_pr and revision:
@@ -77,15 +70,16 @@ def push_checkpoint(
         branch = Branch(repo_id, revision, create_pr=create_pr)
         if not dry_run:
             branch.check_login()
-        push = _Push(files, branch, private)
+        push = _Push(files, branch, options.get("private", False))
         verification = yield from verify_checkpoint(files.folder)
         if not verification.ok:
             raise verification.refusal()
-        facts = gather_facts(files, base_model)
+        facts = gather_facts(files, options.get("base_model"))
         yield from push.sharing_notices(facts)
         if not dry_run:
             push.check_sharing(may_share)
         yield from push.read_files()
+        overwrite_card = options.get("overwrite_card", False)
         push.add_card(facts, overwrite_card, Path(template) if template else None)
         if not dry_run:
             yield from push.upload(bars)
