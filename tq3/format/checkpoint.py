@@ -22,6 +22,7 @@ from tq3.format.weight_files import (
 from tq3.units import counted
 
 CONTINUE = "the tq3 command that began it goes on from there; or delete the folder"
+FETCH_TOGETHER = "fetch index and shards again, from one revision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def read_checkpoint(files: Files) -> Checkpoint:
     weight_map = read_weight_map(files, index, read) if index else {}
     weight_files = tuple(sorted(set(weight_map.values()))) or (single_file(files, names),)
     tensors, stamps = _read_files(files, weight_files)
-    _refuse_contradictions(weight_map, tensors)
+    for error in misplaced(weight_map, tensors):
+        raise error
     copies: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     if is_single_taken(names, weight_files):
@@ -87,7 +89,8 @@ def _read_files(files: Files, names: tuple[str, ...]) -> tuple[tuple[Located, ..
     stamps = {name: files.stamp(name) for name in names}
     files.expect(names)
     tensors = tuple(tensor for name in names for tensor in read_tensors(files, name))
-    _refuse_contradictions({}, tensors)
+    for error in repeated(tensors):
+        raise error
     return tensors, stamps
 
 
@@ -137,33 +140,32 @@ def read_tensors(files: Files, file: str) -> list[Located]:
     return [Located(header.tensors[name], file, offset) for name, offset in ordered]
 
 
-def contradictions(
+def repeated(tensors: Iterable[Located]) -> Iterator[BadInput]:
+    """An error for each tensor that lies in a weight file before, too."""
+    first: dict[str, str] = {}
+    for tensor in tensors:
+        name = tensor.info.name
+        if name in first:
+            yield BadInput(f"also in {first[name]}", file=tensor.file, tensor=name)
+        first.setdefault(name, tensor.file)
+
+
+def misplaced(
     weight_map: Mapping[str, str], tensors: Iterable[Located], unread: Collection[str] = ()
-) -> Iterator[tuple[str, BadInput]]:
-    """What index and weight files say differently: the check of `tq3 verify`, and the error.
+) -> Iterator[BadInput]:
+    """An error for each tensor that is not in the file that the index names.
 
     weight_map: tensor -> file, empty without an index; unread: files whose tensors nobody knows
     """
     places: dict[str, list[str]] = {}
     for tensor in tensors:
-        name, files = tensor.info.name, places.setdefault(tensor.info.name, [])
-        if files:
-            yield "TQ202", BadInput(f"also in {files[0]}", file=tensor.file, tensor=name)
-        files.append(tensor.file)
+        places.setdefault(tensor.info.name, []).append(tensor.file)
     for name, file in weight_map.items():
         if file not in places.get(name, ()) and file not in unread:
-            yield (
-                "TQ203",
-                BadInput(
-                    "the index names a tensor that the file does not have",
-                    file=file,
-                    tensor=name,
-                    found=", ".join(places.get(name, ())) or "no such tensor",
-                    fix="fetch index and shards again, from one revision",
-                ),
+            yield BadInput(
+                "the index names a tensor that the file does not have",
+                file=file,
+                tensor=name,
+                found=", ".join(places.get(name, ())) or "no such tensor",
+                fix=FETCH_TOGETHER,
             )
-
-
-def _refuse_contradictions(weight_map: Mapping[str, str], tensors: Iterable[Located]) -> None:
-    for _, error in contradictions(weight_map, tensors):
-        raise error

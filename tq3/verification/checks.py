@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tq3.errors import BadInput, StorageError, Tq3Error, VerificationFailed
-from tq3.format.checkpoint import CONTINUE
+from tq3.format.checkpoint import CONTINUE, FETCH_TOGETHER
 from tq3.format.json_text import finite
 from tq3.units import counted
 
@@ -46,11 +46,11 @@ _KNOWN = {
     ),
     "TQ203": (
         "the index names a tensor that its file does not have",
-        "fetch index and shards again, from one revision",
+        FETCH_TOGETHER,
     ),
     "TQ204": (
         "a tensor that the index does not know",
-        "fetch index and shards again, from one revision",
+        FETCH_TOGETHER,
     ),
     "TQ205": ("codes without norms, or norms without codes", _FETCH_ALL),
     "TQ206": ("a tensor is stored as it is and as codes", _FETCH_ALL),

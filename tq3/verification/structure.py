@@ -14,7 +14,7 @@ from typing import Any
 
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
-from tq3.format.checkpoint import Checkpoint, Located, contradictions, read_tensors
+from tq3.format.checkpoint import Checkpoint, Located, misplaced, read_tensors, repeated
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Source, read_object, read_text
 from tq3.format.layout import NORMS, PACKED, GroupLayout
@@ -208,8 +208,10 @@ def _read_header(files: Source, file: str, found: Structure) -> list[Located] | 
 def _check_index(found: Structure) -> None:
     """Each tensor in one file, and in that which the index says."""
     weight_map = found.weight_map or {}
-    for check, error in contradictions(weight_map, found.tensors, found.unread):
-        found.faults.take(check, error)
+    for error in repeated(found.tensors):
+        found.faults.take("TQ202", error)
+    for error in misplaced(weight_map, found.tensors, found.unread):
+        found.faults.take("TQ203", error)
     if found.weight_map is not None:
         for tensor in found.tensors:
             if tensor.info.name not in weight_map:
