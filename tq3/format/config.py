@@ -48,6 +48,7 @@ class TqConfig:
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     widths: of tensors whose width is not `bits`, where `sensitive_bits` can't say it
     factors: of channels, where columns were equalized
+    source_quantization: how the source's weights were stored, where they were quantised
     """
 
     bits: int
@@ -68,6 +69,7 @@ class TqConfig:
     measured_error: MeasuredError | None = None
     widths: WidthRecord = field(default_factory=dict)
     factors: Factors = field(default_factory=dict)
+    source_quantization: Mapping[str, Any] = field(default_factory=dict)
 
     def width_reader(self) -> Callable[[str], int]:
         """The recorded width of a name: by `widths`, else by the rule of existing readers."""
@@ -108,6 +110,8 @@ class TqConfig:
         }
         if self.factors:
             known["tq3"]["equalization"] = factors_record(self.factors)
+        if self.source_quantization:
+            known["tq3"]["source_quantization"] = dict(self.source_quantization)
         text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
         # A folder after which the model is named need not be called in UTF-8.
         return text.encode("utf-8", "replace").decode("utf-8")
@@ -176,6 +180,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
         factors=factors_from_record(_items(ours, "equalization", dict, str), FILE_NAME),
+        source_quantization=_typed(ours, "source_quantization", dict, {}),
     )
 
 

@@ -139,6 +139,17 @@ def says_nothing(declared: object) -> bool:
     return not declared or none
 
 
+def declared_quantizations(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Each object in config.json, or in a config inside of it, that tells of a quantisation."""
+    for key, value in config.items():
+        if key in _KEYS:
+            is_meant = isinstance(value, dict) and not says_nothing(value)
+            if is_meant and (key != _KEYS[2] or _is_quantization(value)):
+                yield value
+        elif isinstance(value, dict):
+            yield from declared_quantizations(value)
+
+
 def _by_tensors(checkpoint: Checkpoint) -> _Found | None:
     """The first format of the table that names and dtypes show, and its first tensor."""
     suspects = [tensor for tensor in checkpoint.tensors if _is_suspect(tensor)]
