@@ -71,19 +71,16 @@ def declared(config: Mapping[str, Any]) -> Declared:
     methods: dict[str, None] = {}
     blocks: dict[Block, str] = {}
     integers: dict[Integers, None] = {}
-    is_open = False
     for value in declared_quantizations(config):
         method = str(value.get("quant_method", value.get("quant_algo", "")))
         if "qformat_weight" in value:
             method = "fp8"
         methods |= {method: None} if method else {}
-        found = dict(_blocks(method, value))
-        is_open |= not found
-        blocks |= found
+        blocks |= dict(_blocks(method, value))
         integers |= dict.fromkeys(_integers(value))
     record = {key: config[key] for key in (*LEFT_OUT, "quantization") if config.get(key)}
     record |= _nested_records(config)
-    return Declared(tuple(methods), {} if is_open else blocks, tuple(integers), record)
+    return Declared(tuple(methods), blocks, tuple(integers), record)
 
 
 def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]]:

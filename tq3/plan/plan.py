@@ -64,8 +64,9 @@ class Task:
 
     @property
     def bytes_held(self) -> int:
-        """Bytes of all that is read, as it is when it was read, and all that is written."""
-        return sum(source.info.n_bytes for source in self.sources) + self.bytes_out
+        """Bytes of all that is read, of what that is decoded to, and of all that is written."""
+        decoded = sum(source.info.n_bytes for source in self.sources if source.pieces)
+        return self.bytes_in + decoded + self.bytes_out
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
         """Blocks of about `block_bytes` of input and output together, at least a unit each.
