@@ -120,7 +120,7 @@ def bench_width(
     slow = matrix.rows(0, SLOW_WEIGHTS // COLS)
     for threads in (1, 2):
         tasks: dict[Any, Task] = {"memcpy": copy_task(matrix.split(threads))}
-        weights = {"memcpy": matrix.words.size}
+        weights: dict[Any, int] = {"memcpy": matrix.words.size}
         for name in names:
             whole = slow if name == "numpy" else matrix
             parts, backend = whole.split(threads), get_backend(name)
