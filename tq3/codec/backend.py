@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tq3.codec import reference, tables
+from tq3.codec import quantised, reference, tables
 from tq3.codec.compiled import unbroken
 from tq3.codec.reference import Floats, Words
 from tq3.errors import UsageError
+from tq3.format.quantised import Encoding
 from tq3.format.recipe import GROUP_SIZES, SCALES
 
 try:
@@ -71,6 +72,19 @@ class Backend(Protocol):
         Returns how many finite values became infinite.
         """
 
+    def dequantize(
+        self,
+        encoding: Encoding,
+        codes: NDArray[np.uint8],
+        scales: NDArray[Any],
+        out: Floats,
+        *,
+        lines: NDArray[np.int64] | None = None,
+        zero_points: NDArray[np.uint8] | None = None,
+        global_scale: Floats | None = None,
+    ) -> None:
+        """Fill `out`, (rows, columns) float32, with what `quantised.decode` says."""
+
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that run on this machine, best first. The last is always "numpy"."""
@@ -126,6 +140,31 @@ class NativeBackend:
     def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
         return self._kernels.cast(words, dtype, out, out_dtype)
 
+    def dequantize(
+        self,
+        encoding: Encoding,
+        codes: NDArray[np.uint8],
+        scales: NDArray[Any],
+        out: Floats,
+        *,
+        lines: NDArray[np.int64] | None = None,
+        zero_points: NDArray[np.uint8] | None = None,
+        global_scale: Floats | None = None,
+    ) -> None:
+        self._kernels.dequantize(
+            encoding.kind,
+            encoding.bits,
+            encoding.block[1],
+            encoding.scale_dtype,
+            encoding.is_divided,
+            codes,
+            scales,
+            np.arange(len(out)) if lines is None else lines,
+            out,
+            zero_points,
+            global_scale,
+        )
+
 
 class NumpyBackend:
     """The reference, a few thousand groups at a time so that its temporaries stay small."""
@@ -174,6 +213,30 @@ class NumpyBackend:
             overflowed += int(np.count_nonzero(infinite & np.isfinite(values)))
         return overflowed
 
+    def dequantize(
+        self,
+        encoding: Encoding,
+        codes: NDArray[np.uint8],
+        scales: NDArray[Any],
+        out: Floats,
+        *,
+        lines: NDArray[np.int64] | None = None,
+        zero_points: NDArray[np.uint8] | None = None,
+        global_scale: Floats | None = None,
+    ) -> None:
+        lines = np.arange(len(out)) if lines is None else lines
+        _check_quantised(encoding, codes, scales, lines, out, zero_points, global_scale)
+        for rows in self._row_chunks(out.shape):
+            out[rows] = quantised.decode(
+                encoding,
+                codes[rows],
+                scales,
+                out.shape[1],
+                lines=lines[rows],
+                zero_points=zero_points,
+                global_scale=None if global_scale is None else global_scale[rows],
+            )
+
     def _row_chunks(self, shape: tuple[int, ...]) -> list[slice]:
         rows, cols = shape
         step = max(1, self._CHUNK_WEIGHTS // max(1, cols))
@@ -209,6 +272,43 @@ def _check_matrix(
     _check("norms", norms, (rows, n), np.float32)
     _check("packed", packed, (rows * n, group * bits // 8), np.uint8)
     return n
+
+
+def _check_quantised(
+    encoding: Encoding,
+    codes: NDArray[np.uint8],
+    scales: NDArray[Any],
+    lines: NDArray[np.int64],
+    out: Floats,
+    zero_points: NDArray[np.uint8] | None,
+    global_scale: Floats | None,
+) -> None:
+    """Refuse what module.cpp refuses, in the same words."""
+    kind, bits = encoding.kind, encoding.bits
+    if bits not in quantised.BITS[kind]:
+        raise ValueError(f"bits: found {bits}, expected what codes of kind {kind!r} have")
+    if encoding.scale_dtype not in quantised.SCALE_TYPE:
+        known = "'F32', 'BF16', 'F16', 'F8_E8M0', 'U8' or 'F8_E4M3'"
+        raise ValueError(f"scale_dtype: found {encoding.scale_dtype!r}, expected {known}")
+    if out.ndim != 2:
+        raise ValueError(f"out.shape: found {out.shape}, expected two dimensions, (rows, columns)")
+    rows, columns = out.shape
+    grid = len(scales), encoding.grid(rows, columns)[1]
+    _check("out", out, out.shape, np.float32)
+    _check("codes", codes, (rows, encoding.row_bytes(columns)), np.uint8)
+    _check("scales", scales, grid, quantised.SCALE_TYPE[encoding.scale_dtype])
+    _check("lines", lines, (rows,), np.int64)
+    for line in lines[(lines < 0) | (lines >= len(scales))]:
+        raise ValueError(f"lines: found {line}, expected a row of scales")
+    if zero_points is not None:
+        if kind != "packed_int":
+            raise ValueError("zero_points: found some, expected none for this kind")
+        _check("zero_points", zero_points, grid, np.uint8)
+    if (global_scale is not None) != (kind == "nvfp4"):
+        found = "none" if global_scale is None else "some"
+        raise ValueError(f"global_scale: found {found}, expected some for 'nvfp4' only")
+    if global_scale is not None:
+        _check("global_scale", global_scale, (rows,), np.float32)
 
 
 def _check_width(bits: int, group: int) -> None:
