@@ -77,7 +77,6 @@ def opened(path: Path, some: Quantised, config: dict[str, Any]) -> tuple[Source,
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_virtual_tensor_is_the_weight_that_is_meant(tmp_path, monkeypatch, layout):
-    monkeypatch.setattr(dequantization, "_CHUNK_WEIGHTS", 3000)  # a few rows at a time
     monkeypatch.setattr(dequantization, "_PIECE_BYTES", 40)
     some, config = LAYOUTS[layout]
     files, checkpoint = opened(tmp_path / "source", some, config)

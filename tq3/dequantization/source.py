@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tq3.codec.quantised import block_row, decode, unpack_zero_points, zero_point_words
+from tq3.codec.backend import get_backend
+from tq3.codec.quantised import SCALE_TYPE, unpack
 from tq3.dequantization.recognition import FIRST_VIRTUAL, dequantised
 from tq3.format.checkpoint import Checkpoint, Located, read_checkpoint
 from tq3.format.files import ForwardingSource, Source
@@ -26,9 +27,6 @@ from tq3.plan.ordinary import check_ordinary
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
-# Weights decoded at one time: their float32 values stay in a core's cache.
-_CHUNK_WEIGHTS = 1 << 17
 # Scales are read in rows of about so many bytes, and the last ones of a model are kept.
 _PIECE_BYTES = 2**20
 _KEPT_BYTES = 32 * 2**20
@@ -81,7 +79,7 @@ class _Weight:
 
     def __init__(self, tensor: Located, files: Source, kept: _Kept) -> None:
         assert tensor.pieces
-        self._files, self._kept = files, kept
+        self._files, self._kept, self._codec = files, kept, get_backend()
         self._tensor, self._pieces = tensor, tensor.pieces
         self._encoding = tensor.pieces.encoding
         *stack, self._matrix_rows, self._columns = (1, 1, *tensor.info.shape)
@@ -89,70 +87,66 @@ class _Weight:
             self._matrix_rows *= prod(stack)  # one scale for all of them
             self._encoding = replace(self._encoding, block=(self._matrix_rows, self._columns))
         self._row_bytes = self._encoding.row_bytes(self._columns)
-        self._groups = self._encoding.grid(self._matrix_rows, self._columns)[1]
+        self._n_lines, self._groups = self._encoding.grid(self._matrix_rows, self._columns)
 
     def read_into(self, offset: int, values: Floats) -> None:
         """Fill `values` from the element at the virtual place `offset` on.  (n,)"""
         first, odd = divmod(offset - self._tensor.offset, values.itemsize)
         assert not odd and first + len(values) <= self._tensor.info.n_elements, "of one tensor"
-        top = first // self._columns
+        top, left = divmod(first, self._columns)
         bottom = -(-(first + len(values)) // self._columns)
-        codes = self._codes(top, bottom)
-        step = max(1, _CHUNK_WEIGHTS // self._columns)
-        for start in range(top, bottom, step):
-            stop = min(start + step, bottom)
-            rows = self._decoded(codes[start - top : stop - top], start).reshape(-1)
-            at = start * self._columns - first
-            cut = max(0, -at)
-            room = values[at + cut : at + len(rows)]
-            room[:] = rows[cut : cut + len(room)]
+        if len(values) == (bottom - top) * self._columns:
+            self._decode(top, bottom, values.reshape(-1, self._columns))
+        else:
+            rows = np.empty((bottom - top, self._columns), np.float32)
+            self._decode(top, bottom, rows)
+            values[:] = rows.reshape(-1)[left : left + len(values)]
 
-    def _codes(self, top: int, bottom: int) -> Bytes:
-        codes = np.empty((bottom - top, self._row_bytes), np.uint8)
+    def _decode(self, top: int, bottom: int, out: Floats) -> None:
+        """These rows of the stack.  (rows, columns)"""
         piece = self._pieces.codes
+        codes = np.empty((bottom - top, self._row_bytes), np.uint8)
         start = piece.offset + top * self._row_bytes
         self._files.read_into(piece.file, start, codes.reshape(-1).data)
-        return codes
-
-    def _decoded(self, codes: Bytes, first_row: int) -> Floats:
-        last_row = first_row + len(codes) - 1
-        first, last = (
-            int(block_row(self._encoding, row, self._matrix_rows)) for row in (first_row, last_row)
-        )
-        count = last - first + 1
-        scales = self._lines(self._pieces.scales, first, count)
-        matrices = slice(first_row // self._matrix_rows, last_row // self._matrix_rows + 1)
-        return decode(
+        matrices, rows = np.divmod(np.arange(top, bottom), self._matrix_rows)
+        lines = matrices * self._n_lines + rows // self._encoding.block[0]
+        first, count = int(lines[0]), int(lines[-1] - lines[0]) + 1
+        self._codec.dequantize(
             self._encoding,
             codes,
-            scales,
-            self._columns,
-            first_row=first_row,
-            matrix_rows=self._matrix_rows,
+            self._lines(self._pieces.scales, first, count),
+            out,
+            lines=lines - first,
             zero_points=self._zero_points(first, count),
-            global_scales=self._global_scales(matrices),
+            global_scale=self._global_scale(matrices),
         )
 
     def _lines(self, piece: Located, first: int, count: int) -> NDArray[Any]:
         """Raw words of these lines of a tensor with a value for each group.  (count, groups)"""
         width = self._groups * DTYPE_BITS[piece.info.dtype] // 8
         raw = self._kept.read(piece, first * width, count * width, width)
-        return raw.view(_WORDS[len(raw) // count // self._groups]).reshape(count, self._groups)
+        kind = SCALE_TYPE.get(piece.info.dtype, np.uint32)  # zero points are words of 32 bits
+        return raw.view(kind).reshape(count, self._groups)
 
-    def _zero_points(self, first: int, count: int) -> NDArray[np.uint8] | None:
+    def _zero_points(self, first: int, count: int) -> Bytes | None:
+        """Those of these lines, which lie packed along the lines.  (count, groups)"""
         if not self._pieces.zero_points:
             return None
-        lines = zero_point_words(self._encoding.bits, first, count)
-        words = self._lines(self._pieces.zero_points, lines.start, len(lines))
-        return unpack_zero_points(words, self._encoding.bits, first, count)
+        bits, aligned = self._encoding.bits, first // 32 * 32  # where a word begins
+        stop = -(-(first + count) * bits // 32)
+        start = aligned * bits // 32
+        words = self._lines(self._pieces.zero_points, start, stop - start)
+        streams = np.ascontiguousarray(words.T).view(np.uint8)
+        points = unpack(streams, bits, first + count - aligned)[:, first - aligned :]
+        return np.ascontiguousarray(points.T)
 
-    def _global_scales(self, matrices: slice) -> Floats | None:
+    def _global_scale(self, matrices: NDArray[np.int64]) -> Floats | None:
+        """The global scale of each row, whose matrices these are.  (rows,)"""
         piece = self._pieces.global_scale
         if not piece:
             return None
         values = self._kept.read(piece, 0, piece.info.n_bytes, piece.info.n_bytes).view("<f4")
-        n = matrices.stop - matrices.start
-        return values[matrices] if len(values) > 1 else np.repeat(values, n)
+        return values[matrices] if len(values) > 1 else values.repeat(len(matrices))
 
 
 class _Kept:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-=======
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
->>>>>>> house
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
