@@ -77,7 +77,7 @@ def test_the_source_is_counted_in_the_bytes_that_it_has():
     assert weight.n_bytes == 192 * 256 + 16
 
 
-STRANGE = {
+STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
     "config says other blocks": (
         (FP8, SCALE),
         {"quantization_config": {**OF_BLOCKS, "weight_block_size": [64, 64]}},

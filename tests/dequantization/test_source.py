@@ -94,18 +94,16 @@ def test_a_virtual_tensor_is_the_weight_that_is_meant(tmp_path, monkeypatch, lay
 
 def test_scales_are_read_once_and_kept_as_far_as_there_is_room(tmp_path, monkeypatch):
     monkeypatch.setattr(dequantization, "_PIECE_BYTES", 400)
-    monkeypatch.setattr(dequantization, "_KEPT_BYTES", 1000)
+    monkeypatch.setattr(dequantization, "KEPT_BYTES", 1000)
     files, checkpoint = opened(tmp_path / "source", fp4(UP, (130, 192)), {})
     reads: list[tuple[int, int]] = []
     read_into = LocalFiles.read_into
-    monkeypatch.setattr(
-        LocalFiles,
-        "read_into",
-        lambda self, name, offset, buffer: (
-            reads.append((offset, len(buffer))),
-            read_into(self, name, offset, buffer),
-        )[1],
-    )
+
+    def noting(self: LocalFiles, name: str, offset: int, buffer: memoryview) -> None:
+        reads.append((offset, len(buffer)))
+        read_into(self, name, offset, buffer)
+
+    monkeypatch.setattr(LocalFiles, "read_into", noting)
     (found,) = (each for each in checkpoint.tensors if each.pieces)
     row = 4 * 192
     for number in range(130):

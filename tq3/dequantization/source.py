@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 # Scales are read in rows of about so many bytes, and the last ones of a model are kept.
 _PIECE_BYTES = 2**20
-_KEPT_BYTES = 32 * 2**20
+KEPT_BYTES = 32 * 2**20
 
 
 def open_original(files: Source, fix: str | None = None) -> tuple[Source, Checkpoint]:
@@ -150,7 +150,7 @@ class _Weight:
 
 
 class _Kept:
-    """Scales that were read last, for any number of threads, in no more than `_KEPT_BYTES`."""
+    """Scales that were read last, for any number of threads, in no more than `KEPT_BYTES`."""
 
     def __init__(self, files: Source) -> None:
         self._files = files
@@ -182,6 +182,6 @@ class _Kept:
             with self._lock:
                 self._found[key] = piece
                 self._n_bytes += length
-                while self._n_bytes > _KEPT_BYTES:
+                while self._n_bytes > KEPT_BYTES:
                     self._n_bytes -= len(self._found.popitem(last=False)[1])
             return piece

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from math import prod
 
-from tq3.dequantization.source import open_original
+from tq3.dequantization.source import KEPT_BYTES, open_original
 from tq3.equalization.scalings import plan_scalings
 from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
@@ -212,4 +212,6 @@ def _peak_memory(plan: Plan, workers: int) -> int:
     """Each worker holds one block: of the usual size, or of one padded row that is larger."""
     units = (task.bytes_held // task.units for task in plan.tasks if task.units)
     blocks = workers * max(BLOCK_BYTES, *units, 0)
-    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks
+    is_quantised = any(source.pieces for task in plan.tasks for source in task.sources)
+    scales = KEPT_BYTES if is_quantised else 0
+    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks + scales
