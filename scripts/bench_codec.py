@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tq3.codec import reference, tables
-from tq3.codec.backend import WORD_TYPE, Backend, available_backends, get_backend
+from tq3.codec.backend import Backend, available_backends, get_backend
+from tq3.codec.reference import WORD_TYPE
 from tq3.format.recipe import SCALES
 
 COLS, GROUP = 4096, 128

@@ -20,9 +20,7 @@ from tq3.format.quantised import Encoding
 Bytes = NDArray[np.uint8]
 
 SCALE_TYPE: dict[str, type] = {
-    "F32": np.uint32,
-    "BF16": np.uint16,
-    "F16": np.uint16,
+    **reference.WORD_TYPE,
     "F8_E8M0": np.uint8,
     "U8": np.uint8,  # F8_E8M0 under another name
     "F8_E4M3": np.uint8,
@@ -62,7 +60,7 @@ def decode(
         return spread[:, :columns]
 
     with np.errstate(all="ignore"):
-        values = _values(encoding, codes, columns)
+        values: Floats = _values(encoding, codes, columns)
         if encoding.kind == "packed_int":
             middle = np.float32(1 << (encoding.bits - 1))
             values = values - (middle if zero_points is None else of_weights(zero_points))
@@ -75,13 +73,15 @@ def decode(
 
 def scale_values(scales: NDArray[Any], dtype: str) -> Floats:
     """Scales as float32, exactly, from their words or bytes."""
-    words = scales.view(SCALE_TYPE[dtype])
+    words: NDArray[Any] = scales.view(SCALE_TYPE[dtype])
     if dtype == "F8_E4M3":
         return e4m3_values(words)
     if dtype not in ("F8_E8M0", "U8"):
         return reference.to_float32(words, dtype)
-    powers = np.where(words == 0, 1 << 22, words.astype(np.uint32) << 23)  # 2**-127 is denormal
-    return np.where(words == 255, 0x7FC00000, powers).astype(np.uint32).view(np.float32)
+    bits = words.astype(np.uint32) << 23
+    bits[words == 0] = 1 << 22  # 2**-127 is denormal
+    bits[words == 255] = 0x7FC00000
+    return bits.view(np.float32)
 
 
 def e4m3_values(codes: Bytes) -> Floats:
@@ -90,7 +90,8 @@ def e4m3_values(codes: Bytes) -> Floats:
     sizes = np.where(exponent == 0, mantissa, mantissa + 8)
     sizes = np.ldexp(sizes, np.maximum(exponent, 1).astype(np.int32) - 10)
     sizes = np.where(codes & 127 == 127, np.float32(np.nan), sizes)
-    return np.where(codes > 127, -sizes, sizes).astype(np.float32)
+    values: Floats = np.where(codes > 127, -sizes, sizes)
+    return values
 
 
 def unpack(packed: Bytes, bits: int, count: int) -> Bytes:
