@@ -139,6 +139,14 @@ STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
         {},
         ["codes [8, 4], scales [8, 1]", "num_bits and group_size"],
     ),
+    "columns in another order": (
+        (
+            *(named("weight_packed", "I32", 8, 4), named("weight_scale", "BF16", 8, 1)),
+            named("weight_g_idx", "I32", 32),
+        ),
+        {},
+        ["weight_g_idx", "without actorder"],
+    ),
     "several global scales": (
         (
             *(named("weight", "U8", 8, 32), named("weight_scale", "F8_E4M3", 8, 4)),

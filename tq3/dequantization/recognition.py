@@ -40,6 +40,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     _check_family(checkpoint.config)
     _check_methods(said, matches, checkpoint.config)
     _check_whole(tensors, matches)
+    _check_order(tensors, matches)
     virtual = {found.codes.info.name: _virtual(found, said) for found in matches}
     consumed = set(_consumed(matches, tensors))
     _check_names(virtual, tensors, consumed)
@@ -94,6 +95,20 @@ def _consumed(matches: Iterable[Match], tensors: Mapping[str, Located]) -> Itera
         yield from (part.info.name for part in parts if part)
         yield from of_no_use(found, tensors)
     yield from filter(scales_a_cache, tensors)
+
+
+def _check_order(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
+    """Raise BadInput for integers whose groups are not neighbours."""
+    for found in matches:
+        order = tensors.get(found.stem + ".weight_g_idx")
+        if found.layout.kind == "packed_int" and order:
+            raise BadInput(
+                "columns of one scale that are no neighbours can't be decoded",
+                file=order.file,
+                tensor=order.info.name,
+                expected="packed integers without actorder",
+                fix="compress the checkpoint that it was made from",
+            )
 
 
 def _check_whole(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
