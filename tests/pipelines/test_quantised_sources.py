@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.dequantization.quantised import around, fp4, fp8, packed_int, plain
-from support.factories import Tensor, contents, random_tensor, read_tensors, tiny_checkpoint
+from support.factories import (
+    Tensor,
+    contents,
+    random_tensor,
+    read_tensors,
+    tiny_checkpoint,
+    whole_llama,
+    whole_llama_config,
+)
 from support.pipelines.interrupting import BLOCK_BYTES, Stopped, counted_blocks
 
 import tq3
@@ -153,3 +161,25 @@ def test_integers_are_compressed_too(tmp_path):
 def test_a_config_that_would_mislead_hosts_is_not_left_as_it_is(tmp_path):
     with pytest.raises(tq3.UsageError, match="verbatim-config"):
         tq3.compress(quantised(tmp_path), tmp_path / "out", verbatim_config=True)
+
+
+def test_columns_are_equalized_as_those_of_the_weights_that_it_means(tmp_path):
+    stored, meant = {}, {}
+    for name, one in whole_llama(1).items():
+        stem = name.removesuffix(".weight")
+        if len(one.shape) == 2 and "embed" not in name and "head" not in name:
+            some = fp8(stem, one.shape, (64, 96))
+            stored, meant = stored | some.tensors, meant | plain([some])
+        else:
+            stored, meant = stored | {name: one}, meant | {name: one}
+    config = whole_llama_config() | {"num_hidden_layers": 1}
+    method = {"quant_method": "fp8", "weight_block_size": [64, 96]}
+    quantised = tiny_checkpoint(
+        tmp_path / "source", stored, 2, config | {"quantization_config": method}
+    )
+    tq3.compress(quantised, tmp_path / "out", equalize=True)
+    tq3.compress(
+        tiny_checkpoint(tmp_path / "plain", meant, 1, config), tmp_path / "same", equalize=True
+    )
+    assert coded(tmp_path / "out") == coded(tmp_path / "same")
+    assert tq3.verify(tmp_path / "out", source=quantised).faults == ()
