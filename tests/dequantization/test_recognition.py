@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.plan.listings import checkpoint
 
+from tq3.dequantization.layouts import LAYOUTS
 from tq3.dequantization.recognition import dequantised
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint
@@ -48,12 +52,12 @@ def test_scales_activations_and_caches_are_gone_and_config_json_is_recorded():
     found = shown(
         *(FP8, SCALE, named("input_scale", "F32"), named("activation_scale", "F32", 1)),
         *(TensorInfo(f"model.layers.0.self_attn.{k}_scale", "F32", (1,)) for k in "kv"),
-        TensorInfo("model.layers.0.scale", "F32", (1,)),
+        *(TensorInfo(f"model.layers.0.{name}", "F32", (1,)) for name in ("scale", "q_scale")),
         quantization_config=OF_BLOCKS,
         store_dtype="fp8",
         text_config={"compression_config": {"format": "x"}, "hidden_size": 8},
     )
-    assert names(found) == [NORM.name, FP8.name, "model.layers.0.scale"]
+    assert names(found) == [NORM.name, FP8.name, "model.layers.0.scale", "model.layers.0.q_scale"]
     assert found.config == {"text_config": {"hidden_size": 8}}
     assert found.source_quantization == {
         "quantization_config": OF_BLOCKS,
@@ -194,3 +198,60 @@ def test_compressed_tensors_says_the_blocks_of_each_group(weights, scale, words)
     method = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
     found = shown(FP8, named("weight_scale", "BF16", *scale), quantization_config=method)
     assert found.source_quantization["formats"] == {words: 1}
+
+
+SIZES = st.sampled_from([1, 2, 3, 4, 16, 33, 64, 130])
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> list[TensorInfo]:
+    """The tensors of some layout, with shapes that may fit each other."""
+    layout = draw(st.sampled_from(LAYOUTS))
+    codes = tuple(draw(st.lists(SIZES, min_size=1, max_size=3)))
+    blocks = [-(-n // draw(st.sampled_from([1, 1, 2, 8, 16, 32, 128]))) for n in codes]
+    codes += (16,) * (layout.codes == "_blocks")
+    infos = [
+        TensorInfo("a" + layout.codes, draw(st.sampled_from(layout.dtypes)), codes),
+        TensorInfo(
+            "a" + draw(st.sampled_from(layout.scales)),
+            draw(st.sampled_from(layout.scale_dtypes)),
+            draw(st.sampled_from([tuple(blocks), tuple(blocks[:1]), (), (1,)])),
+        ),
+    ]
+    if layout.global_scale:
+        infos.append(
+            TensorInfo("a" + layout.global_scale, "F32", draw(st.sampled_from([(), (2,)])))
+        )
+    if layout.zero_points and draw(st.booleans()):
+        infos.append(TensorInfo("a" + layout.zero_points, "I32", codes))
+    return infos
+
+
+ODD = st.sampled_from([None, [], [0, 1], [1, 32], [2, 2], "a", {}, 4, 32, True, -1, "group", "int"])
+WORDS = st.dictionaries(
+    st.sampled_from(["num_bits", "group_size", "strategy", "type", "block_structure"]), ODD
+) | st.builds(dict, num_bits=st.just(4), group_size=ODD, strategy=st.just("group"))
+CONFIGS = st.dictionaries(
+    st.sampled_from(["weight_block_size", "quant_algo", "config_groups"]),
+    ODD | st.dictionaries(st.sampled_from(["a", "b"]), ODD | st.builds(dict, weights=WORDS | ODD)),
+)
+
+
+@given(weights(), CONFIGS)
+def test_whatever_headers_and_config_say_each_piece_has_the_bytes_that_decoding_needs(
+    infos, config
+):
+    try:
+        found = shown(*infos, quantization_config=config)
+    except BadInput:
+        return
+    for tensor in found.tensors:
+        if not tensor.pieces:
+            continue
+        pieces, encoding = tensor.pieces, tensor.pieces.encoding
+        *stack, rows, columns = (1, 1, *tensor.info.shape)
+        n_rows = prod(stack) * rows
+        assert n_rows * columns > 0
+        assert pieces.codes.info.n_bytes == n_rows * encoding.row_bytes(columns)
+        n_scales = prod(stack) * prod(encoding.grid(rows, columns))
+        assert pieces.scales.info.n_elements in (1, n_scales)

@@ -29,6 +29,8 @@ def logical_shape(found: Match) -> Shape:
         return (*shape[:-2], shape[-2] * 32)
     if not 1 <= len(shape) <= 3 or 0 in shape:
         raise _misfit(found.codes, "a matrix or a stack of matrices", "weights with a scale")
+    if dtype == "F4" and shape[-1] % 2:
+        raise _misfit(found.codes, "an even number of columns", "two codes in a byte")
     is_paired = found.layout.kind in ("e2m1", "nvfp4") and dtype != "F4"
     return (*shape[:-1], shape[-1] * 2) if is_paired else shape
 
@@ -37,9 +39,10 @@ def packed_integers(found: Match, said: Declared) -> tuple[int, int, Shape]:
     """Bits, columns that share a scale, shape. Raises BadInput where config.json does not say."""
     codes, scales = found.codes.info.shape, found.scales.info.shape
     is_symmetric = found.zero_points is None
-    for each in said.integers:
+    are_matrices = len(codes) == len(scales) == 2 and 0 not in codes
+    for each in said.integers if are_matrices else ():
         columns = scales[-1] * each.group if each.group else codes[-1] * 32 // each.bits
-        fits = len(codes) == len(scales) == 2 and -(-columns * each.bits // 32) == codes[-1]
+        fits = -(-columns * each.bits // 32) == codes[-1]
         if fits and columns and each.is_symmetric == is_symmetric:
             return each.bits, each.group or columns, (codes[0], columns)
     raise BadInput(

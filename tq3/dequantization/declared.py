@@ -23,6 +23,7 @@ _KINDS = {
     "modelopt": {"e4m3", "e2m1", "nvfp4"},
     "modelopt_fp4": {"e4m3", "nvfp4"},
     "modelopt_mxfp8": {"e4m3"},
+    "modelopt_mixed": {"e4m3", "nvfp4"},
 }
 _BLOCKS = {
     "fbgemm_fp8": (PER_ROW,),
@@ -72,7 +73,7 @@ def declared(config: Mapping[str, Any]) -> Declared:
     blocks: dict[Block, str] = {}
     integers: dict[Integers, None] = {}
     for value in declared_quantizations(config):
-        method = str(value.get("quant_method", value.get("quant_algo", "")))
+        method = str(value.get("quant_method", "modelopt" if "quant_algo" in value else ""))
         if "qformat_weight" in value:
             method = "fp8"
         methods |= {method: None} if method else {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tq3.format.checkpoint import Located
+from tq3.format.header import TensorInfo
 
 _EXPONENTS = ("F8_E8M0", "U8")
 _FLOATS = ("F32", "BF16", "F16")
@@ -88,7 +89,7 @@ OF_NO_WEIGHT = {
     ".weight_global_scale": ".weight_packed",
     ".weight_scale_2": ".weight",
 }
-_CACHE = (".k_scale", ".v_scale", ".q_scale", ".prob_scale", ".prob_output_scale")
+_CACHE = (".k_scale", ".v_scale")
 
 
 class Match(NamedTuple):
@@ -106,9 +107,10 @@ def match(tensor: Located, tensors: Mapping[str, Located]) -> Match | None:
     """The layout whose codes this tensor is, with what belongs to them; None for any other one."""
     name, dtype = tensor.info.name, tensor.info.dtype
     for layout in LAYOUTS:
+        if dtype not in layout.dtypes or not name.endswith(layout.codes):
+            continue
         stem = name.removesuffix(layout.codes)
-        is_meant = dtype in layout.dtypes and name.endswith(layout.codes)
-        if not is_meant or (layout.global_scale and stem + layout.global_scale not in tensors):
+        if layout.global_scale and stem + layout.global_scale not in tensors:
             continue
         for ending in layout.scales:
             scales = tensors.get(stem + ending)
@@ -121,11 +123,12 @@ def match(tensor: Located, tensors: Mapping[str, Located]) -> Match | None:
 
 def of_no_use(found: Match, tensors: Mapping[str, Located]) -> Iterator[str]:
     """Names of what lies beside a weight and says nothing of its values."""
-    prefixes = {found.stem, found.stem.removesuffix(".weight")}
-    for ending in (*found.layout.beside, *_ACTIVATIONS):
-        yield from (stem + ending for stem in prefixes if stem + ending in tensors)
+    endings = (*found.layout.beside, *_ACTIVATIONS)
+    if not found.layout.name:  # the names of fused experts go on without a dot
+        endings += tuple(ending.replace(".", "_") for ending in _ACTIVATIONS)
+    yield from (found.stem + ending for ending in endings if found.stem + ending in tensors)
 
 
-def scales_a_cache(name: str) -> bool:
+def scales_a_cache(info: TensorInfo) -> bool:
     """Whether this is a scale of keys or values in a cache, in a model that is quantised."""
-    return name.endswith(_CACHE)
+    return info.name.endswith(_CACHE) and len(info.shape) < 2

@@ -94,7 +94,7 @@ def _consumed(matches: Iterable[Match], tensors: Mapping[str, Located]) -> Itera
         parts = found.scales, found.global_scale, found.zero_points
         yield from (part.info.name for part in parts if part)
         yield from of_no_use(found, tensors)
-    yield from filter(scales_a_cache, tensors)
+    yield from (name for name, tensor in tensors.items() if scales_a_cache(tensor.info))
 
 
 def _check_order(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
@@ -167,13 +167,14 @@ def _check_methods(said: Declared, matches: Iterable[Match], config: Mapping[str
     for kind, example in found.items():
         if not said.allows(kind):
             raise BadInput(
-                f"{CONFIG} and the tensors contradict each other",
+                f"{CONFIG} and the tensors contradict each other, or it is a method unknown to tq3",
                 file=example.codes.file,
                 tensor=example.codes.info.name,
                 found=f"{example.codes.info.dtype} with {example.scales.info.name!r}; "
                 f"{CONFIG} says quant_method {', '.join(said.methods)!r}",
                 expected="codes of that method",
-                fix=f"get {CONFIG} and weights from one revision",
+                fix=f"get {CONFIG} and weights from one revision, or compress the checkpoint that "
+                "it was made from",
             )
     experts = config.get("expert_dtype")
     if experts == "fp4" and "e2m1" not in found or experts == "fp8" and "e2m1" in found:

@@ -157,11 +157,13 @@ class _Compression(Job):
     def replan(self) -> Learned:
         """Plan again: tensors with findings keep their source type, or F32 norms."""
         exact, float32_norms = {}, {}
+        quantised = {tensor.info.name for tensor in self.checkpoint.tensors if tensor.pieces}
         for name, finding in sorted(self._findings.items()):
             if finding.kind is Kind.NORM:
                 float32_norms[name] = f"keeps F32 norms: {finding.text}"
             else:
-                exact[name] = f"kept as it is: {finding.text}"
+                as_what = "as BF16" if name in quantised else "as it is"
+                exact[name] = f"kept {as_what}: {finding.text}"
         self.apply(self._learned | Learned(exact, float32_norms))
         return self._learned
 
