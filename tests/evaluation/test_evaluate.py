@@ -78,7 +78,8 @@ def test_a_quantised_source_is_the_model_that_it_means(copied, tmp_path):
         weights |= load_file(shard)
         shard.unlink()
     (copied.source / "model.safetensors.index.json").unlink()
-    stored, meant = {}, {}
+    stored: dict[str, torch.Tensor] = {}
+    meant: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         if name.endswith("proj.weight"):
             codes = (weight.float() * 64).to(torch.float8_e4m3fn)
