@@ -240,6 +240,6 @@ def _notices(
     small = sum(t.n_bytes for t in tensors if t.pieces and t.pieces.encoding.bits < 8)
     if small:
         yield (
-            "weights of 4 bits are coded a second time: a second loss, for a gain of about a quarter; "
+            "its 4-bit weights are coded again: a second loss, for a gain of about a quarter; "
             "a checkpoint of more bits, where there is one, gives a better model of the same size"
         )

@@ -227,8 +227,10 @@ def weights(draw: st.DrawFn) -> list[TensorInfo]:
     return infos
 
 
-ODD = st.sampled_from([None, [], [0, 1], [1, 32], [2, 2], "a", {}, 4, 32, True, -1, "group", "int"])
-WORDS = st.dictionaries(
+ODD: st.SearchStrategy[Any] = st.sampled_from(
+    [None, [], [0, 1], [1, 32], [2, 2], "a", {}, 4, 32, True, -1, "group", "int"]
+)
+WORDS: st.SearchStrategy[Any] = st.dictionaries(
     st.sampled_from(["num_bits", "group_size", "strategy", "type", "block_structure"]), ODD
 ) | st.builds(dict, num_bits=st.just(4), group_size=ODD, strategy=st.just("group"))
 CONFIGS = st.dictionaries(
