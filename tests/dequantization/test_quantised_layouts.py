@@ -233,7 +233,7 @@ ODD: st.SearchStrategy[Any] = st.sampled_from(
 WORDS: st.SearchStrategy[Any] = st.dictionaries(
     st.sampled_from(["num_bits", "group_size", "strategy", "type", "block_structure"]), ODD
 ) | st.builds(dict, num_bits=st.just(4), group_size=ODD, strategy=st.just("group"))
-CONFIGS = st.dictionaries(
+CONFIGS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
     st.sampled_from(["weight_block_size", "quant_algo", "config_groups"]),
     ODD | st.dictionaries(st.sampled_from(["a", "b"]), ODD | st.builds(dict, weights=WORDS | ODD)),
 )
