@@ -59,11 +59,15 @@ inline std::uint64_t spread_eight(std::uint64_t x) {
 // `count` codes from the beginning of `from`, of which `bytes` may be read. (count + 7) / 8 * 8
 // bytes of `to` are written.
 template <int bits>
-void spread(const std::uint8_t* from, std::size_t bytes, std::size_t count, std::uint8_t* to) {
+void spread(const std::uint8_t* __restrict from, std::size_t bytes, std::size_t count,
+            std::uint8_t* __restrict to) {
+    // Eight codes of four bits are a word, which compilers take several of at one time.
+    using Word = std::conditional_t<bits == 4, std::uint32_t, std::uint64_t>;
     const std::size_t eights = (count + 7) / 8;
+    const std::size_t readable = bytes < sizeof(Word) ? 0 : (bytes - sizeof(Word)) / bits + 1;
+    const std::size_t whole = eights < readable ? eights : readable;
     std::size_t i = 0;
-    for (; i < eights && i * bits + 8 <= bytes; ++i)
-        store(to + 8 * i, spread_eight<bits>(load<std::uint64_t>(from + i * bits)));
+    for (; i < whole; ++i) store(to + 8 * i, spread_eight<bits>(load<Word>(from + i * bits)));
     for (; i < eights; ++i) {
         std::uint64_t last = 0;
         const std::size_t left = bytes - i * bits;
