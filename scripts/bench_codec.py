@@ -138,7 +138,7 @@ def bench_width(
     slow = matrix.rows(0, SLOW_WEIGHTS // COLS)
     for threads in (1, 2):
         tasks: dict[Any, Task] = {"memcpy": copy_task(matrix.split(threads))}
-        weights = {"memcpy": matrix.words.size}
+        weights: dict[Any, int] = {"memcpy": matrix.words.size}
         for name in names:
             whole = slow if name == "numpy" else matrix
             parts, backend = whole.split(threads), get_backend(name)
@@ -177,7 +177,8 @@ def bench_sources(names: Sequence[str], n_bytes: int, rounds: int) -> None:
         lines = np.arange(SOURCE_ROWS) // encoding.block[0]
         words = SCALE_TYPE[encoding.scale_dtype]
         grid = int(lines[-1]) + 1, encoding.grid(1, COLS)[1]
-        scales = np.full(grid, {1: 0x38, 2: 0x3C00, 4: 0x3F800000}[np.dtype(words).itemsize], words)
+        one = {1: 0x38, 2: 0x3C00, 4: 0x3F800000}[np.dtype(words).itemsize]
+        scales: NDArray[Any] = np.full(grid, one, words)
         factors = np.ones(SOURCE_ROWS, np.float32) if encoding.kind == "nvfp4" else None
 
         def decode(name: str, e: Encoding = encoding, c: Any = codes, s: Any = scales) -> None:

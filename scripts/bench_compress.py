@@ -150,7 +150,7 @@ def make_checkpoint(folder: Path, gigabytes: float) -> Path:
     noise = np.random.default_rng(0).standard_normal(2**25, np.float32) * np.float32(0.02)
     words = memoryview((noise.view(np.uint32) >> 16).astype(np.uint16)).cast("B")
     per_layer = 2 * sum(int(np.prod(shape)) for shape in LAYER.values())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for layer in range(max(1, round(gigabytes * 1e9 / per_layer))):
         infos = [
             TensorInfo(f"model.layers.{layer}.{name}", "BF16", shape)

@@ -2,8 +2,8 @@
 
     python scripts/bench_hub.py --gigabytes 4 --rounds 3 --folder build/bench
 
-The server is tests/hub/minihub.py, without faults, in a process of its own; its limit is what a
-client gets that only receives. Server and client share the processors, so the floor of a run is the
+The server is tests/support/hub/minihub.py, without faults, in a process of its own; its limit is
+what a client gets that only receives. Both share the processors, so the floor of a run is the
 longest of: the run from the folder, receiving alone, and what both need of the processors, spread
 over all of them. --megabytes-a-second slows each connection. Linux only.
 """
@@ -145,6 +145,7 @@ def compress(source: str, out: Path, environment: dict[str, str]) -> int:
 def receive(endpoint: str, source: Path) -> int:
     """Ask for the same ranges over as many connections, and look at no byte of them."""
     addresses = {file: signed_address(endpoint, file) for file in shards(source)}
+    port = urlsplit(endpoint).port or 80
     spans = [
         (file, offset, min(2 * CHUNK, file.stat().st_size - offset))
         for file in shards(source)
@@ -153,7 +154,7 @@ def receive(endpoint: str, source: Path) -> int:
 
     def work(first: int) -> None:
         room = memoryview(bytearray(CHUNK))
-        with socket.create_connection(("127.0.0.1", urlsplit(endpoint).port)) as connection:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
             for file, offset, length in spans[first::CONNECTIONS]:
                 last = offset + length - 1
                 asked = f"GET {addresses[file]} HTTP/1.1\r\nHost: x\r\nRange: bytes={offset}-{last}"

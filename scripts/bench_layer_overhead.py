@@ -172,7 +172,7 @@ def kernels_of(calls: list[Call], times: int) -> Task:
     kernels = native.get_kernels()
     tasks = []
     for module, x, y in calls:
-        weight, layout = module.weight, module.weight.layout
+        weight, layout = module.weight, module.weight.group_layout
         bound = kernels.bound(layout.bits, layout.group, layout.group)
         sizes = x.numel() // layout.cols, layout.cols, native.NUMBERS[x.dtype]
         places = weight.tq_packed.data_ptr(), weight.tq_norms.data_ptr()

@@ -56,7 +56,7 @@ class Ggml:
         self.plain = self("ggml_backend_cpu_buffer_type")
         self.repacked = self("_Z35ggml_backend_cpu_repack_buffer_typev")
 
-    def __call__(self, name: str, *arguments: object, result: object = Pointer) -> Any:
+    def __call__(self, name: str, *arguments: object, result: Any = Pointer) -> Any:
         function = self._library[name]
         function.restype = result
         return function(*arguments)
@@ -75,11 +75,13 @@ class Ggml:
                 ("no_alloc", ctypes.c_bool),
             )
 
-        return self("ggml_init", Parameters(1 << 20, None, True))
+        made: Pointer = self("ggml_init", Parameters(1 << 20, None, True))
+        return made
 
     def tensor(self, context: Pointer, kind: int, columns: int, rows: int) -> Pointer:
         sizes = ctypes.c_int64(columns), ctypes.c_int64(rows)
-        return self("ggml_new_tensor_2d", context, kind, *sizes)
+        made: Pointer = self("ggml_new_tensor_2d", context, kind, *sizes)
+        return made
 
     def fill(self, tensor: Pointer, values: np.ndarray) -> None:
         data = values.ctypes.data_as(ctypes.c_void_p)

@@ -17,7 +17,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,19 +79,25 @@ def bench_shape(shape: str, options: argparse.Namespace) -> None:
     memory = torch.ones(max(n_bytes, 2**28) // 8, dtype=torch.int64)
     read = sum(part.nbytes for part in layers[0])
     turn = itertools.cycle(layers)
+    product = partial(linear, options=options)
     for tokens in map(int, options.tokens.split(",")):
         x = torch.randn(tokens, columns)
         x16 = x.bfloat16()
         # Kernels know an input that they had last.
         inputs, inputs16 = itertools.cycle((x, -x)), itertools.cycle((x16, -x16))
         tasks: dict[str, Task] = {
-            "bf16": lambda x=x16: F.linear(x, next(halves)),
-            "f32": lambda x=x: F.linear(x, next(singles)),
-            "tq3": lambda inputs=inputs16: linear(next(inputs), next(turn), options),
-            "tq3 f32": lambda inputs=inputs: linear(next(inputs), next(turn), options),
+            "bf16": in_turn(partial(F.linear, x16), halves),
+            "f32": in_turn(partial(F.linear, x), singles),
+            "tq3": in_turn(product, inputs16, turn),
+            "tq3 f32": in_turn(product, inputs, turn),
             "memory": memory.sum,
         }
         report(shape, tokens, rows * columns, read, memory.nbytes, medians(tasks, options.rounds))
+
+
+def in_turn(call: Callable[..., object], *turns: Iterator[object]) -> Task:
+    """A call of the next of each."""
+    return lambda: call(*map(next, turns))
 
 
 def linear(x: torch.Tensor, layer: Layer, options: argparse.Namespace) -> torch.Tensor:

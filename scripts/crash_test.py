@@ -9,6 +9,7 @@ import random
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -20,19 +21,19 @@ import tq3
 
 SHARD_BYTES = 4_000_000
 SHARDS = ("--max-shard-size", str(SHARD_BYTES))
-SLOW = {"slow": 0.001, "block_bytes": 2**18}
+SlowCase = partial(Case, slow=0.001, block_bytes=2**18)
 
 
 def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(10**6)
     cases = [
-        Case("one shard", plain, **SLOW),
-        Case("many shards", plain, SHARDS, **SLOW),
+        SlowCase("one shard", plain),
+        SlowCase("many shards", plain, SHARDS),
         Case("numpy", plain, (*SHARDS, "--backend", "numpy"), slow=0.0, block_bytes=2**18),
-        Case("findings", with_findings, SHARDS, **SLOW),
-        Case("overwritten", plain, SHARDS, older=older, **SLOW),
-        Case("restored", compressed, ("--max-shard-size", "20MB"), command="restore", **SLOW),
+        SlowCase("findings", with_findings, SHARDS),
+        SlowCase("overwritten", plain, SHARDS, older=older),
+        SlowCase("restored", compressed, ("--max-shard-size", "20MB"), command="restore"),
     ]
     print(f"seed {seed}", flush=True)
     begun = time.monotonic()

@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gpu import codes, machine, running
 from gpu.layers import crossing_from
@@ -57,7 +58,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Check and time the CUDA kernels on a GPU.")
-    of_sections = {"nargs": "+", "choices": SECTIONS, "metavar": "SECTION"}
+    of_sections: dict[str, Any] = {"nargs": "+", "choices": SECTIONS, "metavar": "SECTION"}
     about = f"of {', '.join(SECTIONS)}"
     parser.add_argument("--only", default=list(SECTIONS), help=about, **of_sections)
     parser.add_argument("--skip", default=[], help=about, **of_sections)
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rehearse", action="store_true", help="on this processor, emulated")
     parser.add_argument("--compile", nargs=2, metavar=("ARCHITECTURE", "FOLDER"))
     parser.add_argument("--table", type=Path, metavar="FILE", help="print its rows as Markdown")
-    takes = {"nargs": "?", "const": True, "metavar": "FILE", "type": Path}
+    takes: dict[str, Any] = {"nargs": "?", "const": True, "metavar": "FILE", "type": Path}
     parser.add_argument("--crossings", help="measure, or take from FILE, and write", **takes)
     parser.add_argument("--section", choices=SECTIONS | INNER, help=argparse.SUPPRESS)
     return parser

@@ -40,7 +40,7 @@ def commands() -> str:
 def exit_codes() -> str:
     """The table of exit codes, from the error classes."""
     rows = [(0, "Done.")]
-    rows += [(kind.exit_code, kind.__doc__) for kind in errors.Tq3Error.__subclasses__()]
+    rows += [(kind.exit_code, str(kind.__doc__)) for kind in errors.Tq3Error.__subclasses__()]
     rows += [(INTERRUPTED, "Ctrl-C, SIGTERM or a closed terminal; the same command then goes on.")]
     rows += [(NOBODY_READS, "The reader of stdout went away, as `head` does.")]
     lines = "\n".join(f"| {code} | {meaning} |" for code, meaning in rows)

@@ -55,10 +55,12 @@ class Groups:
         product += self.levels[0] * self.sizes.sum(axis=1, keepdims=True)
         square = np.cumsum(np.repeat(squares, self.sizes.shape[1])[order], axis=1)
         square += self.sizes.shape[1] * self.levels[0] ** 2
-        return 1 - (product**2 / square).max(axis=1)
+        largest: Array = (product**2 / square).max(axis=1)
+        return 1 - largest
 
     def equally_spaced(self, scales: Array) -> Array:
-        return np.min([self.error(s) for s in scales], axis=0)
+        least: Array = np.min([self.error(s) for s in scales], axis=0)
+        return least
 
     def alternating(self, starts: tuple[float, ...], rounds: int) -> Array:
         """The gain of the codes is the next scale, as in Lloyd's iteration."""
@@ -69,7 +71,8 @@ class Groups:
                 product, square = self.fit(scale)
                 scale = product / square
             errors.append(self.error(scale))
-        return np.min(errors, axis=0)
+        least: Array = np.min(errors, axis=0)
+        return least
 
     def halving(self, steps: tuple[float, ...]) -> Array:
         """A smaller and a larger scale than the best one so far, then half the step."""

@@ -18,7 +18,7 @@ import json
 import pkgutil
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from math import prod
 from pathlib import Path
@@ -139,7 +139,7 @@ def share_kept(tensors: Iterable[Found]) -> float:
 def _is_model(kind: type) -> bool:
     if not issubclass(kind, PreTrainedModel) or kind.__name__.endswith("PreTrainedModel"):
         return False
-    return kind.config_class is not None
+    return getattr(kind, "config_class", None) is not None
 
 
 def _small(kind: type[PreTrainedModel], is_tied: bool) -> PreTrainedModel:
@@ -263,9 +263,7 @@ def _report(models: dict[str, list[Found]]) -> None:
     for model, tensors in models.items():
         if (share := share_kept(tensors)) > 0.5:
             print(f"  {model}: {share:.0%}")
-    counts = defaultdict(int)
-    for what, _ in wrong:
-        counts[what] += 1
+    counts = Counter(what for what, _ in wrong)
     print(f"\n{len(models)} classes; misjudged: {dict(counts) or 'none'}")
 
 

@@ -2,9 +2,8 @@
 
     python scripts/validate.py MODEL [--text FILE] [--tokens N] [--no-compile] [--json FILE]
 
-MODEL is an ordinary checkpoint folder. Perplexity and the KL divergence of the packed model's next
-token from the source's are taken over windows of text; the two models are never in memory together:
-the source's log-probabilities wait in a file. Speed is measured in a process for each model.
+MODEL is an ordinary checkpoint folder. Perplexity and KL divergence are those of `tq3 eval`. Speed
+and memory are measured in a process for each model.
 """
 
 from __future__ import annotations
@@ -15,44 +14,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from measure_generation import PROMPT, load
+from measure_generation import PROMPT
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 import tq3
-from tq3.publication.quality import quality_record, quality_rows
+from tq3.evaluation.evaluate import evaluate
+from tq3.evaluation.measures import Measures
+from tq3.events import follow
+from tq3.format.quality import quality_rows
 
 MEASURE = Path(__file__).parent / "measure_generation.py"
-TEXT = """
-A lighthouse is a tower with a strong lamp at its top. It tells the crews of ships where they
-are at night, and where rocks, shoals and the mouths of harbours lie. The first ones were fires
-of wood on a hill; later, people built towers of stone so that the light could be seen from
-farther away. Oil lamps came after the fires, and curved mirrors behind them threw the light out
-to sea. In the nineteenth century a French engineer, Augustin Fresnel, found that a large lens
-can be cut into rings. Each ring bends the light as a full lens would, but the whole is thin
-enough to be carried up the stairs. With such lenses a lamp could be seen for thirty kilometres.
-Keepers lived in the towers with their families. They trimmed the wicks, cleaned the glass every
-morning and wound up the clockwork that turned the lens. Because each lighthouse flashed in its
-own rhythm, a captain could look it up in a book and know which coast was before him. Today
-nearly all of them work alone. Electric lamps are switched on by a sensor, and satellites tell
-ships their place to within a few metres. Many towers have become museums or hotels, and yet
-sailors still look out for them: a light that can be seen does not depend on a battery, a screen
-or a signal from space.
-"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compress a model and measure the result.")
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("--bits", type=int, default=3)
-    parser.add_argument("--text", type=Path, help="plain text to judge by; a paragraph is built in")
+    parser.add_argument("--text", type=Path, help="plain text to judge by; a short one is built in")
     parser.add_argument("--tokens", type=int, default=1024, help="of the text, at most")
     parser.add_argument("--window", type=int, default=256, help="tokens that are read together")
     parser.add_argument("--new-tokens", type=int, default=24)
@@ -92,7 +77,7 @@ def validate(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "faults": [str(fault) for fault in verification.faults],
     }
     say("reading the text with both models")
-    figures |= quality(options, packed, work)
+    figures["measures"] = asdict(quality(options, packed))
     for name, folder, extra in speeds(options, packed):
         say(f"generating: {name}")
         figures[name] = generation(options, folder, extra)
@@ -116,74 +101,18 @@ def speeds(
 
 def generation(options: argparse.Namespace, folder: Path, extra: tuple[str, ...]) -> Any:
     """Figures of a process of its own."""
-    command = (sys.executable, MEASURE, folder, "--prompt", PROMPT, "--dtype", options.dtype)
-    command += ("--device", options.device, "--tokens", str(options.new_tokens), *extra)
+    command: tuple[Any, ...] = (sys.executable, MEASURE, folder, "--prompt", PROMPT)
+    command += ("--dtype", options.dtype, "--device", options.device)
+    command += ("--tokens", str(options.new_tokens), *extra)
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def quality(options: argparse.Namespace, packed: Path, work: Path) -> dict[str, Any]:
-    """Perplexities, KL divergence and how often both models prefer the same token."""
-    windows = list(text_windows(options))
-    store = work / "source_log_probabilities.npy"
-    source = read_text(load(options.model, options.dtype, options.device), windows, store)
-    found = compare(load(packed, options.dtype, options.device), windows, store)
-    store.unlink()
-    return quality_record(
-        tokens=len(source),
-        source=float((-source.mean()).exp()),
-        packed=float((-found["likelihood"].mean()).exp()),
-        divergence=float(found["divergence"].mean()),
-        agreement=float(found["agreement"].mean()),
+def quality(options: argparse.Namespace, packed: Path) -> Measures:
+    """What `tq3 eval` says of the text."""
+    run = evaluate(
+        packed, options.model, text=options.text, tokens=options.tokens, context=options.window
     )
-
-
-def read_text(model: PreTrainedModel, windows: list[torch.Tensor], store: Path) -> torch.Tensor:
-    """Log-probabilities of the text's tokens, (tokens,); those of all tokens go to `store`."""
-    shape = (sum(len(window) - 1 for window in windows), model.get_output_embeddings().out_features)
-    kept = np.lib.format.open_memmap(store, "w+", np.float32, shape)
-    likelihoods, position = [], 0
-    for window in windows:
-        scores = log_probabilities(model, window)
-        kept[position : position + len(scores)] = scores.numpy()
-        likelihoods.append(of_text(scores, window))
-        position += len(scores)
-    return torch.cat(likelihoods)
-
-
-def compare(
-    model: PreTrainedModel, windows: list[torch.Tensor], store: Path
-) -> dict[str, torch.Tensor]:
-    """One number a token: its log-probability, and how far `store` and this model are apart."""
-    kept, position = np.load(store, mmap_mode="r"), 0
-    found: dict[str, list[torch.Tensor]] = {"likelihood": [], "divergence": [], "agreement": []}
-    for window in windows:
-        scores = log_probabilities(model, window)
-        source = torch.from_numpy(kept[position : position + len(scores)].copy())
-        found["likelihood"].append(of_text(scores, window))
-        found["divergence"].append((source.exp() * (source - scores)).sum(-1))
-        found["agreement"].append((source.argmax(-1) == scores.argmax(-1)).float())
-        position += len(scores)
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def text_windows(options: argparse.Namespace) -> Iterator[torch.Tensor]:
-    """Token numbers, a window at a time; a rest of a single token predicts nothing."""
-    text = options.text.read_text() if options.text else TEXT.strip().replace("\n", " ")
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    tokens = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0, : options.tokens]
-    yield from (window for window in tokens.split(options.window) if len(window) > 1)
-
-
-@torch.inference_mode()
-def log_probabilities(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
-    """Of every token after each but the last of the window.  (tokens - 1, vocabulary) float32"""
-    logits = model(window[None].to(model.device), use_cache=False).logits[0, :-1]
-    return logits.float().log_softmax(-1).cpu()
-
-
-def of_text(scores: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """The log-probability of each token that the text really has."""
-    return scores.gather(-1, window[1:, None])[:, 0]
+    return follow(run).measures
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -202,7 +131,7 @@ def show(figures: dict[str, Any]) -> None:
         print("fault:", fault)
 
 
-def rows(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The lines of the table."""
 
     def pair(name: str, key: str, scale: float, text: str, suffix: str = "") -> tuple[str, ...]:
@@ -213,7 +142,7 @@ def rows(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "tensors, MB", *(f"{size / 1e6:,.1f}" for size in sizes)
     yield "compressed in, s", "", f"{figures['compress_seconds']:.2f}"
     yield "verified", "", f"{len(figures['faults'])} faults"
-    yield from quality_rows(figures)
+    yield from quality_rows(figures["measures"])
     yield pair("weights in memory, MB", "weight_bytes", 1e6, "{:,.1f}")
     yield pair("resident, MB", "resident_bytes", 1e6, "{:,.1f}")
     yield pair("loaded in, s", "load_seconds", 1, "{:.2f}")

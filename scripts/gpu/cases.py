@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from tq3.format.recipe import GROUP_SIZES, WIDTHS
+from tq3.format.recipe import GROUP_SIZES
+from tq3.format.widths import WIDTHS
 from tq3.runtime.cuda.calls import DTYPES, MOST_COLUMNS
 
+# Fields of a case, by name.
+Given = dict[str, Any]
 TYPES = tuple(DTYPES)
 ROWS = (1, 31, 32, 70, 107)
 GROUPS_A_ROW = (1, 3, 9, 41)
@@ -28,7 +31,7 @@ GROUPS_TO_SHARE = 71
 REAL_SHAPES = ((5120, 17408), (17408, 5120), (5120, 6144), (1024, 5120))
 # What models are served with, mostly.
 SERVING_BITS = (3, 4)
-SERVING = {"group": 128, "dtype": torch.bfloat16}
+SERVING: Given = {"group": 128, "dtype": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def all_cases() -> list[Case]:
 def one_of_each_kind() -> list[Case]:
     """Small ones, as models are served."""
     first = {case.kind: case for case in reversed(all_cases())}
-    few = {"bits": 3, "rotation": 128, "rows": 70, "tokens": 3} | SERVING
+    few: Given = {"bits": 3, "rotation": 128, "rows": 70, "tokens": 3} | SERVING
     large = {"split": GROUPS_TO_SHARE}
     return [
         replace(case, **few, n=large.get(kind, 3), missing=0 if kind == "real shape" else 5)
@@ -122,10 +125,10 @@ def one_of_each_kind() -> list[Case]:
     ]
 
 
-def _filled(number: int, **given: object) -> Case:
+def _filled(number: int, **given: Any) -> Case:
     rng = random.Random(number)
     group = given.get("group") or rng.choice(GROUP_SIZES)
-    drawn = {
+    drawn: Given = {
         "bits": rng.choice(WIDTHS),
         "group": group,
         "rotation": rng.choice([size for size in GROUP_SIZES if size <= group]),
@@ -138,7 +141,7 @@ def _filled(number: int, **given: object) -> Case:
     return Case(number, **drawn | given)
 
 
-def _of_activations() -> list[dict]:
+def _of_activations() -> list[Given]:
     chosen = product(("quantise", "rotate"), TYPES, GROUP_SIZES, GROUP_SIZES)
     return [
         {"kind": kind, "dtype": dtype, "group": group, "rotation": rotation}
@@ -147,7 +150,7 @@ def _of_activations() -> list[dict]:
     ]
 
 
-def _of_products() -> list[dict]:
+def _of_products() -> list[Given]:
     widths = list(product(WIDTHS, GROUP_SIZES))
     plain = [
         {"kind": "multiply", "bits": bits, "group": group, "dtype": dtype, "tokens": tokens}
@@ -164,7 +167,7 @@ def _of_products() -> list[dict]:
     return plain + shared + experts
 
 
-def _of_decoding() -> list[dict]:
+def _of_decoding() -> list[Given]:
     widths = list(product(WIDTHS, TYPES))
     decoded = [
         {"kind": "decode", "bits": bits, "group": group, "dtype": dtype}
@@ -173,7 +176,7 @@ def _of_decoding() -> list[dict]:
     return decoded + [{"kind": "decoded product", "bits": bits, "dtype": of} for bits, of in widths]
 
 
-def _of_modules() -> list[dict]:
+def _of_modules() -> list[Given]:
     kinds = ("module", "module of experts", "module of rows", "saved module")
     return [
         {"kind": kind, "bits": bits, "rotation": 0} | (SERVING if bits in SERVING_BITS else {})
@@ -181,7 +184,7 @@ def _of_modules() -> list[dict]:
     ]
 
 
-def _of_real_shapes() -> list[dict]:
+def _of_real_shapes() -> list[Given]:
     return [
         {"kind": "real shape", "bits": bits, "group": 128, "rows": rows, "n": columns // 128}
         | {"missing": 0, "tokens": tokens, "dtype": torch.bfloat16, "rotation": 128}

@@ -32,8 +32,8 @@ Instance = tuple[str, str]
 
 def instances() -> list[Instance]:
     """All that cases ask for, and those of serving first."""
-    device, on = torch.device("cpu"), Asked(1, crossing_of(OTHERS))
-    before, support.launcher = support.launcher, lambda _: on
+    device, on = torch.device("cpu"), Asked(1, 0, crossing_of(OTHERS))
+    before, support.launcher = support.launcher, lambda device: on
     try:
         for case in sorted(cases.all_cases(), key=lambda case: not case.is_served):
             if case.kind != "real shape":

@@ -43,7 +43,7 @@ def _compared(gpu: Machine, chosen: list[Case], most: int | None) -> Cases:
         yield str(case), partial(compare, gpu, case)
 
 
-class Different(Exception):  # noqa: N818  what went wrong is said in numbers
+class Different(Exception):
     """Which bits differ from the reference's."""
 
 

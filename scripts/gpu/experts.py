@@ -29,11 +29,11 @@ from tq3.runtime.cuda.layout import Tiles
 def experts(gpu: Machine, plan: Plan) -> Cases:
     """All widths and numbers of tokens."""
     most, moe = ceilings(gpu, plan.ring_bytes), plan.moe
-    dense = dense_of(gpu, (moe.count, moe.rows, moe.columns), plan.ring_bytes)
+    dense = dense_of(gpu, (moe.experts, moe.rows, moe.columns), plan.ring_bytes)
     for bits in (3, 4):
-        ring = tiles_of(gpu, (moe.count,), (moe.rows, moe.columns), bits, plan.ring_bytes)
+        ring = tiles_of(gpu, (moe.experts,), (moe.rows, moe.columns), bits, plan.ring_bytes)
         for tokens in plan.moe_tokens:
-            shape = f"{moe.count} of {moe.rows}x{moe.columns}, {moe.a_token} a token"
+            shape = f"{moe.experts} of {moe.rows}x{moe.columns}, {moe.a_token} a token"
             task = partial(_measure, gpu, most, ring, dense, choose(tokens, moe), moe)
             yield f"{shape}, {bits} bits, {tokens} tokens", task
 
@@ -48,7 +48,7 @@ def _measure(
 ) -> Row:
     used = len(chosen.unique())
     ours, torchs = seconds(gpu, ring, dense, chosen, moe)
-    n_bytes = bytes_of(ring[0]) * used // moe.count
+    n_bytes = bytes_of(ring[0]) * used // moe.experts
     beside = {"bf16 us": torchs * 1e6, "x bf16": torchs / ours}
     return {"experts read": used} | speed(ours, n_bytes, most) | beside
 
@@ -62,18 +62,18 @@ def seconds(
     x = activations(len(chosen), moe.columns, device=gpu.device)
     used, pairs_of = chosen.unique(return_counts=True)
     parts = list(zip(used.tolist(), x.split(pairs_of.tolist()), strict=True))
-    turns = [turn * len(used) for turn in range(moe.count // len(used))]
-    others = {turn: ((chosen + turn) % moe.count).to(gpu.device) for turn in turns}
+    turns = [turn * len(used) for turn in range(moe.experts // len(used))]
+    others = {turn: ((chosen + turn) % moe.experts).to(gpu.device) for turn in turns}
 
     def ours(work: tuple[Tiles, int]) -> None:
         layers, turn = work
-        routing = pairs.route(others[turn], moe.count, GROUP)
+        routing = pairs.route(others[turn], moe.experts, GROUP)
         pairs.multiply(gpu.on, x, layers, routing, moe.rows, GROUP, GROUP)
 
     def torchs(work: tuple[torch.Tensor, int]) -> None:
         weights, turn = work
         for expert, part in parts:
-            F.linear(part, weights[(expert + turn) % moe.count])
+            F.linear(part, weights[(expert + turn) % moe.experts])
 
     return (
         seconds_a_call(gpu, list(product(ring, turns)), ours),
@@ -84,5 +84,6 @@ def seconds(
 def choose(tokens: int, moe: Moe) -> torch.Tensor:
     """Different experts for each token, drawn.  (tokens * a_token,) int64, on the processor"""
     rng = torch.Generator().manual_seed(tokens)
-    scores = torch.rand(tokens, moe.count, generator=rng)
-    return scores.topk(moe.a_token, dim=1).indices.flatten()
+    scores = torch.rand(tokens, moe.experts, generator=rng)
+    chosen: torch.Tensor = scores.topk(moe.a_token, dim=1).indices
+    return chosen.flatten()

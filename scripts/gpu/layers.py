@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from gpu.machine import Machine
 from gpu.plan import Plan
@@ -12,6 +14,7 @@ from gpu.timing import (
     GROUP,
     PART_FOR_MANY,
     Ceilings,
+    Item,
     Through,
     activations,
     bytes_of,
@@ -52,17 +55,21 @@ def kernels(gpu: Machine, plan: Plan) -> Cases:
                 task = partial(_of_layer, gpu, most, ring, dense, shape, tokens, NEVER)
                 yield f"{name_of(shape)}, {bits} bits, {tokens} tokens", task
             if shape != plan.head:
-                few = [each[: -(-len(each) // PART_FOR_MANY)] for each in (ring, dense)]
+                few, dense = _part_of(ring), _part_of(dense)
                 tokens = plan.many[-1]
-                task = partial(_of_layer, gpu, most, *few, shape, tokens, ALWAYS)
+                task = partial(_of_layer, gpu, most, few, dense, shape, tokens, ALWAYS)
                 yield f"{name_of(shape)}, {bits} bits, {tokens} tokens, decoded", task
+
+
+def _part_of(ring: list[Item]) -> list[Item]:
+    return ring[: -(-len(ring) // PART_FOR_MANY)]
 
 
 def _of_layer(
     gpu: Machine,
     most: Ceilings,
     ring: list[Tiles],
-    dense: list,
+    dense: list[torch.Tensor],
     shape: tuple[int, int],
     tokens: int,
     crossing: int,
@@ -101,7 +108,7 @@ def _both_ways(
 ) -> Row:
     x = activations(tokens, shape[1], device=gpu.device)
 
-    def microseconds(**crossing: int) -> float:
+    def microseconds(**crossing: Any) -> float:
         def call(layer: Tiles) -> object:
             on = Through(gpu.on, **crossing)
             return linear.linear(on, x, layer, shape[0], GROUP, GROUP)
@@ -132,7 +139,7 @@ def crossing_from(rows: list[Row], origin: str) -> Crossing:
     whole = {tokens: of for tokens, of in sorted(by_tokens.items()) if len(of) == most_shapes}
 
     def decoded(piece: str, of: list[Row]) -> float:
-        return sum(row["decoded us"][piece] for row in of)
+        return float(sum(row["decoded us"][piece] for row in of))
 
     pieces = rows[0]["decoded us"]
     piece = min(pieces, key=lambda piece: sum(decoded(piece, of) for of in whole.values()))

@@ -199,9 +199,9 @@ def rehearsal() -> Processor:
     sys.path.append(str(ROOT / "tests"))
     from support.cuda.emulated import Device  # noqa: PLC0415  of a clone
 
-    device: Any = Device()
-    support.launcher = lambda _: device
-    return Processor(device)
+    emulated: Any = Device()
+    support.launcher = lambda device: emulated
+    return Processor(emulated)
 
 
 def _software() -> Row:

@@ -102,7 +102,8 @@ def _packed(shape: tuple[int, int], bits: int, device: torch.device) -> PackedLi
 def bytes_a_token(found: Any) -> int:
     """What a step reads of weights: all but the table of embeddings."""
     table = found.get_input_embeddings().weight
-    return sum(each.nbytes for each in found.parameters()) - table.nbytes
+    whole: int = sum(each.nbytes for each in found.parameters())
+    return whole - int(table.nbytes)
 
 
 def _generate(gpu: Machine, sizes: Model, made: list[Any]) -> Row:
@@ -139,7 +140,7 @@ def _step(gpu: Machine, most: Ceilings, made: list[Any]) -> Row:
         # The model's own way to a mask may ask the device for values.
         mask = {"full_attention": (places <= position)[None, None, None]}
         options = {"past_key_values": cache, "use_cache": True, "position_ids": position[None]}
-        logits = found(token, attention_mask=mask, **options).logits[:, -1]
+        logits: torch.Tensor = found(token, attention_mask=mask, **options).logits[:, -1]
         token.copy_(logits.argmax(-1, keepdim=True))
         position.add_(1)
         return logits
@@ -155,7 +156,8 @@ def _step(gpu: Machine, most: Ceilings, made: list[Any]) -> Row:
 
     def replay() -> torch.Tensor:
         captured.replay()
-        return captured.result
+        result: torch.Tensor = captured.result
+        return result
 
     by_graph, by_host = from_the_start(replay), from_the_start(step)
     if not torch.equal(by_graph, by_host):

@@ -34,7 +34,7 @@ class Peer(NamedTuple):
 def peers(gpu: Machine, plan: Plan) -> Cases:
     """The two largest shapes of a layer, for all few tokens; what is not there is skipped."""
     most = ceilings(gpu, plan.ring_bytes)
-    makes = {
+    makes: dict[str, Callable[[Machine, tuple[int, int]], Peer]] = {
         "torch's int4": torch_int4,
         "Humming's uint3": partial(humming, "uint3"),
         "Humming's uint4": partial(humming, "uint4"),
@@ -92,6 +92,7 @@ def humming(width: str, gpu: Machine, shape: tuple[int, int]) -> Peer:
 
     def call(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         layer.weight.data = weights
-        return layer(x)
+        found: torch.Tensor = layer(x)
+        return found
 
     return Peer(layer.weight.data, layer.weight.nbytes + layer.weight_scale.nbytes, call)

@@ -21,7 +21,7 @@ HEAD = (248320, 5120)
 class Moe(NamedTuple):
     """Experts of one shape, of which each token takes some."""
 
-    count: int = 128
+    experts: int = 128
     rows: int = 768
     columns: int = 2048
     a_token: int = 8
@@ -67,7 +67,7 @@ SMALL = Plan(
     many=(2, 4),
     pieces=(1 << 13, 1 << 14),
     ring_bytes=1 << 12,
-    moe=Moe(count=4, rows=32, columns=128, a_token=2),
+    moe=Moe(experts=4, rows=32, columns=128, a_token=2),
     moe_tokens=(1, 3),
     model=Model(1, 128, 128, 2, 1, 64, 96, new_tokens=2, prompts=(3,)),
     cases=3,

@@ -18,7 +18,7 @@ Case = tuple[str, Callable[[], Row]]
 Cases = Iterator[Case]
 
 
-class Skipped(Exception):  # noqa: N818  not an error: this machine lacks what the case needs
+class Skipped(Exception):
     """Why a case can't be measured here, as a sentence."""
 
 
@@ -32,7 +32,7 @@ def append(file: Path, row: Row) -> None:
 
 def _ends_a_line(file: Any) -> bool:
     file.seek(-1, 2)
-    return file.read(1) == b"\n"
+    return bool(file.read(1) == b"\n")
 
 
 def read(file: Path) -> list[Row]:

@@ -20,7 +20,7 @@ GRACE_SECONDS = 10
 NO_GPU = 2
 
 
-class NoGpu(Exception):  # noqa: N818  an answer
+class NoGpu(Exception):
     """There is none; the process has said so."""
 
 

@@ -65,7 +65,7 @@ class Through:
         on: Launcher,
         processors: int | None = None,
         in_turn: bool = False,
-        **crossing: int,
+        **crossing: Any,
     ) -> None:
         self._on, self.crossing = on, on.crossing._replace(**crossing)
         self._in_turn = in_turn

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from quality import models, texts
 from quality.ours import Coded, Way
@@ -113,7 +113,7 @@ class Bench:
         return Subject(self._model(model), windows, self._folder(model, text) / "exact.pt")
 
     @cache  # noqa: B019
-    def _model(self, model: str) -> torch.nn.Module:
+    def _model(self, model: str) -> PreTrainedModel:
         return models.load(self.folder(model))
 
     def _folder(self, model: str, text: str) -> Path:

@@ -24,7 +24,8 @@ def measure(bench: Bench, bits: tuple[int, ...] = (4,)) -> list[dict[str, Any]]:
 def _row(bench: Bench, model: str, bits: int) -> dict[str, Any]:
     kept = bench.work / "figures" / f"{model} head {bits}.json"
     if kept.exists():
-        return json.loads(kept.read_text())
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
     subject = bench.subject(model, TUNING)
     exact = subject.model.get_input_embeddings().weight.detach()
     written = Format(bits).code(exact).weight.bfloat16().float()

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
@@ -110,7 +111,7 @@ def take_off_grid(model: PreTrainedModel, spread: float = 0.1) -> None:
 
 
 def _through_norm(
-    norm: torch.nn.Module,
+    norm: Any,
     after: tuple[torch.nn.Linear, ...],
     draw: Callable[[int], torch.Tensor],
 ) -> None:

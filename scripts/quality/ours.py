@@ -34,7 +34,7 @@ def by_role(formats: Mapping[str, Format]) -> Way:
 
     def code(name: str, weight: torch.Tensor) -> Coded | None:
         written = formats.get(role_of(name))
-        return written and written.code(weight)
+        return None if written is None else written.code(weight)
 
     return code
 
@@ -85,5 +85,7 @@ class Format:
         x, c = (each.view(rows, n, self.group).norm(dim=-1).numpy() for each in (padded, unit))
         keeping = x / c
         if self.rule == "norm-preserving":
-            return keeping
-        return np.divide(keeping**2, norms, out=np.zeros_like(norms), where=norms > 0)
+            return np.asarray(keeping)
+        found = np.zeros_like(norms)
+        np.divide(keeping**2, norms, out=found, where=norms > 0)
+        return found

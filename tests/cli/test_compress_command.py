@@ -27,10 +27,12 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_it_writes_what_the_library_writes_with_the_same_options(tq3, source, tmp_path):
-    options = ("--bits", 4, "--group-size", 64, "--keep", "*.0.*", "--keep", "*.norm.*")
-    options += ("--keep-dtype", "source", "--max-shard-size", "20KB", "--workers", 2)
-    options += ("--sensitive-bits", 2, "--sensitive-pattern", "up_proj", "--backend", "numpy")
-    options += ("--scale", "norm", "--norms", "float16")
+    options = [
+        *("--bits", 4, "--group-size", 64, "--keep", "*.0.*", "--keep", "*.norm.*"),
+        *("--keep-dtype", "source", "--max-shard-size", "20KB", "--workers", 2),
+        *("--sensitive-bits", 2, "--sensitive-pattern", "up_proj", "--backend", "numpy"),
+        *("--scale", "norm", "--norms", "float16"),
+    ]
     result = tq3("compress", source, tmp_path / "out", *options, "--verbatim-config")
     assert result.exit_code == 0
     library.compress(

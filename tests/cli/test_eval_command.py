@@ -12,6 +12,7 @@ from support.evaluation.evaluated import Pair, make_pair
 from support.models.tiny_models import ARCHITECTURES
 from typer.testing import CliRunner, Result
 
+import tq3
 from tq3.cli.app import app
 
 
@@ -49,6 +50,20 @@ def test_json_is_one_object_with_all_figures(pair):
     assert found["measures"]["kl"] > 0
     assert [layer["name"] for layer in found["layers"]] == ["model.layers.0", "model.layers.1"]
     assert len(found["tensors"]) == 14
+
+
+def test_saved_figures_are_those_of_the_card_and_the_checkpoint_stays_sound(pair):
+    run = evaluate(pair, "--save", "--json")
+    assert run.exit_code == 0, run.output
+    kl = json.loads(run.stdout)["measures"]["kl"]
+    assert f"| {kl:.4f} ± " in tq3.make_card(pair.out, "me/tiny")
+    assert tq3.verify(pair.out).ok
+
+
+def test_figures_of_a_repository_can_not_be_saved_in_it(pair):
+    run = evaluate(pair._replace(out="org/model"), "--save")
+    assert run.exit_code == 2
+    assert "--save writes into the folder that is measured" in run.stderr
 
 
 def test_quiet_prints_nothing(pair):

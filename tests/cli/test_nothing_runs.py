@@ -17,8 +17,10 @@ CONFIG = {
     "trust_remote_code": True,
 }
 # Of the program's own modules and of what Python itself looks for.
-MODULES = ("modeling_x", "configuration_x", "setup", "conftest", "sitecustomize", "usercustomize")
-MODULES += ("__init__", "__main__", "numpy", "json", "typer", "safetensors", "tq3", "torch")
+MODULES = (
+    *("modeling_x", "configuration_x", "setup", "conftest", "sitecustomize", "usercustomize"),
+    *("__init__", "__main__", "numpy", "json", "typer", "safetensors", "tq3", "torch"),
+)
 
 
 class Bomb:

@@ -140,7 +140,9 @@ def test_a_missing_codec_is_told_only_where_it_is_missing(monkeypatch, tmp_path,
 
 
 @contextmanager
-def in_a_terminal(*command: object, wrapper: str = "") -> Iterator[tuple[subprocess.Popen, int]]:
+def in_a_terminal(
+    *command: object, wrapper: str = ""
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A program as the leader of its own terminal, and our end of that."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))

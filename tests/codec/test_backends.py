@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -203,7 +205,7 @@ def test_a_caller_that_flushes_denormals_changes_nothing(backend, dtype):
     np.testing.assert_array_equal(out, as_float32)
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "words of another type": ({"words": np.zeros((4, 128), np.uint32)}, "words.dtype.*uint16"),
     "words in one dimension": ({"words": np.zeros(128, np.uint16)}, "two dimensions"),
     "words with gaps": ({"words": np.zeros((4, 256), np.uint16)[:, ::2]}, "words.*contiguous"),
@@ -224,7 +226,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_arrays_that_do_not_fit_are_refused_with_what_was_expected(backend, wrong):
     change, message = WRONG[wrong]
-    arguments = {
+    arguments: dict[str, Any] = {
         "words": np.zeros((4, 128), np.uint16),
         "dtype": "BF16",
         "bits": 3,

@@ -23,7 +23,7 @@ struct Kernel {
     std::string name;
     std::vector<std::string> types;
     std::vector<unsigned> sizes;
-    unsigned most_threads = 0;
+    unsigned most_threads = 0, most_shared = 48 << 10;
     bool is_on_the_device = false;
 };
 
@@ -146,6 +146,13 @@ int load_function(Kernel* kernel) {
     return kSuccess;
 }
 
+int set_attribute(Kernel* kernel, int attribute, int value) {
+    constexpr int kMostShared = 8, kMostOfABlock = 227 << 10;
+    if (attribute != kMostShared || value > kMostOfABlock) return kInvalidValue;
+    kernel->most_shared = static_cast<unsigned>(value);
+    return kSuccess;
+}
+
 // Words, Floats and Jobs are of 16 bytes, and so are reads of bytes.
 bool is_aligned(const std::string& type, const unsigned char* bytes) {
     const bool is_wide = type[0] == 'W' || type[0] == 'F' || type[0] == 'J' ||
@@ -175,6 +182,7 @@ int launch_as(const Launch& how, const Kernel* kernel, void** arguments, void** 
     const bool early = how.n_attributes > 0 && how.attributes[0].value;
     if (x * y * z == 0 || y > 65535 || z > 65535 || threads != kernel->most_threads || extra)
         return kInvalidValue;
+    if (how.shared > kernel->most_shared) return kInvalidValue;
     static const bool is_logged = std::getenv("DRIVER_LOG");
     if (!is_logged) return kSuccess;  // texts take longer than a launch
     std::fprintf(log(), "launch %s grid %u %u %u block %u %u %u shared %u stream %p%s\n",
@@ -228,6 +236,7 @@ extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, unsig
         {"cuLibraryGetKernel", reinterpret_cast<void*>(get_kernel)},
         {"cuKernelGetFunction", reinterpret_cast<void*>(get_function)},
         {"cuFuncLoad", reinterpret_cast<void*>(load_function)},
+        {"cuFuncSetAttribute", reinterpret_cast<void*>(set_attribute)},
         {"cuStreamGetCaptureInfo", reinterpret_cast<void*>(capture_info)},
         {"cuLaunchKernel", reinterpret_cast<void*>(launch)},
         {"cuLaunchKernelEx", reinterpret_cast<void*>(launch_ex)},

@@ -121,12 +121,13 @@ inline unsigned permute(unsigned low, unsigned high, unsigned selectors) {
 namespace emulation {
 
 inline int signed_byte(unsigned word, unsigned i) {
-    return static_cast<std::int8_t>(word >> 8 * i & 0xff);
+    return static_cast<std::int8_t>(word >> 8 * i);
 }
 
 }  // namespace emulation
 
 inline int __dp4a(int a, int b, int sum) {
+#pragma GCC unroll 4
     for (unsigned i = 0; i < 4; ++i)
         sum += emulation::signed_byte(static_cast<unsigned>(a), i) *
                emulation::signed_byte(static_cast<unsigned>(b), i);
@@ -136,7 +137,13 @@ inline int __dp4a(int a, int b, int sum) {
 #define TQ3_INSTRUCTIONS  // instructions.cuh is not needed
 
 inline void copy_async(void* to, const void* from, bool is_wanted) {
-    if (is_wanted) emulation::copy_later(to, from);
+    if (is_wanted) emulation::copy_later(to, from, 16);
+}
+inline void copy_async(float* to, const float* from, bool is_wanted) {
+    if (is_wanted) emulation::copy_later(to, from, 4);
+}
+inline void* shared_memory() {
+    return emulation::block->shared.data();
 }
 inline void end_batch() {
     emulation::self->copies.emplace_back();
@@ -165,11 +172,12 @@ inline void mma_m16n8k32(int (&sum)[4], const unsigned (&a)[4], const unsigned (
     const unsigned r = emulation::lane() / 4, t = emulation::lane() % 4;
     for (unsigned i = 0; i < 4; ++i) {
         const unsigned row = r + 8 * (i / 2), column = 2 * t + i % 2;
-        for (unsigned k = 0; k < 32; ++k) {
-            const unsigned quarter = k % 16 / 4, half = k / 16;
-            const unsigned left = all[row % 8 * 4 + quarter][row / 8 + 2 * half];
-            const unsigned right = all[column * 4 + quarter][4 + half];
-            sum[i] += emulation::signed_byte(left, k % 4) * emulation::signed_byte(right, k % 4);
+        for (unsigned quarter = 0; quarter < 4; ++quarter) {
+            const auto& left = all[row % 8 * 4 + quarter];
+            const auto& right = all[column * 4 + quarter];
+            for (unsigned half = 0; half < 2; ++half)
+                sum[i] = __dp4a(static_cast<int>(left[row / 8 + 2 * half]),
+                                static_cast<int>(right[4 + half]), sum[i]);
         }
     }
 }

@@ -13,7 +13,7 @@
 namespace {
 
 struct Grid {
-    unsigned x, y, z, threads;
+    unsigned x, y, z, threads, shared;
     int order;
 };
 using Launch = std::string (*)(void** arguments, const Grid& grid);
@@ -28,8 +28,9 @@ std::string launch(void (*)(Parameter...), void** arguments, const Grid& grid) {
     using Parameters = std::tuple<std::remove_cv_t<Parameter>...>;
     const auto read_once = read<Parameters>(arguments, std::index_sequence_for<Parameter...>());
     const auto order = static_cast<emulation::Order>(grid.order);
-    return emulation::launch({grid.x, grid.y, grid.z}, grid.threads, order,
-                             [&] { std::apply(kernel, read_once); });
+    return emulation::launch(
+        {grid.x, grid.y, grid.z}, grid.threads, order, [&] { std::apply(kernel, read_once); },
+        grid.shared);
 }
 
 template <auto kernel>
@@ -49,11 +50,13 @@ const std::map<std::string, Launch>& instances() {
 
 // Returns what went wrong, or an empty text; valid until the next call.
 extern "C" const char* launch_emulated(const char* instance, void** arguments, unsigned x,
-                                       unsigned y, unsigned z, unsigned threads, int order) {
+                                       unsigned y, unsigned z, unsigned threads, unsigned shared,
+                                       int order) {
     static std::string failure;
     const auto found = instances().find(instance);
-    failure = found == instances().end() ? std::string("no such instance: ") + instance
-                                         : found->second(arguments, {x, y, z, threads, order});
+    failure = found == instances().end()
+                  ? std::string("no such instance: ") + instance
+                  : found->second(arguments, {x, y, z, threads, shared, order});
     return failure.c_str();
 }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
-from support.cuda.emulated import Device
+from support.cuda.emulated import SHARED_BYTES, Device
 from support.runtime.layers import activations, layer
 
 from tq3.runtime.cuda import calls, crossings, layout, linear, support
@@ -39,9 +40,16 @@ class Recorder:
 
     def __init__(self, processors, crossing):
         self.processors, self.crossing, self.asked = processors, crossing, []
+        self.shared_bytes = SHARED_BYTES
 
     def launch(self, call):
         self.asked.append(call)
+
+    def load(self, kernel, instance):
+        pass
+
+    def sequence(self):
+        return 0
 
 
 @pytest.fixture
@@ -51,6 +59,7 @@ def devices(monkeypatch):
     def pretend(name, capability, processors=1):
         class Properties:
             multi_processor_count = processors
+            shared_memory_per_multiprocessor = SHARED_BYTES
 
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
@@ -69,7 +78,7 @@ def test_a_device_gets_code_of_its_own_architecture(devices, name):
     devices(name, capability, processors)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = support.launcher(torch.device("cuda"))
+        found: Any = support.launcher(torch.device("cuda"))
     assert (found.architecture, found.processors) == (architecture, processors)
     rows = crossings.table()
     assert found.crossing == rows.get(architecture, rows[crossings.OTHERS])
@@ -122,7 +131,7 @@ def asked(rows, columns, tokens, processors, crossing=USUAL):
     words = torch.empty(tiles, units, 3, 32, 4, dtype=torch.int32, device="meta")
     norms = torch.empty(tiles, units, 8, 4, device="meta")
     x = torch.empty(tokens, columns, dtype=torch.bfloat16, device="meta")
-    device = Recorder(processors, crossing)
+    device: Any = Recorder(processors, crossing)
     y = linear.linear(device, x, layout.Tiles(words, norms), rows, 128, 128)
     assert (y.shape, y.dtype) == ((tokens, rows), torch.bfloat16)
     first, *others = device.asked
@@ -132,14 +141,38 @@ def asked(rows, columns, tokens, processors, crossing=USUAL):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_a_large_layer_takes_one_block_a_tile(name):
+def test_a_large_layer_takes_one_block_a_tile_for_few_tokens(name):
+    instance = "multiply<Dtype::kBF16, 3, 128>"
+    for tokens in (1, 4):
+        found = asked(17408, 5120, tokens, DEVICES[name][1])
+        assert found == [("multiply", instance, (1, 544, 1))]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_more_tokens_take_a_block_for_eight_tiles(name):
+    """And as many blocks for a tile's turns as leave two for each multiprocessor, if there are so
+    many.
+    """
     processors = DEVICES[name][1]
-    for tokens, columns, blocks in ((1, 1, 1), (4, 1, 1), (5, 2, 1), (16, 4, 1), (17, 8, 1)):
-        instance = f"multiply<Dtype::kBF16, 3, 128, {columns}>"
-        assert asked(17408, 5120, tokens, processors) == [("multiply", instance, (blocks, 544, 1))]
-    for tokens, blocks in ((33, 2), (1000, 32), (1024, 32)):
-        instance = "multiply<Dtype::kBF16, 3, 128, 8>"
-        assert asked(17408, 5120, tokens, processors) == [("multiply", instance, (blocks, 544, 1))]
+    for tokens, columns, of_tokens in ((5, 2, 1), (16, 4, 1), (17, 8, 1), (33, 8, 2), (64, 8, 2)):
+        (kernel, instance, grid), (added, *_) = asked(17408, 5120, tokens, processors)
+        assert (kernel, added) == ("multiply_shared", "add_terms")
+        assert instance == f"multiply_shared<3, 128, {columns}>"
+        assert grid[:2] == (of_tokens, 68)
+        blocks = of_tokens * 68 * grid[2]
+        assert grid[2] == 8 or blocks >= 2 * processors
+        assert grid[2] == 1 or blocks // 2 < 2 * processors or tokens > 16
+
+
+def test_so_many_sums_wait_in_a_block_as_two_blocks_have_room_for():
+    for shared_kib, turns in ((100, 1), (164, 2), (228, 4)):
+        device = Recorder(1, USUAL)
+        device.shared_bytes = shared_kib << 10
+        assert calls.turns_of_a_block(device, 1000, 3, 128, 8) == turns
+        assert calls.turns_of_a_block(device, 1000, 3, 128, 2) >= turns
+    assert calls.turns_of_a_block(Recorder(500, USUAL), 1000, 3, 128, 2) == 8
+    assert calls.turns_of_a_block(Recorder(501, USUAL), 1000, 3, 128, 2) == 4
+    assert calls.turns_of_a_block(Recorder(5000, USUAL), 1000, 3, 128, 2) == 1
 
 
 @pytest.mark.parametrize("name", DEVICES)
@@ -150,7 +183,10 @@ def test_a_small_layer_keeps_all_multiprocessors_busy(name):
     assert tiles == 32
     # Two blocks for each multiprocessor, but for what the five steps of eight warps allow.
     assert parts == min(2 * processors // 32, 5)
-    assert [call[0] for call in asked(1024, 5120, 5, processors)] == ["multiply"]
+    assert [call[0] for call in asked(1024, 5120, 5, processors)] == [
+        "multiply_shared",
+        "add_terms",
+    ]
 
 
 def test_many_tokens_take_decoded_pieces():
@@ -159,7 +195,7 @@ def test_many_tokens_take_decoded_pieces():
         found = asked(17408, 5120, most_tokens + 1, 132, crossing)
         assert {kernel for kernel, *_ in found} == {"decode"}
         assert len(found) == -(-17408 * 5120 // piece_weights)
-        assert asked(17408, 5120, most_tokens, 132, crossing)[0][0] == "multiply"
+        assert asked(17408, 5120, most_tokens, 132, crossing)[0][0] == "multiply_shared"
 
 
 def test_a_measured_crossing_takes_the_place_of_an_estimate(tmp_path):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from tq3.runtime.cuda import compiler, source  # noqa: E402  it imports NVRTC
+from tq3.runtime.cuda import compiler, source
 
 INSTANCE = "rotate_quantise<Dtype::kF32, 32, 32>"
 
@@ -57,7 +58,7 @@ def test_who_has_no_home_has_no_folder(monkeypatch):
         raise RuntimeError("no home")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(compiler.Path, "home", nobody)
+    monkeypatch.setattr(Path, "home", nobody)
     assert compiler.default_cache() is None
     assert compiled(None).cubin
 

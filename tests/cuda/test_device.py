@@ -45,9 +45,10 @@ module.torch.cuda.is_current_stream_capturing = lambda: True
 assert device.sequence() == (through_driver.STREAM, 3)
 module.torch.cuda.is_current_stream_capturing = lambda: False
 tensor = torch.zeros(4)
+NUMBERS = -2, 15, 0, 7, 1 << 30
 
 def launch(x, grid):
-    device.launch(Call("split", "add_terms<Dtype::kF32>", grid, 256, (x, None, -2, 15)))
+    device.launch(Call("split", "add_terms<Dtype::kF32>", grid, 256, (x, None, *NUMBERS)))
 
 for x in (tensor, torch.nn.Parameter(tensor.int(), requires_grad=False), Norms(tensor)):
     print(x.data_ptr())
@@ -56,20 +57,25 @@ for x in (tensor, torch.nn.Parameter(tensor.int(), requires_grad=False), Norms(t
     thread.start()
     thread.join()
 
-# What a driver refuses: no blocks, blocks of another size than the code's, a tensor out of line.
-multiply = "multiply", "multiply<Dtype::kBF16, 3, 128, 1>"
+# What a driver refuses: no blocks, blocks of another size than the code's, a tensor out of line,
+# and more shared memory than there is.
+multiply = "multiply", "multiply<Dtype::kBF16, 3, 128>"
 words = torch.zeros(16, dtype=torch.int32)[1:]
 for of, grid, threads, arguments in (
-    (("split", "add_terms<Dtype::kF32>"), (1, 0, 1), 256, (None, None, 1, 1)),
-    (("split", "add_terms<Dtype::kF32>"), (1, 1, 1), 128, (None, None, 1, 1)),
+    (("split", "add_terms<Dtype::kF32>"), (1, 0, 1), 256, (None, None, *NUMBERS)),
+    (("split", "add_terms<Dtype::kF32>"), (1, 1, 1), 128, (None, None, *NUMBERS)),
     (multiply, (1, 1, 1), 256, (words, None, None, None, None, 1, 1, 1, None)),
+    (multiply, (1, 1, 1), 256, (*[None] * 5, 1, 1, 1, None)),
 ):
     try:
-        module.Device.launch(device, Call(*of, grid, threads, arguments))
+        shared_bytes = 0 if arguments[0] is words or of != multiply else 228 << 10
+        call = Call(*of, grid, threads, arguments, shared_bytes=shared_bytes)
+        module.Device.launch(device, call)
     except RuntimeError as error:
         print(error)
 """
-REFUSED = ["INVALID_VALUE", "INVALID_VALUE", "MISALIGNED_ADDRESS"]
+NUMBERS = -2, 15, 0, 7, 1 << 30
+REFUSED = ["INVALID_VALUE", "INVALID_VALUE", "MISALIGNED_ADDRESS", "INVALID_VALUE"]
 
 
 def test_the_driver_gets_code_grid_stream_and_arguments(folder):
@@ -77,7 +83,7 @@ def test_the_driver_gets_code_grid_stream_and_arguments(folder):
     contexts = [line for line in found.others if line == "context of 0"]
     assert len(contexts) == 4  # of four threads
     kernel = next(line for line in found.others if "add_terms" in line)
-    rest = [f"pointer {bytes(8).hex()}", *(f"int {struct.pack('<i', i).hex()}" for i in (-2, 15))]
+    rest = [f"pointer {bytes(8).hex()}", *(f"int {struct.pack('<i', i).hex()}" for i in NUMBERS)]
     wanted = []
     assert found.printed[3:] == [f"CUDA: CUDA_ERROR_{error}" for error in REFUSED]
     for address in map(int, found.printed[:3]):
@@ -90,7 +96,7 @@ def test_the_driver_gets_code_grid_stream_and_arguments(folder):
 
 MODULES = """
 import contextlib, torch
-from test_modules_in_tiles import filled, tiled
+from support.runtime.modules import filled, tiled
 from support.runtime.layers import activations
 from torch import nn
 from tq3.format.layout import GroupLayout
@@ -102,7 +108,7 @@ def layer(kind, *shape, **how):
     return filled(kind(GroupLayout(shape, 3, 128), dtype=torch.bfloat16, **how))
 
 rows = layer(PackedRows, 700, 512)
-head = PackedWeight(rows.layout, dtype=torch.bfloat16)
+head = PackedWeight(rows.group_layout, dtype=torch.bfloat16)
 head.tq_packed, head.tq_norms = rows.tq_packed, rows.tq_norms
 embedding = nn.Embedding(700, 512, device="meta")
 look_up_packed(embedding, rows)
@@ -126,7 +132,10 @@ for mode in (torch.inference_mode, torch.no_grad, contextlib.nullcontext):
                 x = activations(tokens, 200, torch.bfloat16)
                 assert model[name](x, torch.arange(tokens) % 5).shape == (tokens, 40)
 """
-KERNELS = {"rotate_quantise", "multiply", "multiply_terms", "add_terms", "rotate", "decode"}
+KERNELS = {
+    *("rotate_quantise", "multiply", "multiply_shared", "multiply_terms", "add_terms"),
+    *("rotate", "decode"),
+}
 
 
 def assert_launched_as_asked(found):
@@ -173,9 +182,10 @@ import torch
 from support.runtime.layers import activations, layer
 from tq3.runtime.cuda import calls, layout, many
 device = through_driver.device(processors=1, architecture={architecture!r})
-for processors in (1, 100):
+# 40 tokens with few multiprocessors: sums wait in more shared memory than every kernel may have.
+for processors, tokens in ((1, 2), (100, 2), (1, 40)):
     device.processors = processors
-    quantised = calls.quantise(device, activations(2, 2048), 16, 3, 128, 128)
+    quantised = calls.quantise(device, activations(tokens, 2048), 16, 3, 128, 128)
     tiles = layout.repack(*layer(40, 16), 3, 128)
     calls.multiply(device, tiles, quantised, 40, 128, torch.float32)
 many.rotate(device, activations(2, 2048), 16, 128, 128)
@@ -186,7 +196,8 @@ many.rotate(device, activations(2, 2048), 16, 128, 128)
 def test_kernels_that_wait_themselves_may_start_early(tmp_path, architecture):
     found = through_driver.run(EARLY.format(architecture=architecture), tmp_path)
     names = assert_launched_as_asked(found)
-    assert names == {"rotate_quantise", "multiply", "multiply_terms", "add_terms", "rotate"}
+    assert names == KERNELS - {"decode"}
+    assert any(int(where.split()[11]) > 48 << 10 for where, *_ in found.given)
     early = {where.split()[1] for where, *_ in found.given if where.endswith(" early")}
-    assert len(early) == (4 if architecture == "sm_90" else 0)
+    assert len(early) == (5 if architecture == "sm_90" else 0)
     assert not any("6rotateI" in name for name in early)

@@ -10,6 +10,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import gpu_check
 import pytest
@@ -29,11 +30,11 @@ from gpu import (
 from gpu.kinds import KINDS
 from gpu.machine import Captured, Processor
 from gpu.plan import SMALL, Model, Moe
-from gpu.rows import Skipped, append, read
+from gpu.rows import Row, Skipped, append, read
 from gpu.sections import INNER, SECTIONS, measure
 from gpu.table import markdown
 from support.cuda import through_driver
-from support.cuda.emulated import Device
+from support.cuda.emulated import SHARED_BYTES, Device
 from support.cuda.instances import KERNELS, instances
 
 from tq3.runtime.cuda import crossings, source
@@ -48,7 +49,7 @@ SIZES = Model(1, 128, 128, 2, 1, 64, 96, new_tokens=2, prompts=(3,))
 
 def rows_of(found, gpu, seconds=60.0):
     """What is told of these cases, but for their beginnings."""
-    told = []
+    told: list[Any] = []
     measure(found, gpu, time.monotonic() + seconds, told.append)
     for row in told:
         row.pop("s", None)
@@ -59,7 +60,7 @@ class Recorder(Asked):
     """Launches nothing, and keeps calls."""
 
     def __init__(self):
-        super().__init__(1, crossing_of(OTHERS))
+        super().__init__(1, SHARED_BYTES, crossing_of(OTHERS))
         self.calls = []
 
     def launch(self, call):
@@ -106,7 +107,7 @@ def test_a_wrong_kernel_is_a_fault_that_names_its_case_and_not_the_next():
 def test_the_cases_ask_for_every_instance_and_those_that_serve_come_first():
     asked = codes.instances()
     assert {name for _, name in asked} == {name for of in KERNELS for name in instances(of)}
-    served = [i for i, (_, name) in enumerate(asked) if "<Dtype::kBF16, 3, 128, 8>" in name]
+    served = [i for i, (_, name) in enumerate(asked) if "shared<3, 128, 8>" in name]
     assert served[0] < len(asked) / 4
 
 
@@ -147,12 +148,12 @@ def test_a_section_of_times_runs_without_a_fault(name):
     assert len({row["case"] for row in rows}) == len(rows)
 
 
-def test_each_kernel_of_a_layer_is_timed_by_itself_and_less_the_gap():
+def test_each_kernel_of_a_layer_is_timed_by_itself_and_less_the_gap(monkeypatch):
     costs = {"rotate_quantise": 2e-6, "multiply_terms": 7e-6, "add_terms": 1e-6}
     gpu = Timed(lambda call: costs.get(call.instance.partition("<")[0], 0.0))
     gpu.on.processors = 1000
     plan = SMALL._replace(shapes=((64, 71 * 128),), few=(1,), ring_bytes=1 << 20)
-    gpu.empty = lambda: gpu.on.calls.append(SMALL_CALL)
+    monkeypatch.setattr(gpu, "empty", lambda: gpu.on.calls.append(SMALL_CALL))
     costs["gap"] = 0.5e-6
     row = rows_of(layers.kernels(gpu, plan), gpu)[0]
     n_layers = -(-(1 << 20) // (64 * 71 * (48 + 4)))
@@ -193,7 +194,8 @@ def test_the_crossing_is_where_the_sum_over_shapes_changes_sides():
 
 
 def test_what_a_round_reads_of_experts_is_most_of_the_ring():
-    read, moe = set(), Moe(count=6, rows=32, columns=128, a_token=2)
+    read: set[tuple[int, int]] = set()
+    moe = Moe(experts=6, rows=32, columns=128, a_token=2)
     gpu = Timed()
 
     def launch(call):
@@ -230,6 +232,8 @@ def test_a_replay_that_gives_other_bits_is_a_fault(monkeypatch):
 
 def test_others_kernels_are_called_where_they_are(monkeypatch):
     class HummingLayer(torch.nn.Module):
+        width = ""
+
         def __init__(self, rows, columns, options, torch_dtype):
             super().__init__()
             assert options == {"b_dtype": HummingLayer.width, "weight_scale_group_size": 128}
@@ -420,12 +424,12 @@ def test_without_a_gpu_a_sentence_says_so_and_the_code_is_2(monkeypatch, capsys,
 
 
 def test_the_measured_crossing_is_written_with_the_gpu_and_the_day(monkeypatch, capsys, tmp_path):
-    rows = [
+    rows: list[Row] = [
         {"section": "crossings", "case": f"x, {tokens}", "tokens": tokens, "shape": "x"}
         | {"integers us": tokens, "decoded us": {"33554432": 100}}
         for tokens in (64, 96, 128)
     ]
-    facts = {"section": "smoke", "case": "machine", "GPU": "NVIDIA H200", "day": "1 Dec 2026"}
+    facts: Row = {"section": "smoke", "case": "machine", "GPU": "NVIDIA H200", "day": "1 Dec 2026"}
     file, written = tmp_path / "found.jsonl", []
     for row in (facts | {"architecture": "sm_90"}, *rows):
         append(file, row)
@@ -439,7 +443,7 @@ def test_the_measured_crossing_is_written_with_the_gpu_and_the_day(monkeypatch, 
 
 
 def test_rows_are_tables_in_markdown():
-    rows = [
+    rows: list[Row] = [
         {"section": "serving", "case": "a", "kind": "multiply", "equal": True},
         {"section": "serving", "case": "b", "kind": "multiply", "equal": True},
         {"section": "serving", "case": "c", "fault": "CUDA error: x"},
@@ -503,7 +507,7 @@ def test_what_sections_launch_is_taken_by_the_driver(tmp_path):
     assert found.printed == []
     assert found.given == found.asked
     launched = " ".join(launch for launch, *_ in found.given)
-    for kernel in ("rotate_quantise", "multiply", "rotate", "decode"):
+    for kernel in ("rotate_quantise", "multiply", "share", "rotate", "decode"):
         assert kernel in launched
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.runtime.layers import activations, error
-from test_modules_in_tiles import filled, tiled
+from support.runtime.modules import filled, tiled
 
 from tq3.format.layout import GroupLayout
 from tq3.runtime.modules import PackedExperts, PackedLinear, PackedWeight
@@ -32,7 +32,7 @@ def test_a_linear_layer(gpu, dtype):
 
 
 @pytest.mark.parametrize("chosen", [[3, 0, 3], [3, 0, 0, 2, 3, 3]], ids=["as they lie", "sorted"])
-def test_experts(gpu, chosen):
+def test_experts_in_tiles_have_the_same_gradient(gpu, chosen):
     experts = filled(PackedExperts(GroupLayout((4, 40, 200), 3, 128)))
     x, chosen = activations(len(chosen), 200), torch.tensor(chosen)
     expected = gradient(experts, x, chosen).double()

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from test_modules_in_tiles import filled, tiled
+from support.cuda.emulated import SHARED_BYTES
+from support.runtime.modules import filled, tiled
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,11 +28,13 @@ NO_KERNELS = {
 class Kernels(TorchDispatchMode):
     """Counts kernels: operators of torch, also those that ours consist of, and launches of ours."""
 
-    processors, crossing = 132, crossing_of(OTHERS)
+    processors, shared_bytes, crossing = 132, SHARED_BYTES, crossing_of(OTHERS)
 
     def __init__(self):
         super().__init__()
-        self.ours, self.within_ours, self.others = Counter(), Counter(), Counter()
+        self.ours: Counter[str] = Counter()
+        self.within_ours: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
         self._counted = self.others
 
     def load(self, kernel, instance):

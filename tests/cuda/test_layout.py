@@ -101,7 +101,7 @@ def test_weights_on_a_gpu_are_there_when_they_are_repacked(monkeypatch):
     layout.settle(torch.device("cpu"))
     layout.settle(gpu)
     assert waited == [gpu]
-    asked = []
+    asked: list[torch.device] = []
     monkeypatch.setattr(layout, "settle", asked.append)
     tiles = layout.repack(*layer(33, 2), 3, 128)
     assert asked == [tiles.words.device]

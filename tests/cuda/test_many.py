@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,7 +113,7 @@ def test_any_activations_are_rotated_as_the_torch_code_does(
     x = activations(tokens, n * width[0] - missing, DTYPES[ROTATIONS.index(width) % 3], seed)
     for kind, row in kinds:
         spoil(x, kind, row % tokens)
-    assert_rotated(ROTATE, x, n, *width, order)
+    assert_rotated(ROTATE, x, n, width[0], width[1], order)
 
 
 class Recorder(Device):
@@ -164,7 +166,8 @@ def test_nothing_is_read_from_the_device():
     packed, norms = layer(70, 3)
     tiled = layout.Tiles(*(each.to("meta") for each in layout.repack(packed, norms, 3, 128)))
     x = activations(9, 380, torch.bfloat16).to("meta")
-    y = many.multiply_decoded(Nowhere(), tiled, x, 70, 3, 128, 128)
+    nowhere: Any = Nowhere()
+    y = many.multiply_decoded(nowhere, tiled, x, 70, 3, 128, 128)
     assert (y.shape, y.dtype) == ((9, 70), torch.bfloat16)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from support.runtime.layers import BITS, activations, assert_same, layer
+from support.runtime.modules import filled, tiled
 from torch import nn
 
 from tq3.format.layout import GroupLayout
@@ -21,24 +23,6 @@ from tq3.runtime.modules import (
     PackedWeight,
     look_up_packed,
 )
-
-
-def filled(weight, seed=0):
-    """The module with codes and norms, as a host loads them."""
-    layout = weight.layout
-    packed, norms = layer(layout.rows, layout.groups_per_row, layout.bits, layout.group, seed)
-    weight.tq_packed.data.copy_(packed.view(weight.tq_packed.shape))
-    weight.tq_norms.data.copy_(norms.view(weight.tq_norms.shape))
-    return weight
-
-
-def tiled(module):
-    """As hosts do it after loading."""
-    for part in module.modules():
-        if isinstance(part, PackedWeight):
-            part.arrange()
-            assert part.is_tiled
-    return module
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -162,7 +146,7 @@ def test_a_pickle_can_be_read_where_there_is_no_gpu(gpu, monkeypatch):
 
 
 def test_a_weight_that_is_held_decoded_has_its_codes_from_the_tiles(gpu):
-    owner = nn.Module()
+    owner: Any = nn.Module()
     owner.weight = filled(PackedWeight(GroupLayout((40, 128), 3, 128)))
     before = [part.clone() for part in owner.weight.stored()]
     tiled(owner)
@@ -194,7 +178,7 @@ def test_a_layer_in_tiles_can_be_traced(gpu):
 
 
 WORDS, NORMS = layout.repack(*layer(40, 2), 3, 128)
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "words of experts": ({"words": WORDS[None]}, r"words.shape: .*expected \(tiles, units, bits,"),
     "words of bytes": ({"words": WORDS.to(torch.uint8)}, "of torch.uint8, expected .*torch.int32"),
     "norms of halves": ({"norms": NORMS.half()}, r"expected \(2, 2, 8, 4\) of torch.float32"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from tq3.runtime import reference
 from tq3.runtime.cuda import calls, layout, source
 
 # Multiprocessors of a device for which these layers are large, and for which all are small.
-FEW, MANY = 1, 1000
+FEW, SOME, MANY = 1, 2, 1000
 
 # Each makes a kernel wrong, and the check below must see it: what it does, and what it becomes.
 FAULTS = {
@@ -44,7 +45,7 @@ FAULTS = {
     ),
     "codes of the unit after the next": ("words += stride * S", "words += 2 * stride * S"),
     "codes of no unit": ("exists = step < steps", "exists = step + stride < steps"),
-    "the norms of other rows": ("k * 8 + lane / 4]", "k * 8 + lane % 4]"),
+    "the norms of other rows": ("slot].norms + k * 8 + lane / 4", "slot].norms + k * 8 + lane % 4"),
     "a missing wait": ("            wait_for_batches<slots - 1>();\n", ""),
     "a wait for one batch less": ("wait_for_batches<slots - 1>", "wait_for_batches<slots>"),
     "norms of lanes that have not waited": (
@@ -56,18 +57,59 @@ FAULTS = {
         "coming.ask(ring, slot, part, lane);\n",
         "coming.ask(ring, (slot + 1) % slots, part, lane);\n",
     ),
-    "the worths of another token": ("k * work.tokens + c * kTokens]", "c * kTokens]"),
+    "the worths of another group": ("at.worths[k * work.tokens]", "at.worths[0]"),
 }
 FAULTS_OF_MULTIPLY = {
     "another order of partial sums": ("p[k], p[k + half]", "p[k], p[2 * half - 1 - k]"),
     "no barrier before partial sums are read": (
-        "        __syncthreads();\n        constexpr",
-        "        constexpr",
+        "    __syncthreads();\n    constexpr",
+        "    constexpr",
     ),
-    "no barrier before they are written": ("; ++c) {\n        __syncthreads();", "; ++c) {"),
+    "no barrier before they are written": ("    __syncthreads();\n#pragma", "#pragma"),
     "rows beyond the last": ("row >= rows ||", ""),
     "tokens beyond the last": ("|| token >= job.end", ""),
-    "the tokens of the first block": ("static_cast<int>(blockIdx.x) * columns * kTokens", "0"),
+}
+ASK_ACTIVATIONS = """\
+                column.ask(shared.slots[slot ^ 1].activations, next, warp, lane);
+                end_batch();
+"""
+WAIT = """\
+                wait_for_batches<1>();
+                __syncthreads();  // All have waited, and have read the other activations.
+"""
+FAULTS_OF_SHARE = {
+    "a missing wait": ("                wait_for_batches<1>();\n", ""),
+    "a wait for one batch less": ("wait_for_batches<1>", "wait_for_batches<2>"),
+    "no barrier": ("__syncthreads();  // All have waited, and have read", "// Not all have read"),
+    "a barrier before the wait": (
+        WAIT,
+        "                __syncthreads();\n                wait_for_batches<1>();\n",
+    ),
+    "activations asked for before all have read what was there": (
+        WAIT + ASK_ACTIVATIONS,
+        ASK_ACTIVATIONS + WAIT.replace("<1>", "<2>"),
+    ),
+    "activations in the place of those that are read": (
+        "shared.slots[slot ^ 1].activations",
+        "shared.slots[slot].activations",
+    ),
+    "weights that some lanes have not read": ("__syncwarp();  // All lanes have read theirs.", ""),
+    "weights in the place of the next": (
+        "tile.ask(weights, next, lane)",
+        "tile.ask(shared.slots[slot ^ 1].weights[warp], next, lane)",
+    ),
+    "halves of the unit exchanged": ("from + half * 4", "from + 4 - half * 4"),
+    "the worths of another group": ("group * S::groups_a_unit + k;", "group * S::groups_a_unit;"),
+    "the worths of another column": ("k * columns * kTokens + warp * kTokens", "warp * kTokens"),
+    "turns as they come": ("(turn & 1) << 2 | (turn & 2) | turn >> 2", "turn"),
+    "sums of a turn that go on": ("totals[k] = 0.0F;", ""),
+    "sums of another thread": (
+        "__fadd_rn((*waiting)[k][thread], totals[k])",
+        "__fadd_rn((*waiting)[k][thread ^ 1], totals[k])",
+    ),
+    "a row beyond the last": ("row >= of_rows ||", "row > of_rows ||"),
+    "tokens beyond the last": ("|| token >= end", ""),
+    "the tokens of the first block": ("static_cast<int>(blockIdx.x) * most", "0 * most"),
 }
 FAULTS_OF_SPLIT = {
     "terms of all groups in one sum": (
@@ -102,7 +144,7 @@ def dtype_of(bits, group, tokens):
     rows=st.integers(1, 70),
     kinds=st.lists(st.tuples(st.sampled_from(SPECIAL), st.integers(0, 39)), max_size=3),
     order=st.sampled_from(list(ORDERS)),
-    processors=st.sampled_from([FEW, MANY]),
+    processors=st.sampled_from([FEW, SOME, MANY]),
     seed=st.integers(0, 2**31),
 )
 def test_any_layer_gives_what_the_reference_gives(
@@ -131,8 +173,32 @@ def test_numbers_of_tokens(tokens):
     assert_equals_the_reference(x, *layer(33, 4), 3, 128, 128, Device("reverse"))
 
 
+@pytest.mark.parametrize(("bits", "group"), list(itertools.product(BITS, GROUPS)))
+def test_each_number_of_turns_that_a_block_may_have(bits, group, monkeypatch):
+    found, kept = [], calls.turns_of_a_block
+    x = activations(7, 41 * group - 3, dtype_of(bits, group, 7))
+    packed, norms = layer(41, 41, bits, group)
+    most = 8 // max(1, 128 // group)
+    for turns in (1 << i for i in range(most.bit_length())):
+        monkeypatch.setattr(calls, "turns_of_a_block", lambda *_, turns=turns: turns)
+        device = Device("random")
+        assert_equals_the_reference(x, packed, norms, bits, group, group, device)
+        found.append(device.launched[-2].arguments[4].shape[0])
+    assert found == [8 // (1 << i) for i in range(most.bit_length())]
+    assert kept(device, 2, bits, group, 2) == most
+
+
+def test_partial_sums_go_through_memory_by_so_many_rows_as_a_cache_holds(monkeypatch):
+    monkeypatch.setattr(calls, "SUMS_BYTES", 1)
+    x = activations(6, 250)
+    device = Device("random")
+    assert_equals_the_reference(x, *layer(521, 2), 3, 128, 128, device)
+    shared = [call for call in device.launched if call.kernel == "share"]
+    assert [call.arguments[4].shape[2] for call in shared] == [256, 256, 9]
+
+
 @pytest.mark.parametrize("processors", [FEW, MANY])
-def test_large_and_tiny_norms_overflow_and_vanish_alike(processors):
+def test_norms_that_overflow_or_vanish_do_so_as_in_the_reference(processors):
     packed, norms = layer(33, 17)
     norms[::3] *= 1e38
     norms[1::3] *= 1e-42
@@ -143,25 +209,25 @@ def test_large_and_tiny_norms_overflow_and_vanish_alike(processors):
 
 
 def test_blocks_share_a_tile_where_a_device_has_more_of_them():
-    few_tiles = {"tiles": 4, "units": 40, "tokens": 4, "group": 128}
+    few_tiles = {"tiles": 4, "units": 40, "group": 128}
     assert calls.parts_of_a_tile(**few_tiles, processors=108) == 5
     assert calls.parts_of_a_tile(**few_tiles, processors=4) == 1
-    assert calls.parts_of_a_tile(**few_tiles | {"tokens": 5}, processors=108) == 1
     assert calls.parts_of_a_tile(**few_tiles | {"tiles": 100}, processors=132) == 2
 
 
+@pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("bits", BITS)
-def test_jobs_multiply_their_tokens_by_their_layer(bits):
+def test_jobs_multiply_their_tokens_by_their_layer(bits, columns):
     layers = [layer(70, 9, bits, 64, seed) for seed in range(3)]
     repacked = [layout.repack(*each, bits, 64) for each in layers]
-    words, norms = (torch.stack(parts) for parts in zip(*repacked, strict=True))
+    tiles = layout.Tiles(*map(torch.stack, zip(*repacked, strict=True)))
     x = activations(7, 9 * 64, dtype_of(bits, 64, 4))
     jobs = torch.tensor([[2, 0, 3, 0], [0, 3, 7, 0], [1, 0, 0, 0]], dtype=torch.int32)
     device = Device("random")
     quantised = calls.quantise(device, x, 9, bits, 64, 64)
-    found = calls.multiply_jobs(device, (words, norms), quantised, 70, 64, x.dtype, jobs, 1)
-    expected = [(x[:3], layers[2]), (x[3:], layers[0])]
-    expected = torch.cat([reference.linear(x, *each, bits, 64) for x, each in expected])
+    found = calls.multiply_jobs(device, tiles, quantised, 70, 64, x.dtype, jobs, columns)
+    pairs = (x[:3], layers[2]), (x[3:], layers[0])
+    expected = torch.cat([reference.linear(x, *each, bits, 64) for x, each in pairs])
     assert_same(found, expected)
 
 
@@ -183,6 +249,7 @@ def test_results_are_rounded_as_torch_rounds(dtype):
 
 FAULTY = [
     *(("multiply", fault) for fault in (FAULTS | FAULTS_OF_MULTIPLY).items()),
+    *(("share", fault) for fault in FAULTS_OF_SHARE.items()),
     *(("split", fault) for fault in FAULTS_OF_SPLIT.items()),
 ]
 
@@ -192,13 +259,13 @@ def test_a_fault_is_seen(kernel, fault):
     _, (right, wrong) = fault
     text = source.kernel(kernel)
     assert text.count(right) == 1
-    processors = {"multiply": FEW, "split": MANY}[kernel]
-    tokens = {"multiply": 7, "split": 3}[kernel]
+    processors = {"multiply": FEW, "share": SOME, "split": MANY}[kernel]
+    few, more = {"multiply": (3, 3), "share": (7, 37), "split": (3, 3)}[kernel]
     with pytest.raises(AssertionError):
         for order, group in itertools.product(ORDERS, (128, 64)):
-            device = Device(order, processors, **{kernel: text.replace(right, wrong)})
-            x = activations(tokens, 41 * group - 3)
+            texts: Any = {kernel: text.replace(right, wrong)}
+            device = Device(order, processors, **texts)
             packed, norms = layer(41, 41, 3, group)
-            assert_equals_the_reference(x, packed, norms, 3, group, group, device)
-            x = activations(37 if kernel == "multiply" else tokens, 41 * group - 3)
-            assert_equals_the_reference(x, packed, norms, 3, group, group, device)
+            for tokens in (few, more)[: 1 + (few < more)]:
+                x = activations(tokens, 41 * group - 3)
+                assert_equals_the_reference(x, packed, norms, 3, group, group, device)

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from support.cuda.ptx.parsing import Fault, Unknown  # noqa: E402
-from support.cuda.ptx.snippets import launch, place  # noqa: E402
+from support.cuda.ptx.parsing import Fault, Unknown
+from support.cuda.ptx.snippets import launch, place
 
 # A thread's sixteen bytes of the first tensor go to its place in shared memory, and that of its
 # neighbour's neighbour from there to the second tensor.

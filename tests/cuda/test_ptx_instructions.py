@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from support.cuda.ptx.elementwise import OPERATIONS  # noqa: E402
-from support.cuda.ptx.parsing import Fault, Unknown  # noqa: E402
-from support.cuda.ptx.snippets import compute, launch, place  # noqa: E402
+from support.cuda.ptx.elementwise import OPERATIONS
+from support.cuda.ptx.parsing import Fault, Unknown
+from support.cuda.ptx.snippets import compute, launch, place
 
 THREADS = 256
 
@@ -154,7 +155,7 @@ def generated(type_: str, seed: int) -> np.ndarray:
     return words.astype(f"u{bits // 8}")
 
 
-def numbers(values: np.ndarray, type_: str) -> list:
+def numbers(values: np.ndarray, type_: str) -> list[Any]:
     if type_ == "pred":
         return values.tolist()
     if type_ == "f32":
@@ -162,7 +163,7 @@ def numbers(values: np.ndarray, type_: str) -> list:
     return [wrapped(int(v), type_) for v in values]
 
 
-def expected(opcode: str, result: str, columns: list[list]) -> list:
+def expected(opcode: str, result: str, columns: list[list[Any]]) -> list[Any]:
     meaning = in_python(opcode)
     found = [meaning(*values) for values in zip(*columns, strict=True)]
     if result == "f32":

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from support.cuda.ptx import machine  # noqa: E402
-from support.cuda.ptx.memory import sectors  # noqa: E402
-from support.cuda.ptx.parsing import Fault, Unknown, parse  # noqa: E402
-from support.cuda.ptx.shared import passes  # noqa: E402
-from support.cuda.ptx.snippets import launch, place  # noqa: E402
+from support.cuda.ptx import machine
+from support.cuda.ptx.memory import Global, sectors
+from support.cuda.ptx.parsing import Fault, Unknown, parse
+from support.cuda.ptx.shared import passes
+from support.cuda.ptx.snippets import launch, place
 
 LANES = np.arange(32)
 ALL = np.ones((1, 32), bool)
@@ -180,9 +180,10 @@ def test_a_module_without_one_kernel_is_refused():
 
 def test_arguments_are_those_of_the_kernel():
     kernel = parse(".entry k(.param .u64 a, .param .f32 b)\n{\nret;\n}\n")
-    machine.run(kernel, None, [("u64", 0), ("f32", 0)], (1, 1, 1), 32)
+    memory = Global([])
+    machine.run(kernel, memory, [("u64", 0), ("f32", 0)], (1, 1, 1), 32)
     with pytest.raises(Unknown, match=r"k takes \['u64', 'f32'\], not \['u64', 'u32'\]"):
-        machine.run(kernel, None, [("u64", 0), ("u32", 0)], (1, 1, 1), 32)
+        machine.run(kernel, memory, [("u64", 0), ("u32", 0)], (1, 1, 1), 32)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from support.cuda.emulated import call, compiled  # noqa: E402
-from support.cuda.ptx.device import Device  # noqa: E402
-from support.cuda.ptx.snippets import launch, place  # noqa: E402
+from support.cuda.emulated import call, compiled
+from support.cuda.ptx.device import Device
+from support.cuda.ptx.snippets import launch, place
 
-from tq3.runtime.cuda import source  # noqa: E402
-from tq3.runtime.cuda.calls import Call  # noqa: E402
+from tq3.runtime.cuda import source
+from tq3.runtime.cuda.calls import Call
 
 # What stands before them is the text of a kernel, for its mma_m16n8k32.
 # By the indices that the PTX manual prints for the fragments of m16n8k32; a is row by row, b column

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.cuda.emulated import Device
 from support.runtime.layers import activations
-from test_modules_in_tiles import filled
+from support.runtime.modules import filled
 
 from tq3.errors import UsageError
 from tq3.format.layout import GroupLayout
@@ -17,6 +17,7 @@ from tq3.runtime.cuda import support
 from tq3.runtime.modules import PackedExperts, PackedLinear, PackedRows, PackedWeight
 
 # Of each path, for a layer and for seven experts.
+PRODUCTS = "multiply", "share", "split"
 TOKENS = (1, 4, 5, 9, 16, 17, 33, 60, 100, 1025)
 
 
@@ -69,7 +70,8 @@ def test_experts_have_all_that_their_calls_need_and_nothing_else(device, monkeyp
     for pairs in TOKENS:
         weight(activations(pairs, 200, torch.float16), torch.arange(pairs) % 7)
     assert device.launched == device.loaded
-    assert not {"split", "decode", "rotate"} & {kernel for kernel, _ in device.loaded}
+    assert {kernel for kernel, _ in device.loaded} <= {"rotate_quantise", *PRODUCTS}
+    assert not any("multiply_terms" in instance for _, instance in device.loaded)
 
 
 def test_rows_that_are_looked_up_need_constants_only(device, monkeypatch):
@@ -82,19 +84,20 @@ def test_rows_that_are_looked_up_need_constants_only(device, monkeypatch):
 
 def test_a_cast_and_a_shared_weight_are_made_ready_too(device):
     weight = filled(PackedWeight(GroupLayout((40, 300), 3, 128)))
-    other = PackedWeight(weight.layout, dtype=torch.float16)
+    other = PackedWeight(weight.group_layout, dtype=torch.float16)
     other.tq_packed, other.tq_norms = weight.tq_packed, weight.tq_norms
     weight.arrange()
     of_float = set(device.loaded)
-    assert all("kF32" in instance or "terms<3" in instance for _, instance in of_float)
+    no_dtype = "multiply_terms<3", "multiply_shared<3"
+    assert all("kF32" in instance or instance.startswith(no_dtype) for _, instance in of_float)
     other.arrange()
     assert {instance.replace("kF32", "kF16") for _, instance in of_float} <= {
         instance for _, instance in device.loaded
     }
     PackedLinear(weight).to(torch.bfloat16)
     assert any("kBF16" in instance for _, instance in device.loaded)
-    # Activations of no kernel's dtype are refused when they come.
-    PackedLinear(weight).to(torch.float64)
+    with pytest.raises(UsageError, match="found torch.float64"):
+        PackedLinear(weight).to(torch.float64)
 
 
 def test_loading_while_a_graph_is_captured_is_refused(monkeypatch):
@@ -105,7 +108,8 @@ def test_loading_while_a_graph_is_captured_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Loader(1))
-    monkeypatch.setattr(Loader, "multi_processor_count", 1, raising=False)
+    for name in ("multi_processor_count", "shared_memory_per_multiprocessor"):
+        monkeypatch.setattr(Loader, name, 1, raising=False)
     monkeypatch.setattr(compiler, "compiled", lambda *_: None)
     monkeypatch.setattr(device, "_loaded", lambda _: "function")
     monkeypatch.setattr(device.Device, "_enter", lambda _: None)

@@ -6,10 +6,10 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings, nvidia-cuda-nvrtc")
 
-from support.cuda import record  # noqa: E402
-from support.cuda.instances import KERNELS  # noqa: E402
+from support.cuda import record
+from support.cuda.instances import KERNELS
 
-from tq3.runtime.cuda import source  # noqa: E402
+from tq3.runtime.cuda import compiler, source
 
 
 def test_the_interpreter_has_passed_with_these_kernels():
@@ -27,7 +27,7 @@ def test_a_kernel_that_changed_is_not_recorded(kernel, monkeypatch):
 
 
 def test_another_compiler_and_no_record_say_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(record.compiler, "version", lambda: (99, 0))
+    monkeypatch.setattr(compiler, "version", lambda: (99, 0))
     assert not record.has_passed(record.nvrtc())
     monkeypatch.setattr(record, "RECORD", tmp_path / "none.txt")
     assert not record.has_passed(record.digest())

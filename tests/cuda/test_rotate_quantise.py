@@ -105,7 +105,7 @@ def test_any_activations_give_what_the_reference_gives(
     x = activations(tokens, n * width[0] - missing, DTYPES[ROTATIONS.index(width) % 3], seed)
     for kind, row in kinds:
         spoil(x, kind, row % tokens)
-    assert_equals_the_reference(SOURCE, x, n, *width, order)
+    assert_equals_the_reference(SOURCE, x, n, width[0], width[1], order)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
+from support.cuda.emulated import SHARED_BYTES
 from support.runtime.layers import calls_of
 from torch import nn
 from transformers import LlamaConfig, Qwen3_5TextConfig
@@ -26,7 +28,7 @@ from tq3.runtime.modules import PackedLinear, PackedWeight, note_siblings
 class FirstValues:
     """kernels: those that were launched."""
 
-    processors, crossing = 1, crossing_of(OTHERS)
+    processors, shared_bytes, crossing = 1, SHARED_BYTES, crossing_of(OTHERS)
 
     def __init__(self):
         self.kernels, self.turn = [], 0
@@ -163,7 +165,8 @@ def test_layers_of_other_widths_are_no_siblings(gpu):
     note_siblings(layers)
     all_of(layers, torch.full((2, 200), 3.0))
     assert gpu.took() == ["multiply"] * 3 + ["rotate_quantise"] * 2
-    assert layers[2].weight.siblings is None
+    weight: Any = layers[2].weight
+    assert weight.siblings is None
 
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 import tq3
 from tq3.equalization.scaled_source import SCALED
 from tq3.errors import BadInput, Tq3Error, UsageError
-from tq3.evaluation import evaluate as module
+from tq3.evaluation import texts
 from tq3.evaluation.measures import Beside
 
 LLAMA = ARCHITECTURES[0]
@@ -52,8 +52,8 @@ def test_figures_are_those_of_source_and_restored_model(architecture: Architectu
     for start in range(0, 90, 32):
         window = ids[None, start : start + 32]
         with torch.no_grad():
-            logits = [model(window).logits[0, :-1] for model in models]
-        beside.add(*logits, window[0, 1:])
+            exact, compressed = (model(window).logits[0, :-1] for model in models)
+        beside.add(exact, compressed, window[0, 1:])
     assert astuple(found.measures) == pytest.approx(astuple(beside.measures()), rel=1e-3)
     assert found.measures.kl > 1e-3
     assert found.measures.n_tokens == 31 + 31 + 25
@@ -66,7 +66,8 @@ def test_equalized_columns_are_compared_with_the_equalized_source(architecture, 
     found, notices = evaluation_of(pair, by_class=True)
     assert SCALED in notices
     assert all(tensor.error < 0.02 for tensor in found.tensors)
-    assert all(each.measures.kl < 0.5 for each in (found, *found.classes))
+    assert found.measures.kl < 0.5
+    assert all(each.measures.kl < 0.5 for each in found.classes)
 
 
 def test_a_class_alone_is_the_model_with_that_class_compressed(pair, tmp_path):
@@ -112,12 +113,8 @@ def test_sequences_begin_with_bos_where_config_names_it_and_the_tokenizer_has_it
 def test_json_has_everything_and_no_number_that_json_has_not(pair):
     found, _ = evaluation_of(pair, by_class=True)
     assert json.loads(json.dumps(found.to_dict())) == json.loads(json.dumps(asdict(found)))
-    endless = module.Evaluation(**{**shallow(found), "bits_per_weight": math.inf})
+    endless = replace(found, bits_per_weight=math.inf)
     assert endless.to_dict()["bits_per_weight"] is None
-
-
-def shallow(value: object) -> dict[str, object]:
-    return {name: getattr(value, name) for name in value.__slots__}  # type: ignore[attr-defined]
 
 
 def test_it_says_when_the_text_is_short_or_of_no_kind(pair):
@@ -129,7 +126,7 @@ def test_it_says_when_the_text_is_short_or_of_no_kind(pair):
 
 
 def test_the_built_in_text_is_long_enough_to_say_something():
-    ids = byte_tokenizer()(module.texts.read_text(module.texts.SAMPLE)).input_ids
+    ids = byte_tokenizer()(texts.read_text(texts.SAMPLE)).input_ids
     assert len(ids) > 12_000  # bytes; of a real tokenizer's tokens about a quarter
 
 

@@ -91,8 +91,8 @@ def whole(case: Case, dtype: torch.dtype = torch.float32) -> Measures:
     ]
     for text in TEXTS:
         with torch.no_grad():
-            logits = [model(text).logits[:, :-1].flatten(0, 1) for model in models]
-        beside.add(*logits, text[:, 1:].flatten())
+            exact, noisy = (model(text).logits[:, :-1].flatten(0, 1) for model in models)
+        beside.add(exact, noisy, text[:, 1:].flatten())
     return beside.measures()
 
 

@@ -96,7 +96,7 @@ def test_numbers_of_numpy_are_numbers_and_collections_are_sequences(tmp_path):
         group_size=np.int64(64),
         workers=np.uint8(1),
         max_shard_size=np.int64(100_000),
-        keep={"*o_proj*"},
+        keep={"*o_proj*"},  # type: ignore[arg-type]
     )
     tq3.compress(
         source, tmp_path / "b", group_size=64, max_shard_size=100_000, keep=["*o_proj*"], workers=1
@@ -119,4 +119,4 @@ def test_an_argument_that_is_not_there_stays_a_type_error_of_python():
 
     assert (double(4), double.__doc__) == (8, "Twice as much.")
     with pytest.raises(TypeError, match="unexpected keyword"):
-        double(4, numbre=4)
+        double(4, numbre=4)  # type: ignore[call-arg]

@@ -83,7 +83,9 @@ def test_a_published_config_of_three_keys_is_enough():
 
 
 def test_keys_that_nobody_knows_are_ignored():
-    text = published(tq3={"format_version": 1, "mood": "good"}, weather=["fair"])
+    # `widths` was written for some time, and repeated what the bytes say.
+    ours = {"format_version": 1, "mood": "good", "widths": {"4": {"layers.{}.v": "all"}}}
+    text = published(tq3=ours, weather=["fair"])
     assert parse_tq_config(text) == TqConfig(bits=3, group_size=128)
 
 

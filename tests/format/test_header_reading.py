@@ -82,6 +82,12 @@ def test_a_hostile_length_is_refused_before_anything_is_read():
         read_header(only_the_length, 10**12, "huge.safetensors")
 
 
+def test_what_git_lfs_leaves_in_a_files_place_is_told_from_a_damaged_file():
+    text = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 551704\n"
+    with pytest.raises(BadInput, match="a Git LFS pointer, not the file; run `git lfs pull`"):
+        read(text)
+
+
 ODD_NAMES = ["", " ", ".", "a.b..c", "a b", "größe", "重み", "🦙.weight", 'quo"te', "back\\slash"]
 
 

@@ -94,6 +94,7 @@ def test_what_our_own_recipes_keep_has_the_sources_type_and_the_published_one_st
 
 def test_the_best_recipe_packs_head_and_embeddings_and_a_card_need_not_ask_for_it():
     best, other = make_recipe(recipe="best"), make_recipe(recipe="best", lm_head=3)
+    assert best.widths is not None
     assert [best.widths.choices(role) for role in ("lm_head", "embeddings")] == [(4,), (4,)]
     assert list(command_options(recipe_record(best))) == ["--recipe", "best"]
     asked = ["--recipe", "best", "--lm-head", "3"]

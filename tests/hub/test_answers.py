@@ -1,4 +1,4 @@
-"""The bytes of an answer by our own connections, and when huggingface_hub's client is asked."""
+"""The bytes of an answer by huggingface_hub's client, which keeps its own settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub.utils import _http
 
 from tq3.hub.answers import Connections
+from tq3.hub.failures import HTTPError
 
 CONTENT = bytes(range(256)) * 1000
 SETTINGS = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -68,12 +68,13 @@ def start_storage(monkeypatch) -> Iterator[StartStorage]:
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
+    huggingface_hub.close_session()
     servers: list[ThreadingHTTPServer] = []
 
     def start(certificate: Path | None = None) -> tuple[str, type[Storage]]:
         seen = type("Seen", (Storage,), {"connections": [], "asked": []})
         server = ThreadingHTTPServer(("127.0.0.1", 0), seen)
-        server.handle_error = lambda *_: None  # a client that does not trust us hangs up
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # of clients that hang up
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -130,50 +131,43 @@ def test_an_answer_that_was_not_read_to_its_end_spoils_no_other(start_storage, c
 
 
 @pytest.mark.parametrize("path", ["elsewhere", "chunked"])
-def test_a_redirection_and_an_answer_of_no_told_length_are_left_to_their_client(
+def test_a_redirection_is_followed_and_an_answer_of_no_told_length_read(
     start_storage, connections, path
 ):
-    address, seen = start_storage()
+    address, _ = start_storage()
     assert read(connections, f"{address}/{path}") == CONTENT
-    assert seen.asked[:2] == [f"/{path}", f"/{path}"]
 
 
-def test_a_proxy_is_left_to_their_client(start_storage, connections, monkeypatch):
+def test_a_proxy_is_asked(start_storage, connections, monkeypatch):
     address, seen = start_storage()
     monkeypatch.setenv("HTTP_PROXY", address)
     assert read(connections, "http://storage.invalid/content") == CONTENT
     assert seen.asked == ["http://storage.invalid/content"]
 
 
-def test_a_client_that_the_program_chose_is_asked(start_storage, connections):
+def test_the_client_of_the_program_is_asked(start_storage, connections, monkeypatch):
     address, seen = start_storage()
 
-    def chosen():
-        client = _http.default_client_factory()
-        client.headers["User-Agent"] = "chosen"
-        return client
-
     agents = []
-    seen.do_GET = lambda self: (agents.append(self.headers["User-Agent"]), Storage.do_GET(self))
-    huggingface_hub.set_client_factory(chosen)
-    try:
-        assert read(connections, f"{address}/content") == CONTENT
-    finally:
-        huggingface_hub.set_client_factory(_http.default_client_factory)
+
+    def noting(self: Storage) -> None:
+        agents.append(self.headers["User-Agent"])
+        Storage.do_GET(self)
+
+    monkeypatch.setattr(seen, "do_GET", noting)
+    huggingface_hub.get_session().headers["User-Agent"] = "chosen"
     assert read(connections, f"{address}/content") == CONTENT
-    assert agents == ["chosen", None]
+    assert agents == ["chosen"]
 
 
-def test_tls_trusts_what_huggingface_hub_trusts(start_storage, tmp_path, monkeypatch):
+def test_tls_trusts_what_huggingface_hub_trusts(start_storage, connections, tmp_path, monkeypatch):
     certificate = make_certificate(tmp_path)
     address, _ = start_storage(certificate)
-    stranger = Connections(silence_seconds=2.0)
-    with pytest.raises(ssl.SSLCertVerificationError):
-        read(stranger, f"{address}/content")
+    with pytest.raises(HTTPError, match="CERTIFICATE_VERIFY_FAILED"):
+        read(connections, f"{address}/content")
+    huggingface_hub.close_session()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    friend = Connections(silence_seconds=2.0)
-    assert read(friend, f"{address}/content") == CONTENT
-    friend.end()
+    assert read(connections, f"{address}/content") == CONTENT
 
 
 def make_certificate(folder: Path) -> Path:
@@ -182,7 +176,7 @@ def make_certificate(folder: Path) -> Path:
         pytest.skip("no openssl to make a certificate")
     path = folder / "localhost.pem"
     asked = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-nodes"]
-    made = ["-newkey", "rsa:2048", "-keyout", path, "-out", folder / "certificate.pem"]
+    made = ["-newkey", "rsa:2048", "-keyout", str(path), "-out", str(folder / "certificate.pem")]
     command = ["openssl", "req", "-x509", "-days", "2", *asked, *made]
     subprocess.run(command, check=True, capture_output=True)
     path.write_text(path.read_text() + (folder / "certificate.pem").read_text())
@@ -191,23 +185,26 @@ def make_certificate(folder: Path) -> Path:
 
 def test_silence_ends_after_its_time(start_storage):
     address, _ = start_storage()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(HTTPError, match="timed out"):
         read(Connections(silence_seconds=0.2), f"{address}/silent")
 
 
-def test_the_end_wakes_whoever_waits_for_an_answer(start_storage):
+@pytest.mark.parametrize("before", ["/content", None], ids=["used", "new"])
+def test_the_end_wakes_whoever_waits_for_an_answer(start_storage, before):
     address, seen = start_storage()
     connections, errors = Connections(silence_seconds=60.0), []
+    if before:
+        read(connections, f"{address}{before}")
 
     def wait() -> None:
         try:
             read(connections, f"{address}/silent")
-        except OSError as error:
+        except HTTPError as error:
             errors.append(error)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while not seen.asked:
+    while "/silent" not in seen.asked:
         time.sleep(0.01)
     started = time.monotonic()
     connections.end()

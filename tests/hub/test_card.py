@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -15,10 +16,11 @@ from support.hub.pushing import REPO, SOURCE, SOURCE_CARD, packed
 
 import tq3
 from tq3.errors import BadInput, StorageError, UsageError
+from tq3.format.quality import fingerprint, quality_text
 from tq3.hub.metadata import make_metadata, metadata_block, read_metadata
 from tq3.hub.sharing import licence_limits
-from tq3.publication.quality import quality_record
 from tq3.publication.template import fill_in, is_untouched
+from tq3.storage.local import LocalFiles
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def out(tmp_path: Path) -> Path:
     return packed(tmp_path)
 
 
-def metadata_of(card: str) -> dict:
+def metadata_of(card: str) -> Any:
     """As huggingface_hub reads it."""
     return ModelCard(card).data.to_dict()
 
@@ -59,6 +61,7 @@ def test_figures_are_those_that_inspect_shows(out):
     for reason, (number, _) in found.kept_reasons.items():
         assert f"| {reason} | {number} |" in card
     error = found.measured_error
+    assert error is not None
     assert f"mean {error.mean:.4f}, worst {error.worst:.4f} in `{error.worst_tensor}`" in card
 
 
@@ -127,37 +130,60 @@ def test_what_another_writer_did_not_record_is_not_made_up(out):
     assert metadata_of(tq3.make_card(out, REPO, base_model=SOURCE))["base_model"] == SOURCE
 
 
-FIGURES = {
-    "model": "somewhere",
-    "text_tokens": 1024,
-    "perplexity": {"source": 9.1234, "packed": 10.5},
-    "kl_divergence": 0.0789,
-    "same_first_choice": 0.873,
+FIGURES: dict[str, Any] = {
+    "path": "/home/me/out",
+    "text": "a|b.txt",
+    "n_tokens": 1024,
+    "context": 512,
+    "bos": None,
+    "dtype": "float32",
+    "bits_per_weight": 3.25,
+    "measures": {
+        "source_perplexity": 9.1234,
+        "perplexity": 10.5,
+        "perplexity_error": 0.25,
+        "kl": 0.0789,
+        "kl_error": 0.001,
+        "agreement": 0.873,
+        "agreement_error": 0.01,
+    },
 }
 
 
-def test_figures_of_quality_are_shown_where_a_validation_left_them(out):
+def measured(out: Path, **changes: object) -> None:
+    """Leave figures in the folder, as `tq3 eval --save` does."""
+    with LocalFiles(out) as files:
+        checkpoint = fingerprint(files)
+    (out / "tq3_eval.json").write_text(quality_text(FIGURES | changes, checkpoint))
+
+
+def test_figures_of_quality_are_shown_where_an_evaluation_left_them(out):
     assert "## Quality" not in tq3.make_card(out, REPO)
-    (out / "tq3_validation.json").write_text(json.dumps(FIGURES))
+    measured(out)
     card = tq3.make_card(out, REPO)
-    assert "| perplexity, 1024 tokens | 9.123 | 10.500 |" in card
-    assert "| KL divergence from the source, nats a token |  | 0.0789 |" in card
-    assert "| tokens with the source's first choice |  | 87.3% |" in card
+    assert r"text a\|b.txt: 1024 tokens in sequences of 512." in card
+    assert "| perplexity | 9.123 | 10.500 ± 0.250 |" in card
+    assert "| KL divergence from the source, nats a token |  | 0.0789 ± 0.0010 |" in card
+    assert "| tokens with the source's first choice |  | 87.3% ± 1.0% |" in card
+    assert "/home/me" not in (out / "tq3_eval.json").read_text()
+    tq3.restore(out, out.parent / "back")
+    assert not (out.parent / "back" / "tq3_eval.json").exists()
 
 
-def test_the_figures_that_validate_makes_are_those_that_are_shown():
-    made = quality_record(
-        tokens=1024, source=9.1234, packed=10.5, divergence=0.0789, agreement=0.873
-    )
-    assert {"model": "somewhere", **made} == FIGURES
+def test_figures_of_other_weights_are_refused(out):
+    measured(out)
+    (source,) = (out.parent / "models--some-org--some-model" / "snapshots").iterdir()
+    tq3.compress(source, out, bits=4, overwrite=True)
+    with pytest.raises(BadInput, match=r"tq3_eval\.json: .* of other weights"):
+        tq3.make_card(out, REPO)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kl_divergence": "low"}, {"perplexity": 3}, {"perplexity": {"source": 1.0}}], ids=str
+    "wrong", [None, 3, {"perplexity": 1.0}, FIGURES["measures"] | {"kl": "low"}]
 )
 def test_figures_that_are_none_are_refused(out, wrong):
-    (out / "tq3_validation.json").write_text(json.dumps(FIGURES | wrong))
-    with pytest.raises(BadInput, match=r"tq3_validation\.json: .* is not what"):
+    measured(out, measures=wrong)
+    with pytest.raises(BadInput, match=r"tq3_eval\.json: .* is no figure"):
         tq3.make_card(out, REPO)
 
 

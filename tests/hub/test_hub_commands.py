@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
@@ -66,7 +67,7 @@ def test_a_download_that_is_killed_goes_on_to_the_same_bytes(hub, models, tmp_pa
 
 @pytest.mark.parametrize("moment", ["while bytes come", "in a silence", "before an answer"])
 def test_ctrl_c_ends_a_run_soon(hub, tmp_path, moment):
-    faults = {
+    faults: dict[str, dict[str, Any]] = {
         "while bytes come": {"pace": 1_000_000},
         "in a silence": {"stall": {".safetensors": [100_000, 60, 100]}},
         "before an answer": {"fail": {"GET /cdn/": [503, 10**6, None, {"Retry-After": "60"}]}},

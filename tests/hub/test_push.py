@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -38,7 +39,7 @@ class Mode:
         self.hub = start_hub("--token", TOKEN, "--chunk", "20000", *options, token=TOKEN)
         self.environment = {} if name == "xet" else {"HF_HUB_DISABLE_XET": "1"}
 
-    def push(self, out: Path, *options: str) -> dict:
+    def push(self, out: Path, *options: str) -> Any:
         """What a successful push tells."""
         done = run_tq3(self.hub, "push", out, REPO, "--json", *options, **self.environment)
         assert done.returncode == 0, done.stderr
@@ -73,7 +74,7 @@ def test_what_is_pushed_comes_back_sound_and_a_second_push_sends_nothing(mode, t
     card = ModelCard((pulled / "README.md").read_text())
     if huggingface_hub.__version__ >= "2":  # older ones ask huggingface.co, whatever the endpoint
         card.validate()
-    assert card.data.base_model == SOURCE
+    assert card.data.to_dict()["base_model"] == SOURCE
 
     before, done = mode.sent, len(writes(mode.hub))
     again = mode.push(out)
@@ -111,7 +112,7 @@ def test_a_push_that_ended_before_its_commit_sends_no_large_file_twice(mode, tmp
     assert tq3.verify(fetch(mode.hub, tmp_path / "pulled")).ok
 
 
-def _parts(hub: Hub) -> list[dict]:
+def _parts(hub: Hub) -> list[dict[str, Any]]:
     return [one for one in hub.requests() if one["m"] == "PUT" and "/lfs/" in one["p"]]
 
 

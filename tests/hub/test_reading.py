@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
-import huggingface_hub
 import pytest
-from huggingface_hub.utils import _http
 from support.factories import random_tensor, tiny_checkpoint
 from support.hub.hubs import TOKEN
 from support.hub.reading import HASTY, IMPATIENT, MODEL, WEIGHTS, read
@@ -18,17 +15,7 @@ from tq3.errors import NetworkError
 from tq3.hub.files import HubFiles
 from tq3.hub.options import HubOptions
 
-
-@pytest.fixture(params=["our own connections", "their client"])
-def way(request) -> Iterator[None]:
-    """Both ways to a content: a client that the program chose is left alone with it."""
-    if request.param == "their client":
-        huggingface_hub.set_client_factory(partial(_http.default_client_factory))
-    yield
-    huggingface_hub.set_client_factory(_http.default_client_factory)
-
-
-FAULTS = {
+FAULTS: dict[str, dict[str, Any]] = {
     "the connection is cut": {"truncate": {WEIGHTS: 300_000}},
     "and cut at once": {"truncate": {WEIGHTS: 0}},
     "the storage fails": {"fail": {"GET /cdn/": [503, 3]}},
@@ -48,14 +35,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_passing_fault_is_overcome(hub, folder, fault):
     hub.control(**FAULTS[fault])
     assert read() == (folder / WEIGHTS).read_bytes()[1000:]
 
 
-LASTING = {
+LASTING: dict[str, tuple[dict[str, Any], str]] = {
     "the storage fails": ({"fail": {"GET /cdn/": [503, 10**6]}}, "the Hub fails (503)"),
     "too many requests": ({"fail": {"GET /cdn/": [429, 10**6]}}, "too many requests (429)"),
     "nothing but cuts": ({"fail": {"GET /cdn/": [408, 10**6]}}, "the Hub fails (408)"),
@@ -65,7 +51,6 @@ LASTING = {
 }
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("fault", LASTING)
 def test_a_lasting_fault_ends_in_one_sentence_when_patience_ends(hub, fault):
     told, words = LASTING[fault]
@@ -154,7 +139,6 @@ def test_headers_that_are_expected_are_fetched_at_the_same_time(start_hub, tmp_p
         assert len(hub.requests()) == asked
 
 
-@pytest.mark.usefixtures("way")
 def test_the_storage_never_sees_the_token(start_hub, folder):
     hub = start_hub("--seed", folder.parent.parent, token=TOKEN)
     read()

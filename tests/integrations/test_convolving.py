@@ -105,7 +105,7 @@ def test_a_packed_model_of_gated_deltanet_convolves_so(monkeypatch, qwen):
     plain = load(qwen.architecture, qwen.compressed, torch.bfloat16)
     monkeypatch.setattr(convolving, "EMULATED", frozenset({torch.bfloat16}))
     model = load(qwen.architecture, qwen.compressed, torch.bfloat16)
-    kinds = {type(m) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv3d)}
+    kinds: set[type] = {type(m) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv3d)}
     assert kinds == {convolving._Conv1d, convolving._Conv3d}
     found, wanted = logits(model), logits(plain)
     assert (found - wanted).norm() <= 2e-2 * wanted.norm()

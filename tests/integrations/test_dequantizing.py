@@ -8,9 +8,8 @@ import json
 
 import pytest
 import torch
-from support.integrations.packed_models import load, logits, make_case
+from support.integrations.packed_models import load, logits, make_case, offloaded
 from support.models.tiny_models import BY_NAME
-from test_devices import offloaded
 
 from tq3.errors import UsageError
 

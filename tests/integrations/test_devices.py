@@ -13,6 +13,7 @@ import torch
 import transformers
 from accelerate import cpu_offload, disk_offload
 from support.integrations.packed_models import (
+    FIRST_ON_DISK,
     GPT2,
     PROMPT,
     assert_close,
@@ -21,6 +22,7 @@ from support.integrations.packed_models import (
     load,
     logits,
     make_case,
+    offloaded,
 )
 from support.models.tiny_models import BY_NAME
 from support.models.tq3_folder import read_tensors
@@ -29,21 +31,6 @@ import tq3
 from tq3.errors import UsageError
 
 LLAMA, QWEN3_MOE = BY_NAME["llama"], BY_NAME["qwen3_moe"]
-FIRST_ON_DISK = {
-    "model.embed_tokens": "cpu",
-    "model.rotary_emb": "cpu",
-    "model.layers.0": "disk",
-    "model.layers.1": "cpu",
-    "model.norm": "cpu",
-    "lm_head": "cpu",
-}
-
-
-def offloaded(case, folder):
-    """The first layer on the disk, the rest in memory."""
-    model = load(LLAMA, case.compressed, device_map=FIRST_ON_DISK, offload_folder=folder)
-    assert model.model.layers[0].mlp.up_proj.weight.tq_packed.is_meta
-    return model
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])

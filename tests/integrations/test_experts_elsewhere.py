@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def step() -> transformers.PreTrainedModel:
     return transformers.Step3p7ForConditionalGeneration(config)
 
 
-def compressed(make: Callable[[], transformers.PreTrainedModel], folder: Path) -> type:
+def compressed(make: Callable[[], transformers.PreTrainedModel], folder: Path) -> Any:
     """Write `folder`/source and `folder`/tq3; the model's class."""
     torch.manual_seed(0)
     model = make().to(torch.bfloat16)

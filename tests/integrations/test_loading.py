@@ -80,8 +80,14 @@ def test_a_saved_folder_loads_without_tq_config(llama, published, tmp_path, whic
 
 
 def test_what_is_no_tq3_checkpoint_is_said_in_a_sentence(llama, tmp_path):
-    with pytest.raises(UsageError, match="no-such: neither a folder"):
-        tq3.load(tmp_path / "no-such", local_files_only=True)
+    with pytest.raises(UsageError, match="no-such: no such folder; give a folder that"):
+        tq3.load(tmp_path / "no-such")
+    with pytest.raises(UsageError, match="~/no-such: no such folder; give os.path.expanduser"):
+        tq3.load("~/no-such")
+    with pytest.raises(
+        UsageError, match=r"config.json: a file \(expected its folder\); give .*tq3$"
+    ):
+        tq3.load(llama.compressed / "config.json")
     with pytest.raises(UsageError, match="not a checkpoint .*expected config.json"):
         tq3.load(tmp_path)
     with pytest.raises(UsageError, match="source: not a TQ3 checkpoint .*tq_config.json"):
@@ -115,11 +121,31 @@ def test_what_cannot_be_served_is_refused_while_it_loads(llama, tmp_path):
         integration.Tq3Config.from_folder(tmp_path)
 
 
+def test_a_folder_that_lacks_a_file_is_said_in_a_sentence(llama, tmp_path):
+    shutil.copytree(llama.compressed, tmp_path, dirs_exist_ok=True)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(BadInput, match="model.safetensors: a Git LFS pointer.*`git lfs pull`"):
+        tq3.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(BadInput, match="weights can't be read .*no file named model.safetensors"):
+        tq3.load(tmp_path)
+    config.unlink()
+    with pytest.raises(BadInput, match="a checkpoint without its config.json; fetch"):
+        tq3.load(tmp_path)
+
+
+def test_who_asks_how_it_was_loaded_is_told(llama):
+    model, info = tq3.load(llama.compressed, output_loading_info=True)
+    assert isinstance(model, llama.architecture.model_class)
+    assert not any(info.values())
+
+
 def test_another_package_that_came_first_stays_in_charge(llama, monkeypatch):
     class Other(transformers.quantizers.HfQuantizer):
         pass
 
-    warnings = []
+    warnings: list[str] = []
     monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "turboquant", Other)
     monkeypatch.setattr(integration._log, "warning", warnings.append)
     integration.register()
@@ -227,9 +253,9 @@ def test_code_of_the_checkpoint_is_loaded_by_the_keys_of_its_auto_map(
     source.mkdir()
     (source / "modeling_pony.py").write_text(MODELING)
     auto_map = {key: f"modeling_pony.{name}" for key, name in classes.items()}
+    auto_map["AutoConfig"] = "modeling_pony.PonyConfig"
     config = {"model_type": "pony", "architectures": [wanted], "dtype": "bfloat16"}
-    config["auto_map"] = {"AutoConfig": "modeling_pony.PonyConfig"} | auto_map
-    (source / "config.json").write_text(json.dumps(config))
+    (source / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
     rows = torch.randn(128, 128).bfloat16()
     tensors = {"embed_tokens.weight": rows[:64].clone(), "up_proj.weight": rows}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})

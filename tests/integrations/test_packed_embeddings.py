@@ -60,7 +60,7 @@ def test_embeddings_and_head_stay_packed_as_one_matrix_where_they_are_tied(made,
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert isinstance(embeddings, PackedEmbedding)
     assert isinstance(head, PackedLinear)
-    assert embeddings.weight.layout.bits == head.weight.layout.bits == 4
+    assert embeddings.weight.group_layout.bits == head.weight.group_layout.bits == 4
     is_tied = embeddings.weight.tq_packed is head.weight.tq_packed
     assert is_tied == ("lm_head.weight.tq_packed" not in stored)
     assert is_tied == (embeddings.weight.tq_norms is head.weight.tq_norms)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +46,8 @@ print(json.dumps(grown[int(sys.argv[1]) :]))
 # Blocks of any size are given back when they are freed.
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 LAYERS = 4
-SIZES = {"num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 1}
-SIZES |= {"eos_token_id": None}
+SIZES: dict[str, Any] = {"num_hidden_layers": LAYERS, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 1, "eos_token_id": None}
 
 
 def gemma(folder: Path, vocabulary: int) -> Path:
@@ -72,7 +73,7 @@ def packed(source: Path, out: Path, **options) -> Path:
 
 def growths(first: list[Path], folders: list[Path]) -> list[tuple[float, float]]:
     """Of loading, and of loading and generating: parts of the files' sizes."""
-    command = (sys.executable, "-c", GROWING, str(len(first)), *first, *folders)
+    command = [sys.executable, "-c", GROWING, str(len(first)), *map(str, [*first, *folders])]
     environment = {**os.environ, **GIVES_BACK}
     run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     sizes = [sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in folders]
@@ -87,7 +88,7 @@ def test_no_tensor_is_held_twice(tmp_path):
     packed. And experts that the host joins: it does that for one layer at a time.
     """
     wide = gemma(tmp_path / "wide", 2**15)
-    options = ({}, {"recipe": "mixed"}, {"lm_head": 4, "embeddings": 4})
+    options: tuple[dict[str, Any], ...] = ({}, {"recipe": "mixed"}, {"lm_head": 4, "embeddings": 4})
     folders = [packed(wide, tmp_path / str(i), **each) for i, each in enumerate(options)]
     folders += [packed(mixture(tmp_path / "experts", 32), tmp_path / "mixture")]
     small = [gemma(tmp_path / "small", 256), mixture(tmp_path / "few", 2)]

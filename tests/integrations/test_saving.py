@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 import transformers
-from support.integrations.packed_models import load, served
+from support.integrations.packed_models import load, logits, served
 from support.models.tq3_folder import read_tensors
 
 import tq3
@@ -19,7 +20,7 @@ def test_a_saved_folder_is_verified_inspected_and_restored(case, tmp_path):
     load(case.architecture, case.compressed, torch.float16).save_pretrained(saved)
     assert tq3.verify(saved).ok
     beside = tq3.verify(saved, source=case.restored).faults
-    assert all(fault.check == "TQ501" and fault.tensor.startswith("mtp.") for fault in beside)
+    assert all(fault.check == "TQ501" and str(fault.tensor).startswith("mtp.") for fault in beside)
     stored = {line.name: (line.bits, line.shape) for line in tq3.inspect(case.compressed).tensors}
     assert {line.name: (line.bits, line.shape) for line in tq3.inspect(saved).tensors} == served(
         stored
@@ -40,6 +41,20 @@ def test_saved_in_another_dtype_than_f16_it_is_the_source_rounded_twice(llama, t
     stored = str(dtype).replace("torch.bfloat16", "BF16").replace("torch.float32", "F32")
     rounded = [line for line in beside.rounded() if line.stored == stored]
     assert "model.embed_tokens.weight" in {line.tensor for line in rounded}
+
+
+def test_saved_over_its_own_folder_nothing_of_the_old_one_is_left(llama, tmp_path):
+    for dense in (False, True):
+        folder = tmp_path / str(dense)
+        shutil.copytree(llama.compressed, folder)
+        model = load(llama.architecture, folder)
+        expected = logits(model)
+        if dense:
+            expected = logits(model.dequantize())
+        model.save_pretrained(folder)
+        assert not {"tq_config.json", "tq3_manifest.json"} & {p.name for p in folder.iterdir()}
+        assert torch.equal(logits(load(llama.architecture, folder)), expected)
+        assert dense or tq3.verify(folder).ok
 
 
 def test_what_a_model_without_its_head_saves_is_recorded_by_its_own_names(llama, tmp_path):

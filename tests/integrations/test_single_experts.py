@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +12,16 @@ from support.integrations.packed_models import (
     changed,
     load,
     make_case,
-    read_tensors,
 )
 from support.models.tiny_models import BY_NAME
+from support.models.tq3_folder import read_tensors
 
 import tq3
 from tq3.errors import BadInput
 
 MOE = BY_NAME["qwen3_moe"]
 EXPERT = "model.layers.0.mlp.experts.1."
-ASKED = {
+ASKED: dict[str, dict[str, Any]] = {
     "a matrix": {"keep": EXPERT + "up_proj.weight"},
     "an expert": {"keep": "*experts.3.*"},
     "up": {"keep": "*up_proj*"},
@@ -71,7 +72,7 @@ def test_a_folder_with_a_kept_expert_is_refused_by_the_names_of_both(moe, tmp_pa
         load(MOE, folder)
     assert caught.value.tensor == f"model.layers.1.mlp.experts.{other}.down_proj.weight"
     assert caught.value.found == f"3 bits, and {name!r} not packed"
-    assert "tq3 restore" in caught.value.fix
+    assert "tq3 restore" in str(caught.value.fix)
     assert "fetch" not in str(caught.value)
 
 

@@ -107,7 +107,7 @@ def test_embeddings_without_a_name_are_found_by_their_size(name):
     stored = Stored({f"{name}.weight": table, "position_embeddings.weight": KEPT} | others, 128)
     assert stored.tables(512, 200) == stored.tables(512, 256) == [f"{name}.weight"]
     assert stored.tables(512, 257) == stored.tables(513, 200) == []
-    two_towers = Stored(stored.matrices | {"decoder.embed_tokens.weight": Matrix(rows=512)}, 128)
+    two_towers = Stored({**stored.matrices, "decoder.embed_tokens.weight": Matrix(rows=512)}, 128)
     assert two_towers.common(two_towers.tables(512, 200)) is None
 
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from tq3.errors import BadInput, UsageError
+from tq3.integrations.transformers import quantizer
 from tq3.runtime.modules import PackedExperts
 
 LLAMA, QWEN3_MOE, QWEN3_5_MOE = (BY_NAME[each] for each in ("llama", "qwen3_moe", "qwen3_5_moe"))
@@ -63,9 +64,26 @@ def test_experts_may_have_other_widths_down_or_in_another_layer(architecture, tm
     patterns = ["down_proj", "layers.1.mlp.experts"]
     case = make_case(architecture, tmp_path, sensitive_bits=4, sensitive_patterns=patterns)
     model = assert_computes_as_restored(case)
-    bits = {n: m.layout.bits for n, m in model.named_modules() if isinstance(m, PackedExperts)}
+    experts = {n: m for n, m in model.named_modules() if isinstance(m, PackedExperts)}
+    bits = {name: module.group_layout.bits for name, module in experts.items()}
     wide = {name for name in bits if "down_proj" in name or "layers.1." in name}
     assert {name for name in bits if bits[name] == 4} == wide < set(bits)
+
+
+def test_packed_experts_have_one_implementation(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(quantizer._log, "warning", said.append)
+    case = make_case(QWEN3_MOE, tmp_path)
+    model = load(QWEN3_MOE, case.compressed, experts_implementation="eager")
+    assert ["experts_implementation='eager' is not used" in text for text in said] == [True]
+    expected = logits(model)
+    for part in (model, model.model):
+        with pytest.raises(UsageError, match="found eager, expected 'tq3'.*`model.dequantize"):
+            part.set_experts_implementation("eager")
+    model.set_experts_implementation("tq3")
+    assert torch.equal(logits(model), expected)
+    model.dequantize().set_experts_implementation("eager")
+    assert_close(logits(model), expected)
 
 
 def test_a_bias_is_added(tmp_path):

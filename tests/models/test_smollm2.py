@@ -45,7 +45,8 @@ def model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     tq3.compress(smollm2, work / "tq3")
     tq3.restore(work / "tq3", work / "restored")
     folders = (smollm2, work / "tq3", work / "restored")
-    return Model(*map(read_tensors, folders), restored_folder=folders[-1])
+    source, stored, restored = map(read_tensors, folders)
+    return Model(source, stored, restored, folders[-1])
 
 
 def test_every_matrix_but_the_embedding_is_compressed(model):

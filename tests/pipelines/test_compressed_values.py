@@ -168,6 +168,7 @@ def test_the_report_adds_up(tmp_path):
     assert report.compressed_bits_per_weight == pytest.approx(3.25)
     n_weights = report.source_bytes / 2
     assert report.bits_per_weight == pytest.approx(report.output_bytes * 8 / n_weights)
+    assert report.mean_error is not None and report.worst_error is not None
     assert 0.02 < report.mean_error < 0.05 and report.worst_error >= report.mean_error
     assert report.worst_tensor in llama_tensors()
     assert report.peak_memory_bytes > 2**20

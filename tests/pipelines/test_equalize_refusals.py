@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.factories import (
     Tensor,
@@ -28,7 +30,7 @@ def with_tensor(name: str, found: Tensor | None) -> dict[str, Tensor]:
     return {each: tensors[each] for each in tensors if found or each != name}
 
 
-MISFITS = {
+MISFITS: dict[str, tuple[Any, Any, Any]] = {
     "no such architecture": (llama(), {"model_type": "gpt2"}, UsageError),
     "found model_type 'bert'": (llama(), CONFIG | {"text_config": {"model_type": "bert"}}, None),
     "no layers": ({"x.weight": random_tensor(8, 128)}, CONFIG, None),
@@ -94,7 +96,7 @@ def unfinished(tmp_path):
     return path, tmp_path / "out"
 
 
-CHANGED = {
+CHANGED: dict[str, dict[str, Any]] = {
     "--norms float32 became --norms float16": {"norms": "float16", "equalize": True},
     "--bits 3 became --bits 4": {"bits": 4, "equalize": True},
     "--equalize became no --equalize": {},
@@ -105,7 +107,7 @@ CHANGED = {
 def test_a_run_that_can_not_go_on_is_refused_before_a_weight_is_read(unfinished, message):
     source, out = unfinished
     before = contents(out)
-    events = []
+    events: list[Any] = []
     with pytest.raises(UsageError, match=message):
         tq3.compress(source, out, on_event=events.append, **CHANGED[message])
     assert events == []
@@ -130,7 +132,7 @@ def test_a_run_that_gives_the_other_up_begins_its_pass(unfinished, options):
 
 def test_the_same_equalized_run_goes_on(unfinished):
     source, out = unfinished
-    events = []
+    events: list[Any] = []
     assert tq3.compress(source, out, equalize=True, on_event=events.append).share_before > 0
     assert any(isinstance(event, Progress) for event in events)
     tq3.compress(source, out.with_name("alone"), equalize=True)

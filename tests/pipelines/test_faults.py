@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import pytest
 import xxhash
@@ -164,9 +165,9 @@ def test_a_source_is_opened_for_reading_only(source, tmp_path, monkeypatch):
     opened: list[tuple[Path, int]] = []
     os_open = os.open
 
-    def noting(path: object, flags: int, *more: object, **options: object) -> int:
+    def noting(path: Any, flags: int, *more: Any, **options: Any) -> int:
         opened.append((Path(str(path)), flags))
-        return os_open(path, flags, *more, **options)  # type: ignore[call-overload]
+        return os_open(path, flags, *more, **options)
 
     monkeypatch.setattr(os, "open", noting)
     compress(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -200,12 +201,12 @@ def test_a_run_that_learned_of_a_norm_goes_on_to_the_same_bytes(tmp_path, set_bl
     for i in (0, 2):
         tensors[f"layers.{i}.up.weight"] = with_one_loud_group((40, 128), 1e7, i)
     source = tiny_checkpoint(tmp_path / "in", tensors)
-    options = {"norms": "float16", "max_shard_size": SHARD_BYTES, "workers": 1}
+    compress = partial(tq3.compress, source, norms="float16", max_shard_size=SHARD_BYTES, workers=1)
     with counted_blocks() as blocks:
-        tq3.compress(source, tmp_path / "whole", **options)
+        compress(tmp_path / "whole")
     recipe = tq3.Recipe(norms="float16", max_shard_bytes=SHARD_BYTES)
     for n_events in range(10, len(blocks), 13):
         out = tmp_path / f"{n_events}"
         end_after(tq3.compress_checkpoint(source, out, recipe, workers=1), n_events)
-        tq3.compress(source, out, **options)
+        compress(out)
         assert contents(out) == contents(tmp_path / "whole")

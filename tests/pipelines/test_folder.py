@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.factories import contents, hub_snapshot, random_tensor, tiny_checkpoint
@@ -18,7 +19,7 @@ from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 
 
-def config_of(folder: Path) -> dict:
+def config_of(folder: Path) -> Any:
     """tq_config.json."""
     return json.loads((folder / "tq_config.json").read_text())
 
@@ -74,6 +75,7 @@ def test_the_measured_error_is_recorded_and_the_same_for_every_backend_and_worke
         "worst": report.worst_error,
         "worst_tensor": report.worst_tensor,
     }
+    assert report.mean_error is not None and report.worst_error is not None
     assert 0.02 < report.mean_error < report.worst_error < 0.06
     tq3.compress(source, tmp_path / "other", workers=1, backend="numpy")
     assert config_of(tmp_path / "other") == config_of(tmp_path / "out")

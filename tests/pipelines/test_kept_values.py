@@ -187,7 +187,7 @@ def test_a_few_tiny_values_are_rounded_and_verify_says_how_many(tmp_path):
     assert result.ok
     (line,) = result.rounded()
     assert (line.tensor, line.n_rounded, line.exact) == (EMBEDDING, 7, False)
-    assert 0 < line.largest_change < 2**-24  # type: ignore[operator]
+    assert 0 < line.largest_change < 2**-24
 
 
 def test_verify_finds_tiny_values_that_another_writer_lost(tmp_path):

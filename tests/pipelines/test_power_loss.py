@@ -58,7 +58,8 @@ def test_what_a_power_loss_leaves_is_continued_to_the_right_bytes(
     (source / "tokenizer.json").write_text("{}")
     compress(tmp_path, tmp_path / "alone")
     whole = contents(tmp_path / "alone" / "deep" / "out")
-    rng, lock, states = random.Random(workers), Lock(), []
+    rng, lock = random.Random(workers), Lock()
+    states: list[Path] = []
 
     def lose_power(disk: Disk) -> None:
         with lock:

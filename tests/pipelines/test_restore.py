@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_no_backend_number_of_workers_or_block_size_changes_a_byte(
 ):
     source = tq3_folder(tmp_path, SAFE)
     set_block_bytes(block_bytes)
-    options = {"max_shard_size": 20_000, "dtype": "bfloat16"}
+    options: dict[str, Any] = {"max_shard_size": 20_000, "dtype": "bfloat16"}
     restored(tmp_path, source, workers=workers, backend=backend, **options)
     set_block_bytes(2**30)
     tq3.restore(source, tmp_path / "again", workers=1, backend="numpy", **options)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -46,14 +48,14 @@ def patient_small_blocks(set_block_bytes, monkeypatch) -> None:
     monkeypatch.setattr("tq3.storage.shard_file._LAST_FLUSH_SECONDS", 30)
 
 
-def start_compress(path: Path, out: Path, **options: object) -> Run:
+def start_compress(path: Path, out: Path, **options: Any) -> Run[Any]:
     """A compression of the checkpoint in `path`."""
-    return tq3.compress_checkpoint(path / "in", out, RECIPE, **options)  # type: ignore[arg-type]
+    return tq3.compress_checkpoint(path / "in", out, RECIPE, **options)
 
 
-def start_restore(path: Path, out: Path, **options: object) -> Run:
+def start_restore(path: Path, out: Path, **options: Any) -> Run[Any]:
     """A restoration of the TQ3 checkpoint in `path`."""
-    return tq3.restore_checkpoint(path / "tq3", out, max_shard_bytes=20_000, **options)  # type: ignore[arg-type]
+    return tq3.restore_checkpoint(path / "tq3", out, max_shard_bytes=20_000, **options)
 
 
 @pytest.fixture(params=[start_compress, start_restore], ids=["compress", "restore"])
@@ -163,12 +165,12 @@ def nan_tensors() -> dict[str, Tensor]:
 
 def test_after_an_error_of_a_value_the_run_goes_on_with_nonfinite_keep(tmp_path):
     source, out = tiny_checkpoint(tmp_path / "in", nan_tensors()), tmp_path / "out"
-    options = {"max_shard_size": SHARD_BYTES}
-    tq3.compress(source, tmp_path / "whole", nonfinite="keep", **options)
+    compress = partial(tq3.compress, source, max_shard_size=SHARD_BYTES)
+    compress(tmp_path / "whole", nonfinite="keep")
     with pytest.raises(BadInput, match="nan at row 30, column 5"):
-        tq3.compress(source, out, **options)
+        compress(out)
     assert unfinished(out)
-    assert tq3.compress(source, out, nonfinite="keep", **options).share_before > 0.5
+    assert compress(out, nonfinite="keep").share_before > 0.5
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -230,9 +232,8 @@ def test_overwrite_goes_on_too(start, tmp_path):
 def test_what_nonfinite_keep_let_pass_is_refused_after_an_error_and_a_lenient_run_too(tmp_path):
     """The journal tells of the last run that went on, not of the first."""
     source, out = tiny_checkpoint(tmp_path / "in", nan_tensors()), tmp_path / "out"
-    options = {"max_shard_size": SHARD_BYTES}
     with pytest.raises(BadInput):
-        tq3.compress(source, out, **options)
+        tq3.compress(source, out, max_shard_size=SHARD_BYTES)
     recipe = tq3.Recipe(nonfinite="keep", max_shard_bytes=SHARD_BYTES)
     lenient = tq3.compress_checkpoint(source, out, recipe, workers=1)
     for event in lenient:
@@ -240,7 +241,7 @@ def test_what_nonfinite_keep_let_pass_is_refused_after_an_error_and_a_lenient_ru
             break
     lenient.close()
     with pytest.raises(UsageError, match="--nonfinite keep became --nonfinite error"):
-        tq3.compress(source, out, **options)
+        tq3.compress(source, out, max_shard_size=SHARD_BYTES)
     assert not (out / "tq_config.json").exists()
 
 

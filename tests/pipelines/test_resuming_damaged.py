@@ -153,7 +153,7 @@ def some_lengths(text: bytes, step: int) -> set[int]:
 def test_a_torn_journal_tells_its_whole_records_and_nothing_else(left, tmp_path):
     text = (left.drafts / "journal").read_bytes()
     copy = tmp_path / "journal"
-    states = {}
+    states: dict[int, object] = {}
     for length in sorted(some_lengths(text, 13)):
         copy.write_bytes(text[:length])
         with Journal(copy) as journal:

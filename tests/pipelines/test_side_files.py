@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.factories import contents, of_another_writer, read_tensors, tiny_checkpoint
@@ -45,7 +46,7 @@ def has(folder: Path, files: dict[str, bytes]) -> bool:
     return files.items() <= contents(folder).items()
 
 
-def run(function, *arguments: object, **options: object) -> tuple[object, list[str]]:
+def run(function, *arguments: object, **options: object) -> tuple[Any, list[str]]:
     """What the function gives, and its notices."""
     heard: list[object] = []
     result = function(*arguments, on_event=heard.append, **options)
@@ -115,12 +116,11 @@ def test_of_another_writers_folder_names_decide(source, tmp_path):
 
 def test_no_side_file_takes_the_place_of_the_weights(tmp_path):
     source = tiny_checkpoint(tmp_path / "in", shards=2, names=["a.safetensors", "b.safetensors"])
-    options = {"max_shard_size": 40_000}
-    tq3.compress(source, tmp_path / "out", **options)
+    tq3.compress(source, tmp_path / "out", max_shard_size=40_000)
     stray = min(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     add(source, {stray: b"x"})
     with pytest.raises(UsageError, match="in place of the weights that are written") as caught:
-        tq3.compress(source, tmp_path / "more", also="*.safetensors", **options)
+        tq3.compress(source, tmp_path / "more", also="*.safetensors", max_shard_size=40_000)
     assert caught.value.fix == f"leave it out: --without {stray}"
 
 
@@ -194,7 +194,7 @@ def test_a_plan_copies_and_refuses_what_the_run_does(tmp_path):
     plan = tq3.inspect(source)
     report = tq3.compress(source, tmp_path / "out")
     assert plan.left_out == report.left_out == {"README.source.md": "README.md takes its name"}
-    options = {"max_shard_size": 40_000, "also": "*-of-*"}
+    options: dict[str, Any] = {"max_shard_size": 40_000, "also": "*-of-*"}
     add(source, {min(tq3.preview(source, max_shard_size=40_000).shards): b"x"})
     with pytest.raises(UsageError, match="in place of the weights that are written"):
         tq3.preview(source, **options)

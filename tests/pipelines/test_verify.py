@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import test_kept_values
-import test_verify_source
 from support.factories import Tensor
 from support.pipelines.beside import checks
 from support.pipelines.spoiling import (
@@ -56,15 +54,15 @@ def unlink(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
-def write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
+def write(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
 
 
 def drop(*names: str) -> Callable[[Path], None]:
     """Take tensors out of the only shard."""
 
     def spoil(folder: Path) -> None:
-        change_tensors(folder, lambda tensors: [tensors.pop(name) for name in names] and None)
+        change_tensors(folder, lambda tensors: [tensors.pop(name) for name in names])
 
     return spoil
 
@@ -161,12 +159,17 @@ PROVOKED = {
         "found codes U8 [24, 48], norms F32 [12, 2]",
     ),
     "TQ208": ("one", False, set_key("tq_config.json", "compressed_layers", 5), "found 6 tensors"),
-    "TQ209": ("one", False, set_key("tq_config.json", "orig_in_dims", {"ghost": 5}), "names it"),
+    "TQ209": (
+        "one",
+        False,
+        set_key("tq_config.json", "orig_in_dims", {"ghost": 5}),
+        "names a tensor",
+    ),
     "TQ209 kept": (
         "one",
         False,
         set_key("tq_config.json", "tq3.kept_source_dtype", {UP: "because"}),
-        "kept_source_dtype names it",
+        "kept_source_dtype names a tensor",
     ),
     "TQ210": ("one", False, set_key("tq_config.json", "bits", 4), "found 3 bits, expected 4"),
     "TQ301": ("one", False, bad_norm(float("nan")), "row 7, group 0 (found nan, expected finite)"),
@@ -203,7 +206,8 @@ def test_each_check_finds_what_it_is_for_and_little_else(copy, case):
 
 
 def test_every_check_is_provoked_here_or_beside_the_source():
-    texts = (Path(tests.__file__).read_text() for tests in (test_verify_source, test_kept_values))
+    tests = ("test_verify_source.py", "test_kept_values.py")
+    texts = (Path(__file__).with_name(name).read_text() for name in tests)
     beside = set(re.findall(r'"(TQ5\d\d)"', "".join(texts)))
     assert {case.split()[0] for case in PROVOKED} | beside == set(CHECKS)
 

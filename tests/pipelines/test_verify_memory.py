@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.pipelines.large import LARGE, LIMIT_BYTES, large_checkpoint
 from support.pipelines.spoiling import seal
-from test_memory import LARGE, LIMIT_BYTES, large_checkpoint
 
 import tq3
 from tq3.codec.backend import available_backends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_no_folder_and_one_that_cannot_be_listed_are_errors(tmp_path, monkeypatc
 
 
 def test_the_last_progress_is_all_of_it(copy):
-    seen = []
+    seen: list[Any] = []
     tq3.verify(seal(copy("two")), on_event=seen.append)
     assert type(seen[0]).__name__ == "Checking"
     last = seen[-1]

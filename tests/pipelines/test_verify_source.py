@@ -99,9 +99,7 @@ def forget_recipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", ["norm", "search"])
-def test_codes_of_which_nobody_says_how_they_were_chosen_are_judged_as_published_ones(
-    tmp_path, scale
-):
+def test_without_a_record_of_the_scale_codes_are_judged_as_published_ones(tmp_path, scale):
     source, path = compressed(tmp_path, {"a.weight": random_tensor(512, 512)}, bits=4, scale=scale)
     forget_recipe(path)
     result = compare(path, source)

@@ -110,7 +110,7 @@ BLOCKED = {
 @pytest.mark.parametrize("one", BLOCKED.values(), ids=BLOCKED)
 @given(block_bytes=st.integers(1, 10_000))
 def test_blocks_cover_every_unit_once_and_stay_near_the_size_asked_for(one, block_bytes):
-    units = []
+    units: list[int] = []
     for block in one.blocks(block_bytes):
         assert block.count > 0
         units += range(block.first, block.first + block.count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.plan.listings import checkpoint, qwen
 
@@ -27,15 +29,15 @@ ELSEWHERE = matrix("model.layers.0.mixture.fused", 8, 256, 256)
 ODD = matrix("model.layers.0.odd", 512, 256)
 
 
-def said(source: Checkpoint, learned: Learned = NOTHING_LEARNED, **recipe: object) -> str | None:
+def said(source: Checkpoint, learned: Learned = NOTHING_LEARNED, **recipe: Any) -> str | None:
     """The sentence of a plan of these tensors."""
-    request = Recipe(**recipe)  # type: ignore[arg-type]
+    request = Recipe(**recipe)
     return little_compressed(plan_compression(source, request, learned), request, learned)
 
 
-def refuse(source: Checkpoint, **recipe: object) -> None:
+def refuse(source: Checkpoint, **recipe: Any) -> None:
     """Where there is nothing to compress."""
-    request = Recipe(**recipe)  # type: ignore[arg-type]
+    request = Recipe(**recipe)
     refuse_nothing(plan_compression(source, request), request, "models/tiny")
 
 
@@ -94,7 +96,9 @@ def test_what_values_keep_is_counted_and_what_is_kept_with_it():
     text = said(checkpoint(UP, *EXPERTS), learned)
     assert text is not None
     assert text.startswith("only 8% of the matrices' bytes are compressed: ")
-    assert said(checkpoint(*EXPERTS), learned).startswith("nothing is compressed: ")
+    text = said(checkpoint(*EXPERTS), learned)
+    assert text is not None
+    assert text.startswith("nothing is compressed: ")
 
 
 def test_what_the_user_keeps_and_its_values_too_was_asked_for():
@@ -127,9 +131,8 @@ def test_nothing_is_refused_where_the_chosen_ones_are_kept_with_those_that_are_n
 
 
 def test_nothing_but_what_the_user_keeps_is_said_and_not_refused():
-    recipe = {"keep": ("*",)}
-    refuse(checkpoint(UP), **recipe)
-    text = said(checkpoint(UP), **recipe)
+    refuse(checkpoint(UP), keep=("*",))
+    text = said(checkpoint(UP), keep=("*",))
     assert text is not None
     assert text.startswith("nothing is compressed: 1 tensor of 131.07 kB such as")
     assert "--keep" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.plan.listings import checkpoint
 
@@ -17,7 +19,7 @@ UNKNOWN = TensorInfo("model.to_words.weight", "BF16", (512, 256))
 CONNECTOR = TensorInfo("connector.weight", "BF16", (256, 512))
 
 
-def packed(*infos: TensorInfo, config: dict[str, object] | None = None, **options: object):
+def packed(*infos: TensorInfo, config: dict[str, Any] | None = None, **options: Any):
     plan = plan_compression(checkpoint(*infos, config=config), make_recipe(**options))
     return {task.name: task.layout.bits for task in plan.tasks if task.layout}, plan
 

@@ -112,7 +112,7 @@ def test_of_two_widths_the_larger_is_taken_by_all_and_recorded(kind, bits, sensi
     assert widths["model.layers.0.self_attn.q_proj.weight"] == sensitive
     assert widths["model.layers.0.self_attn.k_proj.weight"] == bits
     assert all("as wide as" in why for why in plan.joined.values())
-    read = described(plan, recipe).width_reader()
+    read = described(plan, recipe).width_by_name
     assert {name: read(name) for name in names} == widths
 
 

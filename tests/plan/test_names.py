@@ -8,7 +8,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_names_of_transformers import NAMES
+from support.plan.listings import NAMES
 
 from tq3.plan.classes import class_of
 from tq3.plan.names import whatever_its_numbers, without_expert

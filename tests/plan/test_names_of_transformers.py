@@ -1,22 +1,15 @@
-"""What the policy does with the tensors of all model classes of Transformers.
-
-data/transformers.json has their names, by what their modules are: written by
-scripts/sweep_policy.py, numbers as `{}`; of matrices and convolutions only the ends of the names.
-"""
+"""What the policy does with the tensors of all model classes of Transformers."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from support.plan.listings import NAMES
 
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.plan.policy import Decision, decide
 from tq3.plan.roles import role_of
 
-NAMES = json.loads((Path(__file__).parent / "data" / "transformers.json").read_text())
 MATRIX, STACK = (1024, 1024), (8, 1024, 1024)
 # Small matrices of nine models that are called as tables are.
 CALLED_AS_TABLES = {

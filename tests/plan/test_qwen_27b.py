@@ -38,7 +38,7 @@ def test_no_tensor_is_lost_or_doubled(plan):
     assert len(targets) == len(set(targets)) == 1199 + 614
     assert plan.index is not None
     assert plan.index["metadata"] == {"total_size": 15_351_354_528}
-    assert set(plan.index["weight_map"]) == set(targets)  # type: ignore[call-overload]
+    assert set(plan.index["weight_map"]) == set(targets)
 
 
 def test_every_shard_is_filled_without_a_gap_and_keeps_the_limit(plan):

@@ -35,7 +35,7 @@ def packed_linear(rows=37, columns=300, bits=3, group=128, seed=0, bias=False) -
 
 
 def by_the_operator(linear, x):
-    layout, parts = linear.weight.layout, (linear.weight.tq_packed, linear.weight.tq_norms)
+    layout, parts = linear.weight.group_layout, (linear.weight.tq_packed, linear.weight.tq_norms)
     return torch.ops.tq3.linear(x, *parts, layout.bits, layout.group)
 
 
@@ -44,12 +44,14 @@ def operator(monkeypatch):
     """Calls of the operator by modules, which is what it returns, are noted."""
     seen, called = [], torch.ops.tq3.linear
 
-    def note(*arguments):
-        seen.append(arguments)
-        return called(*arguments)
+    class Noting:
+        default = called.default  # torch asks for it when a mode has seen the call
 
-    note.default = called.default  # torch asks for it when a mode has seen the call
-    monkeypatch.setattr(torch.ops.tq3, "linear", note)
+        def __call__(self, *arguments):
+            seen.append(arguments)
+            return called(*arguments)
+
+    monkeypatch.setattr(torch.ops.tq3, "linear", Noting())
     return seen
 
 
@@ -59,7 +61,7 @@ def test_it_is_the_operator_bit_for_bit(operator, mode, dtype):
     linear = packed_linear()
     with mode():
         x = activations(24, 300, dtype).view(2, 3, 4, 300)
-        for part in (x, x[0], x[0, 0], x[0, 0, 0], x[:, :, ::2], x[..., :290], x[:0]):
+        for part in (x, x[0], x[0, 0], x[0, 0, 0], x[:, :, ::2], x[:0]):
             found = linear(part)
             assert not operator
             assert_same(found, by_the_operator(linear, part))
@@ -150,14 +152,14 @@ def test_a_torch_without_a_private_name_calls_the_operator(operator, monkeypatch
 @pytest.mark.parametrize(
     "x, message",
     [
-        (torch.zeros(2, 385), r"x.shape: found \(2, 385\), expected 257 to 384"),
+        (torch.zeros(2, 384), r"x.shape: found \(2, 384\), expected \(..., 300\)"),
         (torch.zeros(2, 300, dtype=torch.float64), "x.dtype: found torch.float64"),
         (torch.zeros(2, 300, device="meta"), "devices: found meta, cpu"),
         (torch.tensor(1.0), r"x.shape: found \(\)"),
     ],
     ids=["too wide", "float64", "another device", "no dimension"],
 )
-def test_what_does_not_fit_is_refused_as_by_the_operator(x, message):
+def test_what_does_not_fit_is_refused(x, message):
     with pytest.raises(ValueError, match=message):
         packed_linear()(x)
 
@@ -175,13 +177,15 @@ def write(old, new):
     old.weight.tq_norms.data.copy_(new.weight.tq_norms)
 
 
+def replace(old, new):
+    """Other parameters in the old ones' place."""
+    old.weight.tq_packed, old.weight.tq_norms = new.weight.tq_packed, new.weight.tq_norms
+
+
 CHANGES = {
     "loaded": lambda old, new: old.load_state_dict(new.state_dict()),
     "assigned": lambda old, new: old.load_state_dict(new.state_dict(), assign=True),
-    "replaced": lambda old, new: (
-        setattr(old.weight, "tq_packed", new.weight.tq_packed)
-        or setattr(old.weight, "tq_norms", new.weight.tq_norms)
-    ),
+    "replaced": replace,
     "written": write,
 }
 

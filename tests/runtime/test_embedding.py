@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.runtime.layers import BITS, DTYPES, GROUPS, assert_same, layer
@@ -61,7 +63,7 @@ def test_an_id_beyond_the_rows_is_the_error_that_torch_gives(wrong):
         torch.nn.functional.embedding(torch.tensor([0, wrong]), torch.zeros(9, 4))
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "five bits": ({"bits": 5}, "bits: found 5, expected 2, 3 or 4"),
     "a group of 48": ({"group": 48}, "group: found 48"),
     "too many columns": ({"columns": 513}, "columns: found 513, expected 385 to 512"),

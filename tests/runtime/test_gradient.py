@@ -11,7 +11,7 @@ import torch
 from support.runtime.layers import BITS, DTYPES, activations, assert_same, decoded, error, layer
 from torch.utils.checkpoint import checkpoint
 
-from tq3.runtime import generic, gradient
+from tq3.runtime import generic, ops
 
 linear, experts = torch.ops.tq3.linear, torch.ops.tq3.experts
 ROWS, N = 70, 3
@@ -19,7 +19,9 @@ ROWS, N = 70, 3
 BOUNDS = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
-def given(bits=3, group=128, columns=N * 128 - 5, dtype=torch.float32, tokens=7, lead=()):
+def given(
+    bits=3, group=128, columns=N * 128 - 5, dtype=torch.float32, tokens=7, lead=()
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     """An input that wants a gradient, a layer for it, and a gradient of its output."""
     x = activations(tokens, columns, dtype).requires_grad_()
     g = activations(tokens, ROWS, dtype, seed=5)
@@ -32,7 +34,7 @@ def given(bits=3, group=128, columns=N * 128 - 5, dtype=torch.float32, tokens=7,
 @pytest.mark.parametrize("bits, group", [*((b, 128) for b in BITS), (3, 32), (3, 64), (3, 256)])
 def test_it_is_that_of_the_decoded_layer(bits, group, dtype, path, monkeypatch):
     if path == "generic":
-        monkeypatch.setattr(gradient.ops, "path_for", lambda _: generic)
+        monkeypatch.setattr(ops, "path_for", lambda _: generic)
     x, weight, g = given(bits, group, 3 * group - 5, dtype)
     (found,) = torch.autograd.grad(linear(x, *weight, bits, group), x, g)
     assert found.dtype == dtype
@@ -108,12 +110,13 @@ def test_checkpointing_has_the_same_gradients(use_reentrant):
     x, weight, g = given()
     (expected,) = torch.autograd.grad(linear(x, *weight, 3, 128), x, g)
     checkpoint(lambda x: linear(x, *weight, 3, 128), x, use_reentrant=use_reentrant).backward(g)
+    assert x.grad is not None
     assert_same(x.grad, expected)
 
 
 def test_nothing_is_kept_for_it_but_codes_and_norms():
     x, weight, _ = given()
-    kept = []
+    kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
         linear(x, *weight, 3, 128)
     assert [tensor.data_ptr() for tensor in kept] == [part.data_ptr() for part in weight]
@@ -132,7 +135,7 @@ def test_opcheck_finds_nothing_in_the_operators_of_gradients():
     torch.library.opcheck(torch.ops.tq3.linear_gradient, arguments)
     packed, norms = layer(ROWS, N, lead=(3,))
     two = g.detach()[:2].requires_grad_()
-    arguments = two, packed, norms, torch.tensor([2, 0]), 3, 128, 379, None
-    torch.library.opcheck(torch.ops.tq3.experts_gradient, arguments)
+    of_experts = two, packed, norms, torch.tensor([2, 0]), 3, 128, 379, None
+    torch.library.opcheck(torch.ops.tq3.experts_gradient, of_experts)
     with pytest.raises(ValueError, match=r"g.shape: found \(7, 60\), expected \(..., 70\)"):
         torch.ops.tq3.linear_gradient(g[:, :60], *weight, 3, 128, 379, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_modules import packed_weight, restored
+from support.runtime.modules import packed_weight, restored
 from torch import nn
 
 from tq3.runtime.held import describes, hold_decoded

@@ -65,7 +65,7 @@ def test_every_number_of_tokens(kernels, tokens):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("tokens", [3, 6])
-def test_every_kind_of_activation(kernels, dtype, kind, tokens):
+def test_special_activations_give_what_the_reference_gives(kernels, dtype, kind, tokens):
     x = spoil(activations(tokens, 400, dtype), kind, 1)
     assert_equals_the_reference(kernels, x, *layer(33, 4), 3, 128, 128)
 
@@ -86,7 +86,7 @@ def test_the_largest_sums_of_a_group_are_exact(kernels, bits, tokens):
 
 @every_kernel
 @pytest.mark.parametrize("tokens", [2, 7])
-def test_large_and_tiny_norms_overflow_and_vanish_alike(kernels, tokens):
+def test_norms_that_overflow_or_vanish_do_so_as_in_the_reference(kernels, tokens):
     packed, norms = layer(33, 9)
     norms[::3] *= 1e38
     norms[1::3] *= 1e-42

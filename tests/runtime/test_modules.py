@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from support.runtime.modules import packed_weight, restored
 from torch import nn
 
-from tq3.codec import reference
 from tq3.errors import UsageError
-from tq3.format.layout import GroupLayout
+from tq3.runtime import generic, ops
 from tq3.runtime.modules import (
     PackedEmbedding,
     PackedExperts,
     PackedLinear,
     PackedRows,
-    PackedWeight,
     _packed_class,
     look_up_packed,
 )
@@ -27,26 +26,6 @@ from tq3.runtime.modules import (
 BOUND = 3e-3
 # 4-bit levels are rounded more, 0.33 %.
 BOUND_4_BITS = 7e-3
-
-
-def packed_weight(shape, bits=3, group=128, kind=PackedWeight, **options) -> PackedWeight:
-    """A random matrix, or stack of them, as codes and norms."""
-    rng = np.random.default_rng(0)
-    layout = GroupLayout(shape, bits, group)
-    weights = rng.standard_normal((layout.rows, layout.cols), np.float32)
-    packed, norms = reference.encode(weights.view(np.uint32), "F32", bits, group)
-    module = kind(layout, **options)
-    state = {"tq_packed": torch.from_numpy(packed), "tq_norms": torch.from_numpy(norms)}
-    module.load_state_dict({k: v.reshape(getattr(module, k).shape) for k, v in state.items()})
-    return module
-
-
-def restored(weight: PackedWeight) -> torch.Tensor:
-    """By the reference codec."""
-    layout = weight.layout
-    packed, norms = weight.tq_packed.flatten(0, -2), weight.tq_norms.flatten(0, -2)
-    values = reference.decode(packed.numpy(), norms.numpy(), layout.bits, layout.group, layout.cols)
-    return torch.from_numpy(values).reshape(layout.shape)
 
 
 def assert_close(found: torch.Tensor, wanted: torch.Tensor, bound: float = BOUND) -> None:
@@ -63,6 +42,34 @@ def test_a_packed_linear_computes_what_the_restored_one_does(bits, columns, grou
     wanted = nn.functional.linear(x, restored(weight), layer.bias)
     bound = BOUND_4_BITS if bits == 4 else BOUND
     assert_close(layer(x).detach(), wanted.detach(), bound)
+
+
+WAYS = {
+    "eager": lambda layer, x: layer(x),
+    "many tokens": lambda layer, x: layer(x.repeat(600, 1)),
+    "a gradient": lambda layer, x: layer(x.requires_grad_()),
+    "compiled": lambda layer, x: torch.compile(layer, backend="eager")(x),
+    "on meta": lambda layer, x: layer.to("meta")(x.to("meta")),
+    "a number": lambda layer, x: layer(x[0, 0]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("path", [ops.path_for, lambda _: generic], ids=["kernels", "generic"])
+def test_an_input_of_another_width_is_refused(way, path, monkeypatch):
+    """Up to the end of the last group, whose padding is nobody else's."""
+    monkeypatch.setattr(ops, "path_for", path)
+    layer = PackedLinear(packed_weight((24, 200), tensor="model.q_proj.weight"))
+    assert layer(torch.ones(2, 200)).shape == (2, 24)
+    for columns in (129, 199, 256):
+        with pytest.raises(ValueError, match=r"q_proj.weight: x.shape: found .*\(..., 200\)"):
+            way(layer, torch.ones(2, columns))
+
+
+def test_an_input_of_another_width_is_refused_by_experts():
+    weight = packed_weight((4, 24, 200), kind=PackedExperts)
+    with pytest.raises(ValueError, match=r"x.shape: found \(2, 256\), expected \(..., 200\)"):
+        weight(torch.ones(2, 256), torch.tensor([0, 3]))
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -203,6 +210,39 @@ def test_a_packed_linear_is_an_nn_linear_that_can_not_be_initialised():
 def test_who_asks_for_it_gets_the_decoded_weight(dtype):
     weight = packed_weight((24, 200), dtype=dtype)
     assert torch.equal(weight.dequantize(), restored(weight).to(dtype))
+
+
+def test_a_parameter_in_the_place_of_a_packed_weight_makes_an_ordinary_layer():
+    layer: Any = PackedLinear(packed_weight((24, 200)), nn.Parameter(torch.ones(24)))
+    x = torch.ones(200)
+    for value in (torch.ones(24, 200), None):
+        with pytest.raises(TypeError, match=r"as 'weight' \(torch.nn.Parameter expected"):
+            layer.weight = value
+    found = layer(x)
+    layer.weight = nn.Parameter(layer.weight.dequantize())
+    assert type(layer) is nn.Linear
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert_close(layer(x), found)
+
+
+def test_a_packed_weight_can_be_deleted_as_a_parameter_can():
+    embedding: Any = Doubled(24, 200)
+    look_up_packed(embedding, packed_weight((24, 200), kind=PackedRows))
+    rows, ids = restored(embedding.weight), torch.tensor([3, 5])
+    del embedding.weight
+    assert type(embedding) is Doubled
+    with pytest.raises(AttributeError, match="'Doubled' object has no attribute 'weight'"):
+        embedding(ids)
+    embedding.weight = nn.Parameter(rows)
+    assert torch.equal(embedding(ids), rows[ids] * 2)
+
+
+def test_what_kernels_do_not_take_a_model_is_not_cast_to():
+    layer = PackedLinear(packed_weight((24, 200), dtype=torch.bfloat16))
+    for cast in (nn.Sequential(layer).double, lambda: layer.to(torch.float64)):
+        with pytest.raises(UsageError, match="found torch.float64, expected torch.bfloat16"):
+            cast()
+    assert layer.weight.dtype == torch.bfloat16
 
 
 def test_codes_and_norms_can_not_be_trained():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ def test_a_compiled_model_gives_the_same():
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_it_runs_in_every_mode(mode):
+def test_it_gives_the_same_in_every_mode(mode):
     weight = *layer(9, 4), 3, 128
     expected = linear(activations(2, 512), *weight)
     with mode():
@@ -128,7 +129,7 @@ def test_it_runs_in_every_mode(mode):
         assert_same(linear(activations(2, 512).requires_grad_(), *weight).detach(), expected)
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "five bits": ({"bits": 5}, "bits: found 5, expected 2, 3 or 4"),
     "a group of 48": ({"group": 48}, "group: found 48"),
     "a rotation above the group": ({"rotation": 256}, "rotation: found 256.*at most.*128"),
@@ -172,6 +173,7 @@ with warnings.catch_warnings(record=True) as warned:
 assert [str(w.message).partition(":")[0] for w in warned] == [
     "tq3 was installed without its compiled kernels"
 ]
+assert warned[0].filename == "<tq3>"
 assert torch.equal(found, generic.linear(x, packed, norms, 3, 128, 128))
 """
 

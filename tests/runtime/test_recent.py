@@ -19,11 +19,10 @@ from tq3.runtime.native import available_kernels, get_kernels
 
 def apply(kernels, x, bits=3, group=128, rotation=128, rows=9):
     """A layer of these kernels times x, and the same by the reference."""
-    width = bits, group, rotation
-    parts = layer(rows, -(-x.shape[1] // group), bits, group)
+    given = x, *layer(rows, -(-x.shape[1] // group), bits, group), bits, group, rotation
     out = x.new_empty(len(x), rows)
-    kernels.linear(x, *parts, *width, out)
-    return out, reference.linear(x, *parts, *width)
+    kernels.linear(*given, out)
+    return out, reference.linear(*given)
 
 
 # One after the other: the same input for another layer, then the same bytes, or zeros, as something

@@ -7,12 +7,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_modules import packed_weight
+from support.runtime.modules import packed_weight
 
 from tq3.errors import UsageError
 
 X = torch.ones(200, 24)
 NAME = "model.layers.3.mixer.dt_proj.weight"
+
+REFUSED = r"can't be read or changed.*`weight.dequantize\(\)`.*`model.dequantize\(\)`.*tq3 restore"
 
 READS = {
     "data": lambda w: w.data,
@@ -47,7 +49,7 @@ READS = {
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 def test_who_wants_its_values_is_told_what_to_do_and_for_which_tensor(read):
     weight = packed_weight((24, 200), tensor=NAME)
-    with pytest.raises(UsageError, match="can't be read or changed.*tq3 restore") as caught:
+    with pytest.raises(UsageError, match=REFUSED) as caught:
         read(weight)
     assert caught.value.tensor == NAME
     assert "--keep 'model.layers.*.mixer.dt_proj.weight'" in str(caught.value)
@@ -67,6 +69,20 @@ def test_what_needs_no_values_is_answered():
     assert (weight.dtype, weight.device.type) == (torch.bfloat16, "cpu")
     assert weight.requires_grad is False
     assert weight
+
+
+def test_it_answers_as_the_decoded_weight_where_that_needs_no_values():
+    weight = packed_weight((24, 200), dtype=torch.bfloat16)
+    dense = weight.dequantize()
+    for name in ("is_cuda", "is_cpu", "nbytes", "itemsize", "grad", "is_leaf", "layout"):
+        assert getattr(weight, name) == getattr(dense, name)
+    for name in ("element_size", "is_contiguous", "is_floating_point", "stride", "nelement"):
+        assert getattr(weight, name)() == getattr(dense, name)()
+    weight.grad = None
+    for like in (torch.zeros_like, torch.ones_like):
+        assert torch.equal(like(weight), like(dense))
+    assert torch.zeros_like(weight, dtype=torch.int8).dtype == torch.int8
+    assert torch.equal(weight.new_zeros(3), dense.new_zeros(3))
 
 
 def test_who_asks_whether_it_has_something_is_not_stopped():

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -77,7 +78,8 @@ def test_a_failure_between_two_renames_is_made_good_by_the_next_run(
 ):
     original = tmp_path / "original"
     original.write_text("")
-    rest = {"texts": {"config.json": "{}"}, "copies": {"nested/folders/copy": original}}
+    rest: dict[str, Any] = {"texts": {"config.json": "{}"}}
+    rest["copies"] = {"nested/folders/copy": original}
     publish(tmp_path / "whole", plan_of(2), **rest, writer=writer)
     out.mkdir()
     if overwrite:

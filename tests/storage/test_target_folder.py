@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -12,8 +13,6 @@ from support.factories import contents
 from support.storage.runs import parts, target
 
 from tq3.errors import StorageError, UsageError
-from tq3.storage import locking
-from tq3.storage import target as target_module
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def test_a_folder_removed_between_opening_and_locking_is_not_taken(out, monkeypa
         shutil.rmtree(out / ".tq3.part")
         (out / ".tq3.part").mkdir()
 
-    monkeypatch.setattr(locking.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(UsageError, match="another run"):
         target(out)
     assert [path.name for path in out.iterdir()] == [".tq3.part"]
@@ -108,7 +107,7 @@ def test_a_checkpoint_that_appears_before_the_lock_is_ours_is_not_replaced(out, 
     def late(descriptor: int, _: int) -> None:
         (out / "model.safetensors").write_bytes(b"published")
 
-    monkeypatch.setattr(locking.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(UsageError, match="not empty"):
         target(out)
     assert contents(out) == {"model.safetensors": b"published"}
@@ -119,7 +118,7 @@ def test_without_locks_having_made_the_working_folder_is_the_lock(out, monkeypat
     def unable(*_: object) -> None:
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(locking.fcntl, "flock", unable)
+    monkeypatch.setattr(fcntl, "flock", unable)
     with target(out), pytest.raises(UsageError, match="another run") as caught:
         target(out)
     assert ".tq3.part" in str(caught.value.fix)
@@ -204,7 +203,7 @@ def test_neighbours_with_the_same_beginning_are_apart(tmp_path):
 
 def test_a_disk_without_room_is_refused_with_both_figures(out, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(target_module.shutil, "disk_usage", lambda _: usage(2000, 1001, 999))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2000, 1001, 999))
     with target(out) as folder:
         folder.check_room(999)
         with pytest.raises(StorageError, match="not enough free space") as caught:

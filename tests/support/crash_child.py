@@ -57,11 +57,11 @@ def slow_down(log: int, seconds: float, block_bytes: int) -> None:
         for owner, name in places:
             setattr(owner, name, _slow(getattr(owner, name), phase, log, seconds))
     if seconds:
-        journal.open = lambda descriptor, mode, buffering: TornFile(descriptor, mode)
+        vars(journal)["open"] = lambda descriptor, mode, buffering: TornFile(descriptor, mode)
         shard_file._write_all = _write_in_halves
 
 
-def _slow(step: Callable, phase: str, log: int, seconds: float) -> Callable:
+def _slow(step: Callable[..., Any], phase: str, log: int, seconds: float) -> Callable[..., Any]:
     def slowed(*arguments: Any, **options: Any) -> Any:
         os.write(log, f"+{phase}\n".encode())
         time.sleep(seconds)

@@ -47,7 +47,7 @@ class Figures:
     completed: int = 0
     blocks_needed: int = 0
     blocks_done: int = 0
-    phases: Counter = field(default_factory=Counter)
+    phases: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         redone = self.blocks_done / max(self.blocks_needed, 1) - 1
@@ -61,7 +61,7 @@ class Figures:
 class Runs:
     """Runs of one case in a folder."""
 
-    def __init__(self, child: subprocess.Popen, case: Case, folder: Path) -> None:
+    def __init__(self, child: subprocess.Popen[str], case: Case, folder: Path) -> None:
         self._child, self._case, self._folder = child, case, folder
         self._source, self._log = folder / "in", folder / "log"
         case.make(self._source)
@@ -132,7 +132,7 @@ class Runs:
 
 
 @contextmanager
-def killing_child() -> Iterator[subprocess.Popen]:
+def killing_child() -> Iterator[subprocess.Popen[str]]:
     """The program that runs and kills."""
     command = (sys.executable, crash_child.__file__)
     # One thread in it: it forks.

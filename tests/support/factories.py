@@ -208,7 +208,7 @@ def tiny_checkpoint(
         name = names[0] if names else "model.safetensors"
         (path / name).write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
         return path
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, run in enumerate(np.array_split(np.array(list(tensors), object), shards), 1):
         name = names[number - 1] if names else f"model-{number:05d}-of-{shards:05d}.safetensors"
         part = {key: tensors[key] for key in run}

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import random
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,21 +45,17 @@ class Disk:
 
     def write_what_is_left(self, to: Path, rng: random.Random) -> None:
         """One of the states that a power loss could leave now."""
-        self._rng, self._coins = rng, {}
-        newest = {
-            n: names
-            for n in self._below(self._root)
-            if self._is_folder(n)
-            for names in [self._newest(n)]
-        }
+        self._rng = rng
+        self._coins: dict[object, bool] = {}
+        newest = {n: self._names(n) for n in self._below(self._root) if self._is_folder(n)}
         before, after = _places(self._flushed), _places(newest)
         self._moved = {n for n in before.keys() & after.keys() if before[n] != after[n]}
         self._rebuild(self._root, to)
 
     def _rebuild(self, number: int, to: Path) -> None:
         to.mkdir()
-        old, new = self._flushed.get(number, {}), self._newest(number)
-        assert isinstance(old, dict) and isinstance(new, dict)
+        old, new = self._flushed.get(number, {}), self._names(number)
+        assert isinstance(old, dict)
         for name in sorted(old.keys() | new.keys()):
             ends = [old.get(name), new.get(name)]
             moved = next((n for n in ends if n in self._moved), object())
@@ -66,9 +63,9 @@ class Disk:
             if chosen is not None and self._is_folder(chosen):
                 self._rebuild(chosen, to / name)
             elif chosen is not None:
-                (to / name).write_bytes(
-                    self._mixed(self._flushed.get(chosen, b""), self._newest(chosen))
-                )
+                flushed = self._flushed.get(chosen, b"")
+                assert isinstance(flushed, bytes)
+                (to / name).write_bytes(self._mixed(flushed, self._content(chosen)))
 
     def _mixed(self, old: bytes, new: bytes) -> bytes:
         size = self._rng.choice([len(old), len(new)])
@@ -88,11 +85,15 @@ class Disk:
         return number
 
     def _newest(self, number: int) -> bytes | Names:
-        descriptor = self._held[number]
-        if not self._is_folder(number):
-            return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-        here = f"/proc/self/fd/{descriptor}"
+        return self._names(number) if self._is_folder(number) else self._content(number)
+
+    def _names(self, number: int) -> Names:
+        here = f"/proc/self/fd/{self._held[number]}"
         return {name: self._hold(f"{here}/{name}") for name in os.listdir(here)}
+
+    def _content(self, number: int) -> bytes:
+        descriptor = self._held[number]
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
     def _is_folder(self, number: int) -> bool:
         return stat.S_ISDIR(os.fstat(self._held[number]).st_mode)
@@ -100,11 +101,11 @@ class Disk:
     def _below(self, number: int) -> Iterator[int]:
         yield number
         if self._is_folder(number):
-            for inner in self._newest(number).values():
+            for inner in self._names(number).values():
                 yield from self._below(inner)
 
 
-def _places(folders: dict[int, bytes | Names]) -> dict[int, tuple[int, str]]:
+def _places(folders: Mapping[int, bytes | Names]) -> dict[int, tuple[int, str]]:
     """Where each file lies: number -> its folder and name."""
     listed = ((folder, names) for folder, names in folders.items() if isinstance(names, dict))
     return {n: (folder, name) for folder, names in listed for name, n in names.items()}
@@ -118,7 +119,7 @@ def watched_disk(root: Path, at: Callable[[Disk], None]) -> Iterator[None]:
     """
     disk, replace = Disk(root), Path.replace
 
-    def fsync(file: object) -> None:
+    def fsync(file: Any) -> None:
         at(disk)
         disk.flush(file if isinstance(file, int) else file.fileno())
 

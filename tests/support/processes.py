@@ -19,7 +19,7 @@ main()
 """
 
 
-def start(*arguments: object, code: str = _IN_THE_FOREGROUND) -> subprocess.Popen:
+def start(*arguments: object, code: str = _IN_THE_FOREGROUND) -> subprocess.Popen[str]:
     """`tq3` with these arguments, in the midst of other `code` where that is given."""
     command = (sys.executable, "-c", code, *map(str, arguments))
     # Not here: Python looks for modules in its working folder first.
@@ -29,7 +29,7 @@ def start(*arguments: object, code: str = _IN_THE_FOREGROUND) -> subprocess.Pope
     )
 
 
-def wait_until(moment: Callable[[], object], run: subprocess.Popen) -> None:
+def wait_until(moment: Callable[[], object], run: subprocess.Popen[str]) -> None:
     """Until the moment has come; a run that ends before or takes too long fails the test."""
     end = time.monotonic() + 60
     while not moment():
@@ -39,7 +39,7 @@ def wait_until(moment: Callable[[], object], run: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def end_of(run: subprocess.Popen) -> tuple[str, str]:
+def end_of(run: subprocess.Popen[str]) -> tuple[str, str]:
     """What a process said, once it has ended; one that hangs is killed and fails the test."""
     try:
         return run.communicate(timeout=60)

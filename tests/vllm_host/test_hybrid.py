@@ -6,7 +6,8 @@ In bfloat16, as vLLM's Gated DeltaNet on CPUs knows nothing else.
 from __future__ import annotations
 
 import pytest
-from support.vllm_host.checkpoints import BY_NAME, make, tiny
+from support.models.tiny_models import BY_NAME
+from support.vllm_host.checkpoints import make, tiny
 from support.vllm_host.engine import answers, assert_same, bytes_of_layers, drafted, engine, greedy
 
 pytestmark = pytest.mark.vllm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.vllm_host.checkpoints import make, tiny, without
 from support.vllm_host.engine import answers, assert_same, bytes_of_layers, engine, greedy
@@ -28,7 +30,7 @@ def test_granites_experts_may_be_kept(work):
 
 def test_layers_that_may_be_one_of_several_widths_are_decoded(work):
     """In Falcon-H1 Mamba of layer 0 is `model.2.mixer`, of which it can't be told what it is."""
-    options = {"sensitive_bits": 4, "sensitive_patterns": ["layers.1.mamba"]}
+    options: dict[str, Any] = {"sensitive_bits": 4, "sensitive_patterns": ["layers.1.mamba"]}
     pair = make(tiny("falcon_h1"), work / "falcon_h1_widths", FLOAT32, **options)
     dense = answers(pair.dense, FLOAT32)
     with engine(pair.packed, FLOAT32) as llm:

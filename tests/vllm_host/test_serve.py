@@ -33,7 +33,7 @@ CHAT = {
     "top_logprobs": 2,
 }
 START_SECONDS = 240
-VLLM = Path(sys.executable).with_name("vllm")
+VLLM = str(Path(sys.executable).with_name("vllm"))
 OPTIONS = ["--kv-cache-memory-bytes", "1G", "--dtype", "float32", "--max-model-len", "512"]
 OPTIONS += ["--enforce-eager"]
 # Settings of the tests that have vLLM in their own process; a server needs none.
@@ -114,7 +114,7 @@ def server(folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder.with_name(folder.name + ".log")
-    command = [VLLM, "serve", folder, "--host", "127.0.0.1", "--port", str(port), *OPTIONS]
+    command = [VLLM, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), *OPTIONS]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=settings())
     url = f"http://127.0.0.1:{port}"

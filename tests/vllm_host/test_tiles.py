@@ -52,7 +52,7 @@ def test_fused_layers_of_several_widths_and_a_tied_head(work, monkeypatch, enfor
     assert not any("lm_head" in name for name in shapes)
 
 
-def test_experts(work, monkeypatch):
+def test_experts_answer_the_same_from_tiles(work, monkeypatch):
     pair = make(tiny("qwen3_moe"), work / "tiles_of_experts", FLOAT32, sensitive_bits=4)
     shapes = assert_same_answers(pair.packed, monkeypatch)
     experts = [shape for name, shape in shapes.items() if name.endswith("w2_weight_packed")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Callable
 from typing import Annotated
 
@@ -35,8 +35,9 @@ app = typer.Typer(
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    # It tells of every attempt, with addresses that are signed; our error tells of the last one.
-    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.CRITICAL)
+    # huggingface_hub warns of every attempt, with addresses that are signed; our error tells of the
+    # last one.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if version:
         typer.echo(f"tq3 {tq3.__version__}")
         raise typer.Exit

@@ -48,6 +48,10 @@ BosOpt = Annotated[
         show_default=False,
     ),
 ]
+SaveOpt = Annotated[
+    bool,
+    typer.Option("--save", help="Write the figures into OUT, for its model card."),
+]
 PlotOpt = Annotated[
     Path | None,
     typer.Option(
@@ -66,6 +70,7 @@ def evaluate(
     by_class: ByClassOpt = False,
     bos: BosOpt = None,
     plot: PlotOpt = None,
+    save: SaveOpt = False,
     json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
     **options: Unpack[BesideKeywords],
@@ -80,6 +85,8 @@ def evaluate(
         plotting = _part("plotting") if plot else None
         if plotting:
             plotting.check_file(plot)
+        saving = _part("saving") if save else None
+        checkpoint = saving.check_folder(path) if saving else None
         run = evaluation.evaluate(
             path,
             source,
@@ -100,6 +107,8 @@ def evaluate(
         screen.evaluation(evaluated, of_evaluation(evaluated))
         if plotting:
             plotting.draw(evaluated, plot)
+        if saving:
+            saving.save(evaluated, path, checkpoint)
 
 
 def _part(name: str) -> Any:

@@ -82,7 +82,7 @@ class Forward:
         try:
             with torch.inference_mode():
                 self.result = run()
-        except BaseException as error:  # noqa: BLE001  raised again where it is waited for
+        except BaseException as error:
             self._stops.put(error)
         else:
             self._stops.put(None)

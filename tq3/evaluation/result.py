@@ -7,6 +7,7 @@ from typing import Any
 
 from tq3.evaluation.measures import Measures
 from tq3.evaluation.streaming import LayerLost
+from tq3.format.json_text import finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,5 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values; infinities, which JSON does not have, become None."""
-        found: dict[str, Any] = _finite(asdict(self))
+        found: dict[str, Any] = finite(asdict(self))
         return found
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    is_odd = isinstance(value, float) and not abs(value) < float("inf")
-    return None if is_odd else value

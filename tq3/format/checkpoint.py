@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,7 +70,7 @@ def read_checkpoint(files: Files) -> Checkpoint:
     weight_map = read_weight_map(files, index, read) if index else {}
     weight_files = tuple(sorted(set(weight_map.values()))) or (single_file(files, names),)
     tensors, stamps = _read_files(files, weight_files)
-    _check_index(weight_map, tensors)
+    _refuse_contradictions(weight_map, tensors)
     copies: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     if is_single_taken(names, weight_files):
@@ -87,7 +87,7 @@ def _read_files(files: Files, names: tuple[str, ...]) -> tuple[tuple[Located, ..
     stamps = {name: files.stamp(name) for name in names}
     files.expect(names)
     tensors = tuple(tensor for name in names for tensor in read_tensors(files, name))
-    _check_unique(tensors)
+    _refuse_contradictions({}, tensors)
     return tensors, stamps
 
 
@@ -137,23 +137,33 @@ def read_tensors(files: Files, file: str) -> list[Located]:
     return [Located(header.tensors[name], file, offset) for name, offset in ordered]
 
 
-def _check_unique(tensors: tuple[Located, ...]) -> None:
-    seen: dict[str, str] = {}
+def contradictions(
+    weight_map: Mapping[str, str], tensors: Iterable[Located], unread: Collection[str] = ()
+) -> Iterator[tuple[str, BadInput]]:
+    """What index and weight files say differently: the check of `tq3 verify`, and the error.
+
+    weight_map: tensor -> file, empty without an index; unread: files whose tensors nobody knows
+    """
+    places: dict[str, list[str]] = {}
     for tensor in tensors:
-        name = tensor.info.name
-        if name in seen:
-            raise BadInput(f"also in {seen[name]}", file=tensor.file, tensor=name)
-        seen[name] = tensor.file
-
-
-def _check_index(weight_map: Mapping[str, str], tensors: tuple[Located, ...]) -> None:
-    present = {tensor.info.name: tensor.file for tensor in tensors}
+        name, files = tensor.info.name, places.setdefault(tensor.info.name, [])
+        if files:
+            yield "TQ202", BadInput(f"also in {files[0]}", file=tensor.file, tensor=name)
+        files.append(tensor.file)
     for name, file in weight_map.items():
-        if present.get(name) != file:
-            raise BadInput(
-                "the index names a tensor that the file does not have",
-                file=file,
-                tensor=name,
-                found=present.get(name, "no such tensor"),
-                fix="fetch index and shards again, from one revision",
+        if file not in places.get(name, ()) and file not in unread:
+            yield (
+                "TQ203",
+                BadInput(
+                    "the index names a tensor that the file does not have",
+                    file=file,
+                    tensor=name,
+                    found=", ".join(places.get(name, ())) or "no such tensor",
+                    fix="fetch index and shards again, from one revision",
+                ),
             )
+
+
+def _refuse_contradictions(weight_map: Mapping[str, str], tensors: Iterable[Located]) -> None:
+    for _, error in contradictions(weight_map, tensors):
+        raise error

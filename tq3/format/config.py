@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any
@@ -12,7 +12,6 @@ from tq3.errors import BadInput, UsageError
 from tq3.format.equalization import Factors, factors_from_record, factors_record
 from tq3.format.json_reading import parse_object
 from tq3.format.recipe import GROUP_SIZES, GroupSize, Recipe
-from tq3.format.width_record import WidthRecord, is_numbers, width_reader
 from tq3.format.widths import WIDTHS, parse_widths
 
 FILE_NAME = "tq_config.json"
@@ -46,7 +45,6 @@ class TqConfig:
     shapes: name -> source shape, where it can't be derived from the stored tensors (3-D, padded)
     kept_source_dtype: name -> reason, for floats that are not F16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
-    widths: of tensors whose width is not `bits`, where `sensitive_bits` can't say it
     factors: of channels, where columns were equalized
     """
 
@@ -66,12 +64,7 @@ class TqConfig:
     float32_norms: Mapping[str, str] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
     measured_error: MeasuredError | None = None
-    widths: WidthRecord = field(default_factory=dict)
     factors: Factors = field(default_factory=dict)
-
-    def width_reader(self) -> Callable[[str], int]:
-        """The recorded width of a name: by `widths`, else by the rule of existing readers."""
-        return width_reader(self.bits, self.widths) if self.widths else self.width_by_name
 
     def width_by_name(self, name: str) -> int:
         """The width that existing readers take: they know two, the second by parts of names."""
@@ -102,7 +95,6 @@ class TqConfig:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "kept_source_dtype": dict(self.kept_source_dtype),
             "float32_norms": dict(self.float32_norms),
-            "widths": {str(bits): dict(patterns) for bits, patterns in self.widths.items()},
             "recipe": self.recipe,
             "measured_error": asdict(self.measured_error) if self.measured_error else None,
         }
@@ -172,7 +164,6 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         shapes={name: _shape(name, shape) for name, shape in shapes.items()},
         kept_source_dtype=_items(ours, "kept_source_dtype", dict, str),
         float32_norms=_items(ours, "float32_norms", dict, str),
-        widths=_widths(_typed(ours, "widths", dict, {})),
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
         factors=factors_from_record(_items(ours, "equalization", dict, str), FILE_NAME),
@@ -273,16 +264,6 @@ def _measured_error(record: Mapping[str, Any] | None) -> MeasuredError | None:
     if not (isfinite(mean) and isfinite(worst)):
         raise BadInput("tq3.measured_error is not finite", file=FILE_NAME)
     return MeasuredError(mean, worst, tensor)
-
-
-def _widths(raw: Mapping[str, Any]) -> WidthRecord:
-    for bits, patterns in raw.items():
-        numbers = patterns.values() if isinstance(patterns, dict) else [None]
-        sound = all(isinstance(text, str) and is_numbers(text) for text in numbers)
-        if bits not in map(str, WIDTHS) or not sound:
-            expected = '{"4": {"layers.{}.mlp.down_proj.weight": "0-3 7"}}'
-            raise BadInput("bad tq3.widths", file=FILE_NAME, found=bits, expected=expected)
-    return {int(bits): patterns for bits, patterns in raw.items()}
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

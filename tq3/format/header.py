@@ -44,6 +44,7 @@ DTYPE_BITS = {
 FLOATS = ("BF16", "F16", "F32")
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 _LENGTH_BYTES = 8
+_GIT_LFS = b"version "  # no length: 2 * 10**18
 _MAX_JSON_BYTES = 100_000_000  # the limit of the safetensors library
 _MAX_NATURAL = 2**63
 _MAX_DIMENSIONS = 64
@@ -81,7 +82,10 @@ def read_header(read: Read, file_size: int, file: str) -> Header:
     """Parse and check a file's header; `read(offset, length)` gives its bytes. Raises BadInput."""
     if file_size < _LENGTH_BYTES:
         raise _bad(file, "too short for a safetensors file", found=f"{file_size} bytes")
-    n_json = int.from_bytes(read(0, _LENGTH_BYTES), "little")
+    start = read(0, _LENGTH_BYTES)
+    n_json = int.from_bytes(start, "little")
+    if start == _GIT_LFS:
+        raise BadInput("a Git LFS pointer, not the file", file=file, fix="run `git lfs pull`")
     room = min(file_size - _LENGTH_BYTES, _MAX_JSON_BYTES)
     if n_json > room:
         raise _bad(

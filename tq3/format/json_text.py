@@ -1,14 +1,24 @@
-"""Adds and removes one top-level key of a JSON text and leaves every other byte as it is."""
+"""JSON as it is written: a key added to a text or removed, all other bytes as they are."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None for infinities and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def insert_key(text: str, key: str, value: Any) -> str:

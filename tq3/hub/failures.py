@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.client import HTTPException
 
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
@@ -53,16 +52,6 @@ def asking(what: object) -> Iterator[None]:
         OfflineModeIsEnabled,
     ) as error:
         raise failure(error, what) from error
-
-
-@contextmanager
-def reaching(what: object) -> Iterator[None]:
-    """Raise NetworkError for what a connection of our own raises in the block."""
-    try:
-        yield
-    except (OSError, HTTPException) as error:
-        told, fix = _unreachable(error)
-        raise NetworkError(told, file=what, fix=fix, repeatable=True) from error
 
 
 def failure(error: Exception, what: object) -> NetworkError:

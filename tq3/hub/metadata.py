@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from tq3.errors import BadInput
 

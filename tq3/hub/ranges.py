@@ -10,7 +10,7 @@ from threading import Event, Lock
 from tq3.errors import NetworkError
 from tq3.hub.answers import Answer, Connections
 from tq3.hub.attempts import Attempts, GivenUp
-from tq3.hub.failures import LATER, asking, check_passing, reaching, retry_after
+from tq3.hub.failures import LATER, asking, check_passing, retry_after
 from tq3.hub.options import HubOptions
 from tq3.hub.places import Place, Places
 from tq3.hub.repository import RemoteFile, Repository
@@ -59,7 +59,7 @@ class RangeReader:
             attempts.check()
             place = self._places.find(file)
             try:
-                with asking(attempts.what), reaching(attempts.what), self._counted(wanted):
+                with asking(attempts.what), self._counted(wanted):
                     self._fetch(wanted, place, attempts)
             except GivenUp:
                 raise

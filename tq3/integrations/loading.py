@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
@@ -39,7 +40,8 @@ def load(
     path: a folder, or an id that Transformers finds on the Hub or in its cache
     device: where the whole model goes, by default the processor; `device_map` spreads it
     dtype: of activations and kept weights, by default the one that config.json names
-    options: as for from_pretrained of the class that config.json names
+    options: as for from_pretrained of the class that config.json names; with
+    `output_loading_info=True` a pair is returned, as from there: the model, and what it tells
     Raises UsageError or BadInput for what is no TQ3 checkpoint, or where a package is missing.
     """
     transformers, integration = _hosts()
@@ -58,9 +60,8 @@ def load(
         options["device_map"] = {"": device}
     if dtype is not None:
         options["dtype"] = dtype
-    model: PreTrainedModel
-    options["output_loading_info"] = True
-    model, info = _class(transformers, config).from_pretrained(name, **options)
+    is_info_wanted = options.pop("output_loading_info", False)
+    model, info = _from_pretrained(_class(transformers, config), name, options)
     if info["missing_keys"]:
         raise BadInput(
             "tensors are missing: Transformers would leave them random",
@@ -68,7 +69,7 @@ def load(
             found=", ".join(sorted(info["missing_keys"])[:3]),
             fix="fetch the checkpoint again; `tq3 verify` tells what is wrong with it",
         )
-    return model
+    return (model, info) if is_info_wanted else model
 
 
 def _hosts() -> tuple[Any, Any]:
@@ -85,15 +86,44 @@ def _hosts() -> tuple[Any, Any]:
     return transformers, integration
 
 
+def _from_pretrained(kind: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    try:
+        found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            name, output_loading_info=True, **options
+        )
+    except OSError as error:
+        if not Path(name).is_dir():
+            raise
+        raise BadInput(
+            "its weights can't be read",
+            file=name,
+            found=error,
+            fix="fetch the checkpoint again; `tq3 verify` tells what is missing",
+        ) from error
+    return found
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Refuse what is neither a folder with a config.json nor can be an id."""
+    may_be_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not Path(name).exists()
+    if may_be_id or (folder / "config.json").is_file():
+        return
+    details: dict[str, Any] = {"file": folder, "fix": "give a folder that `tq3 compress` wrote"}
+    if folder.is_file():
+        raise UsageError("a file", file=folder, expected="its folder", fix=f"give {folder.parent}")
+    if name.startswith("~"):
+        details["fix"] = "give os.path.expanduser(path): only a shell puts your home in its place"
+    if not folder.is_dir():
+        raise UsageError("no such folder", **details)
+    if (folder / "tq_config.json").is_file():
+        details["fix"] = "fetch the checkpoint again, or config.json from its source"
+        raise BadInput("a checkpoint without its config.json", **details)
+    raise UsageError("not a checkpoint", expected="config.json and tq_config.json", **details)
+
+
 def _config(transformers: Any, name: str, finding: dict[str, Any]) -> PreTrainedConfig:
     folder = Path(name, finding.get("subfolder") or "")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UsageError(
-            "not a checkpoint",
-            file=folder,
-            expected="config.json and tq_config.json",
-            fix="give a folder that `tq3 compress` wrote",
-        )
+    _check_folder(name, folder)
     try:
         config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(name, **finding)
     except OSError as error:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from tq3.errors import UsageError
 from tq3.format import config as tq_config
-from tq3.format import manifest
+from tq3.format import manifest, quality
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.files import Source
 from tq3.format.weight_files import INDEX, SINGLE
@@ -33,7 +33,7 @@ def side_files(
 
     Raises UsageError where a copy would take the place of what is written.
     """
-    ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, *written)
+    ours = (INDEX, tq_config.FILE_NAME, manifest.FILE_NAME, quality.FILE_NAME, *written)
     found = choose_sidecars(
         files.tree(),
         (*checkpoint.files, *ours),

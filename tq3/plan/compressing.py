@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,7 +16,6 @@ from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
-from tq3.format.width_record import WidthRecord, record_widths
 from tq3.format.widths import Width
 from tq3.plan.allocation import Allocation, Chosen, advice_on_target, fit
 from tq3.plan.heads import AS_A_HEAD, heads_by_shape, with_tied_head
@@ -80,7 +80,7 @@ def describe_compression(
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
     layouts = {task.name: task.layout for task in plan.tasks if task.layout}
-    main, other, patterns, record = _recorded_widths(layouts, recipe)
+    main, other, patterns = _recorded_widths(layouts, recipe)
     shapes = {name: item.shape for name, item in layouts.items()}
     padded = {name: item.cols for name, item in layouts.items() if item.is_padded}
     return TqConfig(
@@ -100,28 +100,29 @@ def describe_compression(
         float32_norms={name: why for name, why in learned.float32_norms.items() if name in layouts},
         recipe=recipe_record(recipe),
         measured_error=error,
-        widths=record,
         factors=factors,
     )
 
 
 def _recorded_widths(
     layouts: Mapping[str, GroupLayout], recipe: Recipe
-) -> tuple[int, int | None, tuple[str, ...], WidthRecord]:
-    """The usual width, the other one with its patterns, and what these can't say."""
+) -> tuple[int, int | None, tuple[str, ...]]:
+    """The usual width, and a second one with parts of names, where these tell its tensors apart."""
     widths = {name: layout.bits for name, layout in layouts.items()}
     as_asked = all(recipe.bits_for(name) == bits for name, bits in widths.items())
     if not layouts or not recipe.widths and as_asked:
-        return recipe.bits, recipe.sensitive_bits, recipe.sensitive_patterns, {}
-    sizes = {name: prod(layout.shape) for name, layout in layouts.items()}
-    main, record = record_widths(widths, sizes)
-    if len(record) == 1:
-        (other,) = record
+        return recipe.bits, recipe.sensitive_bits, recipe.sensitive_patterns
+    weights: Counter[int] = Counter()
+    for layout in layouts.values():
+        weights[layout.bits] += prod(layout.shape)
+    main = max(weights, key=lambda bits: (weights[bits], -bits))
+    if len(weights) == 2:
+        (other,) = weights.keys() - {main}
         special = [name for name, bits in widths.items() if bits == other]
         patterns = substrings(special, widths.keys() - set(special))
         if patterns:
-            return main, other, patterns, {}
-    return main, None, (), record
+            return main, other, patterns
+    return main, None, ()
 
 
 def _check_globs(checkpoint: Checkpoint, recipe: Recipe) -> None:

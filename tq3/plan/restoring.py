@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -65,8 +65,10 @@ def read_tq_config(files: Files, model_config: Mapping[str, Any]) -> TqConfig:
 def all_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
     """Name -> layout of every compressed tensor, as tq_config.json records them all."""
     layouts = packed_layouts(checkpoint, config)
-    if config.writer:
-        _check_record(config, layouts)
+    names = {tensor.info.name for tensor in checkpoint.tensors}
+    # What tq3 wrote down is true to the last tensor. Other writers may count differently.
+    for _, error in record_faults(config, names, layouts) if config.writer else ():
+        raise error
     return layouts
 
 
@@ -86,29 +88,49 @@ def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupL
     }
 
 
-def _check_record(config: TqConfig, layouts: Mapping[str, GroupLayout]) -> None:
-    """Check what tq3 wrote down, to the last tensor. Other writers may count differently."""
-    for name in (*config.shapes, *config.original_in_dims):
-        if name not in layouts:
-            raise BadInput("a shape for a tensor that is not there", file=FILE_NAME, tensor=name)
-    width_of = config.width_reader()
-    for name, layout in layouts.items():
-        if layout.bits != width_of(name):
-            raise BadInput(
-                "its width is not the recorded one",
+def record_faults(
+    config: TqConfig, names: Collection[str], layouts: Mapping[str, GroupLayout]
+) -> Iterator[tuple[str, BadInput]]:
+    """What tq_config.json says of tensors and is not so: the check of `tq3 verify`, and the error.
+
+    names: of all stored tensors; layouts: of the compressed ones whose parts agree
+    """
+    n_compressed = sum(name.endswith(PACKED) for name in names)
+    if config.compressed_layers not in (None, n_compressed):
+        yield (
+            "TQ208",
+            BadInput(
+                "not all compressed tensors are there, or too many",
                 file=FILE_NAME,
-                tensor=name,
-                found=f"{layout.bits} bits",
-                expected=width_of(name),
-            )
-    if config.compressed_layers not in (None, len(layouts)):
-        raise BadInput(
-            "not all compressed tensors are there",
-            file=FILE_NAME,
-            found=len(layouts),
-            expected=config.compressed_layers,
-            fix="fetch the checkpoint again",
+                found=f"{n_compressed} tensors",
+                expected=config.compressed_layers,
+                fix="fetch the checkpoint again",
+            ),
         )
+    for key, named, suffix in (
+        ("kept_source_dtype", config.kept_source_dtype, ""),
+        ("shapes", config.shapes, PACKED),
+        ("orig_in_dims", config.original_in_dims, PACKED),
+    ):
+        for name in named:
+            if name + suffix not in names:
+                message = f"{key} names a tensor that is not there"
+                yield "TQ209", BadInput(message, file=FILE_NAME, tensor=name)
+    # Two widths at most are recorded, and none where parts of names can't tell their tensors apart.
+    # Other writers do not record every width.
+    is_recorded = config.sensitive_bits or len({each.bits for each in layouts.values()}) == 1
+    for name, layout in layouts.items() if config.writer and is_recorded else ():
+        if layout.bits != config.width_by_name(name):
+            yield (
+                "TQ210",
+                BadInput(
+                    "its width is not the recorded one",
+                    file=FILE_NAME,
+                    tensor=name,
+                    found=f"{layout.bits} bits",
+                    expected=config.width_by_name(name),
+                ),
+            )
 
 
 def _kept_task(tensor: Located, config: TqConfig, dtype: str) -> Task:

@@ -14,12 +14,12 @@ from tq3.format.command_line import command_options
 from tq3.format.config import MeasuredError, TqConfig, recipe_from_record, recipe_record
 from tq3.format.files import CONFIG, read_object
 from tq3.format.options import StrPath
+from tq3.format.quality import quality_rows, read_quality
 from tq3.format.recipe import Recipe
 from tq3.hub.metadata import is_model_id, make_metadata, metadata_block, read_metadata
 from tq3.pipelines.describe import describe
 from tq3.pipelines.description import Description
 from tq3.plan.restoring import read_tq_config
-from tq3.publication.quality import read_quality
 from tq3.publication.template import fill_in, read_template
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import SOURCE_CARD
@@ -46,7 +46,7 @@ class CardFacts:
     config: TqConfig
     base_model: str | None
     source_metadata: dict[str, Any]
-    quality: list[tuple[str, str, str]]
+    quality: Mapping[str, Any] | None
     recognised: bool
 
 
@@ -180,10 +180,13 @@ def _error(error: MeasuredError | None) -> str:
     )
 
 
-def _quality(rows: list[tuple[str, str, str]]) -> str:
-    if not rows:
+def _quality(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
         return ""
-    return "## Quality\n\n" + _table(("", "source", "here"), rows)
+    text, tokens, context = (_cell(str(figures.get(k))) for k in ("text", "n_tokens", "context"))
+    how = f"`tq3 eval`, text {text}: {tokens} tokens in sequences of {context}."
+    rows = list(quality_rows(figures.get("measures")))
+    return f"## Quality\n\n{how}\n\n" + _table(("", "source", "here"), rows)
 
 
 def _how(facts: CardFacts) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from tq3.format import manifest
+from tq3.format import manifest, quality
 from tq3.format.checkpoint import read_checkpoint
 from tq3.format.files import read_text
-from tq3.publication import quality
 from tq3.storage.local import LocalFiles
 from tq3.storage.sidecars import CARD, choose_sidecars
 

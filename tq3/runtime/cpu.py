@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 import tq3.runtime._linear as _linear  # noqa: PLR0402  a missing module must be told from a broken one
+from tq3.format.layout import GroupLayout
 from tq3.runtime.arguments import check_layer
 from tq3.runtime.native import NUMBERS, get_kernels
 from tq3.runtime.threads import team
@@ -67,10 +68,10 @@ class Layer:
 
     __slots__ = ("_columns", "_last", "_linear", "_places", "_sizes")
 
-    def __init__(self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> None:
+    def __init__(self, packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> None:
         rows, n = norms.shape
-        self._columns = range(max(0, n - 1) * group + 1, n * group + 1)
-        self._linear = get_kernels().bound(bits, group, group)
+        self._columns = (layout.cols,)
+        self._linear = get_kernels().bound(layout.bits, layout.group, layout.group)
         self._places, self._sizes = (packed.data_ptr(), norms.data_ptr()), (rows, n)
         self._last = _Form(None, None, (), ())
 
@@ -102,10 +103,10 @@ class Layer:
         return _Form(shape, x.dtype, (*shape[:-1], self._sizes[0]), arguments)
 
 
-def ready(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> Layer:
+def ready(packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> Layer:
     """As `direct.ready` says."""
-    check_layer(packed, norms, bits, group, group)
-    return Layer(packed, norms, bits, group)
+    check_layer(packed, norms, layout.bits, layout.group, layout.group)
+    return Layer(packed, norms, layout)
 
 
 def multiply_tiles(

@@ -70,7 +70,7 @@ class Ready(Protocol):
         siblings: Siblings | None,
     ) -> torch.Tensor | None:
         """(..., columns) -> (..., rows), as the operator; None for an x that is for the operator to
-        take, or to refuse.
+        take, or that is of another width or dtype and to be refused.
         """
 
 
@@ -82,6 +82,6 @@ def ready(packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> Rea
     if (_keys_of(packed).raw_repr() | _keys_of(norms).raw_repr()) & _OTHERS:
         return None
     if packed.dtype == torch.int32:
-        return tiled.ready(packed, norms, layout.rows, layout.group)
-    found: Ready | None = ops.path_for(packed).ready(packed, norms, layout.bits, layout.group)
+        return tiled.ready(packed, norms, layout)
+    found: Ready | None = ops.path_for(packed).ready(packed, norms, layout)
     return found

@@ -27,17 +27,39 @@ __all__ = [
 ]
 
 
+def _set(owner: nn.Module, name: str, value: Any) -> None:
+    """As of any module. A parameter in the place of the packed weight makes the module what it once
+    was; whatever else is put there has the errors of that.
+    """
+    if name == "weight" and not isinstance(value, PackedWeight):
+        if not isinstance(value, nn.Parameter):
+            found = torch.typename(value)
+            raise TypeError(f"cannot assign {found!r} as 'weight' (torch.nn.Parameter expected)")
+        del owner.weight
+    nn.Module.__setattr__(owner, name, value)
+
+
+def _delete(owner: nn.Module, name: str) -> None:
+    """As of any module. Without the packed weight it is what it once was, less a parameter."""
+    nn.Module.__delattr__(owner, name)
+    if name == "weight":
+        kind: Any = type(owner)
+        owner.__class__ = kind.__bases__[0]
+
+
 class PackedLinear(nn.Linear):
     """What nn.Linear computes, from a packed weight.
 
     It is one for whoever looks for such layers, as adapters do: they add to what it computes.
+    Assign a parameter to `weight`, and it is an ordinary one.
     """
 
     weight: PackedWeight  # type: ignore[assignment]
+    __setattr__, __delattr__ = _set, _delete
 
     def __init__(self, weight: PackedWeight, bias: nn.Parameter | None = None) -> None:
         nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.layout.shape
+        self.out_features, self.in_features = weight.group_layout.shape
         self.weight = weight
         self.register_parameter("bias", bias)
 
@@ -60,7 +82,7 @@ class PackedLinear(nn.Linear):
         return self.weight.dequantize()
 
     @property
-    def W_q(self) -> PackedWeight:  # noqa: N802  the name is PEFT's
+    def W_q(self) -> PackedWeight:
         """Who finds this calls `dequantize`: so PEFT learns the values for DoRA."""
         return self.weight
 
@@ -73,7 +95,7 @@ def note_siblings(model: nn.Module) -> None:
         found: dict[tuple[int, int, int], list[PackedWeight]] = {}
         for child in module.children():
             if isinstance(child, PackedLinear):
-                layout = child.weight.layout
+                layout = child.weight.group_layout
                 form = layout.cols, layout.bits, layout.group
                 found.setdefault(form, []).append(child.weight)
         for weights in found.values():
@@ -87,7 +109,7 @@ class PackedRows(PackedWeight):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: any shape -> (*ids.shape, columns) of `dtype`"""
-        layout, parts = self.layout, (self.tq_packed, self.tq_norms)
+        layout, parts = self.group_layout, (self.tq_packed, self.tq_norms)
         of_rows = layout.cols, self.dtype
         found: torch.Tensor
         if self.is_tiled:
@@ -97,13 +119,14 @@ class PackedRows(PackedWeight):
         return found
 
     def _prepare_device(self, tiles: Tiles) -> None:
-        ready.embedding(tiles, self.layout.group)
+        ready.embedding(tiles, self.group_layout.group)
 
 
 class PackedEmbedding(nn.Embedding):
     """What nn.Embedding looks up, from packed rows. Made by `look_up_packed`."""
 
     weight: PackedRows  # type: ignore[assignment]
+    __setattr__, __delattr__ = _set, _delete
 
     @property
     def tq_norms(self) -> PackedEmbedding:
@@ -144,9 +167,6 @@ def unpack(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Put an ordinary parameter in the place of a packed weight; its owner is what it once was."""
     delattr(owner, name)
     setattr(owner, name, parameter)
-    kind: Any = type(owner)
-    if isinstance(owner, PackedLinear | PackedEmbedding):
-        owner.__class__ = kind.__bases__[0]
 
 
 @cache
@@ -169,7 +189,7 @@ class PackedExperts(PackedWeight):
 
         For codes in tiles. experts: (pairs,) int64
         """
-        layout = self.layout
+        layout = self.group_layout
         return Routing(*torch.ops.tq3.route(experts, layout.shape[0], layout.group))
 
     def forward(  # type: ignore[override]
@@ -179,7 +199,8 @@ class PackedExperts(PackedWeight):
 
         experts: their numbers, or what `route` makes of these where `is_tiled`
         """
-        (count, rows, _), group = self.layout.shape, self.layout.group
+        self._check_inputs(x)
+        (count, rows, _), group = self.group_layout.shape, self.group_layout.group
         codes = x, self.tq_packed
         y: torch.Tensor
         if self.is_tiled:
@@ -187,8 +208,8 @@ class PackedExperts(PackedWeight):
             y = torch.ops.tq3.experts_tiled(*codes, self.tq_norms, *routing, rows, group)
         else:
             norms = self.tq_norms.view(count, rows, -1)
-            y = torch.ops.tq3.experts(*codes, norms, experts, self.layout.bits, group)
+            y = torch.ops.tq3.experts(*codes, norms, experts, self.group_layout.bits, group)
         return y
 
     def _prepare_device(self, tiles: Tiles) -> None:
-        ready.experts(tiles, self.layout.group, self.dtype)
+        ready.experts(tiles, self.group_layout.group, self.dtype)

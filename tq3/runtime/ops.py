@@ -23,7 +23,6 @@ respect to x.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NoReturn, Protocol
@@ -31,8 +30,10 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from tq3.codec.compiled import unbroken
+from tq3.format.layout import GroupLayout
 from tq3.runtime import generic, rows
 from tq3.runtime.arguments import check_embedding, check_experts, check_linear, refuse
+from tq3.runtime.warning import warn
 
 _library = torch.library.Library("tq3", "DEF")
 _Operator = Callable[..., torch.Tensor] | Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -139,7 +140,7 @@ class Path(Protocol):
 
     def multiplied_as(self, x: torch.Tensor) -> torch.dtype: ...
 
-    def ready(self, packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> Any: ...
+    def ready(self, packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> Any: ...
 
 
 def path_for(x: torch.Tensor) -> Path:
@@ -153,10 +154,9 @@ def _processor() -> Path:
         with unbroken("tq3.runtime._linear"):
             from tq3.runtime import cpu  # noqa: PLC0415  absent where no C++ compiler was
     except ModuleNotFoundError:
-        warnings.warn(
+        warn(
             "tq3 was installed without its compiled kernels: packed layers are decoded at each "
-            "use, which is slow; install a C++ compiler and then tq3 anew",
-            stacklevel=2,
+            "use, which is slow; install a C++ compiler and then tq3 anew"
         )
         return generic
     return cpu

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import torch
 
+from tq3.format.layout import GroupLayout
 from tq3.runtime import rows as looked_up
 from tq3.runtime.arguments import (
     DTYPES,
@@ -63,11 +64,10 @@ class Layer:
 
     __slots__ = ("_columns", "_device", "_group", "_on", "_places", "_rows")
 
-    def __init__(self, on: Launcher, tiles: layout.Tiles, rows: int, group: int) -> None:
+    def __init__(self, on: Launcher, tiles: layout.Tiles, of: GroupLayout) -> None:
         words, norms = tiles
-        most = words.shape[1] * layout.UNIT
-        self._columns = range(most - max(group, layout.UNIT) + 1, most + 1)
-        self._on, self._device, self._rows, self._group = on, words.device, rows, group
+        self._columns, self._rows, self._group = of.cols, of.rows, of.group
+        self._on, self._device = on, words.device
         self._places = words.data_ptr(), norms.data_ptr()
 
     def is_of(self, words: torch.Tensor, norms: torch.Tensor) -> bool:
@@ -84,7 +84,7 @@ class Layer:
         """As `direct.Ready` says."""
         shape, group = x.shape, self._group
         columns = shape[-1] if shape else 0
-        if columns not in self._columns or x.dtype not in DTYPES or x.device != self._device:
+        if columns != self._columns or x.dtype not in DTYPES or x.device != self._device:
             return None
         tokens = x.numel() // columns
         if not tokens:
@@ -96,13 +96,13 @@ class Layer:
         return out.view(*shape[:-1], self._rows)
 
 
-def ready(words: torch.Tensor, norms: torch.Tensor, rows: int, group: int) -> Layer | None:
+def ready(words: torch.Tensor, norms: torch.Tensor, of: GroupLayout) -> Layer | None:
     """As `direct.ready` says."""
     on = support.launcher(words.device)
     if on is None:
         return None
-    check_layer_in_tiles(words, norms, rows, group)
-    return Layer(on, layout.Tiles(words, norms), rows, group)
+    check_layer_in_tiles(words, norms, of.rows, of.group)
+    return Layer(on, layout.Tiles(words, norms), of)
 
 
 def route(experts: torch.Tensor, count: int, group: int) -> pairs.Routing:

@@ -15,6 +15,7 @@ from torch import nn
 from tq3.errors import UsageError
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.runtime import direct, gradient, rows  # noqa: F401  gradient: torch.ops.tq3, all of it
+from tq3.runtime.arguments import DTYPES, refuse
 from tq3.runtime.cuda import layout as in_tiles
 from tq3.runtime.cuda import ready, support
 from tq3.runtime.direct import Ready, is_unwatched
@@ -75,7 +76,7 @@ class PackedWeight(WithoutValues):
         tensor: str = "",
     ) -> None:
         super().__init__()
-        self.layout, self.dtype, self.tensor = layout, dtype, tensor
+        self.group_layout, self.dtype, self.tensor = layout, dtype, tensor
         infos = layout.tensors("")
         for info, name, kind in zip(
             infos, (PACKED, NORMS), (torch.uint8, torch.float32), strict=True
@@ -111,11 +112,6 @@ class PackedWeight(WithoutValues):
                 parameter.requires_grad = False
 
     @property
-    def device(self) -> torch.device:
-        """Where the codes are."""
-        return self.tq_packed.device
-
-    @property
     def n_bytes(self) -> int:
         """Bytes of codes and norms."""
         return self.tq_packed.nbytes + self.tq_norms.nbytes
@@ -132,7 +128,7 @@ class PackedWeight(WithoutValues):
         The device then has all that calls with activations of `dtype` ask it for, so that a CUDA
         graph may hold the first one.
         """
-        has_kernels, layout = support.launcher(self.device) is not None, self.layout
+        has_kernels, layout = support.launcher(self.device) is not None, self.group_layout
         if self.is_tiled and not has_kernels:
             self._hold(*self.stored())
         if has_kernels and not self.is_tiled:
@@ -142,14 +138,14 @@ class PackedWeight(WithoutValues):
             self._prepare_device(in_tiles.Tiles(self.tq_packed.detach(), self.tq_norms.detach()))
 
     def _prepare_device(self, tiles: in_tiles.Tiles) -> None:
-        ready.linear(tiles, self.layout.group, self.dtype)
+        ready.linear(tiles, self.group_layout.group, self.dtype)
 
     def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and norms as the checkpoint has them."""
         packed, norms = self.tq_packed.detach(), self.tq_norms.detach()
         if not self.is_tiled:
             return packed, norms
-        layout, tiles = self.layout, in_tiles.Tiles(packed, norms)
+        layout, tiles = self.group_layout, in_tiles.Tiles(packed, norms)
         packed, norms = in_tiles.restore(tiles, layout.shape[-2], layout.groups_per_row)
         if self._is_stacked:
             return packed, norms
@@ -162,7 +158,7 @@ class PackedWeight(WithoutValues):
 
     def decoded(self) -> torch.Tensor:
         """The weight as the codec restores it, float32, on the same device."""
-        layout = self.layout
+        layout = self.group_layout
         packed, norms = (part.cpu() for part in self.stored())
         norms = norms.reshape(layout.rows, layout.groups_per_row)
         weight = rows.decode(packed, norms, layout.bits, layout.group, layout.cols, torch.float32)
@@ -177,7 +173,7 @@ class PackedWeight(WithoutValues):
 
         Called as a module, so that a host which moves weights about sees when they are used.
         """
-        layout, (packed, norms) = self.layout, self._parts()
+        layout, (packed, norms) = self.group_layout, self._parts()
         y: torch.Tensor | None
         if is_unwatched(x):
             layer = self._ready
@@ -187,11 +183,19 @@ class PackedWeight(WithoutValues):
                 y = layer.multiply(x, packed, norms, self.siblings)
                 if y is not None:
                     return y
+        self._check_inputs(x)
         if packed.dtype == torch.int32:
             y = torch.ops.tq3.linear_tiled(x, packed, norms, layout.rows, layout.group)
         else:
             y = torch.ops.tq3.linear(x, packed, norms, layout.bits, layout.group)
         return y
+
+    def _check_inputs(self, x: torch.Tensor) -> None:
+        # Operators know how many groups a row has, but not how much of the last one is padding.
+        columns = self.group_layout.cols
+        if x.shape[-1:] != (columns,):
+            what = f"{self.tensor}: x.shape" if self.tensor else "x.shape"
+            refuse(what, tuple(x.shape), f"(..., {columns})")
 
     def _parts(self) -> tuple[torch.Tensor, torch.Tensor]:
         # Asked of the module, each would take longer than an operation of torch.
@@ -203,15 +207,24 @@ class PackedWeight(WithoutValues):
 
     def extra_repr(self) -> str:
         """The shape and the width, for `print(model)`."""
-        return f"{self.layout.shape}, bits={self.layout.bits}, group={self.layout.group}"
+        layout = self.group_layout
+        return f"{layout.shape}, bits={layout.bits}, group={layout.group}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Norms stay float32 where a model is cast; codes are not floating point. Both come to lie
         as the kernels of their new device read them.
         """
+        dtype = fn(self.tq_norms.detach().new_empty(0, dtype=self.dtype)).dtype
+        if dtype not in DTYPES:
+            raise UsageError(
+                "packed layers take no activations of this dtype",
+                tensor=self.tensor or None,
+                found=dtype,
+                expected=", ".join(map(str, DTYPES)),
+                fix="cast the model to one of these: a part of it may have been cast already",
+            )
         self._hold(*self.stored())
-        norms = self.tq_norms.detach()
-        self.dtype = fn(norms.new_empty(0, dtype=self.dtype)).dtype
+        norms, self.dtype = self.tq_norms.detach(), dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._mark()
         if self.tq_norms.dtype != torch.float32:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tq3.errors import BadInput, StorageError, Tq3Error, VerificationFailed
 from tq3.format.checkpoint import CONTINUE
+from tq3.format.json_text import finite
 from tq3.units import counted
 
 # Identifiers are stable: scripts look for them. docs/verify.md says more of some.
@@ -155,6 +156,10 @@ class Faults:
         except BadInput as error:
             self.add(_from_error(check, error, file, tensor))
 
+    def take(self, check: str, error: BadInput) -> None:
+        """Take in an error that names its file."""
+        self.add(_from_error(check, error, str(error.file), None))
+
     def covers(self, file: str) -> bool:
         """Whether something is wrong with the file as a whole."""
         return any(key[1:] == (file, None) for key in self._found)
@@ -266,18 +271,10 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, for --json; an error that is no number is null."""
-        found: dict[str, Any] = _finite({"ok": self.ok, **asdict(self)})
+        found: dict[str, Any] = finite({"ok": self.ok, **asdict(self)})
         return found
 
 
 def _badness(comparison: Comparison) -> float:
     error = comparison.error
     return math.inf if error is None or math.isnan(error) else error
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,7 @@ from typing import Any
 
 from tq3.format import config as tq_config
 from tq3.format import manifest as tq_manifest
-from tq3.format.checkpoint import Checkpoint, Located, read_tensors
+from tq3.format.checkpoint import Checkpoint, Located, contradictions, read_tensors
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Source, read_object, read_text
 from tq3.format.layout import NORMS, PACKED, GroupLayout
@@ -30,7 +30,7 @@ from tq3.format.weight_files import (
     plain_path,
 )
 from tq3.plan.quantised import says_nothing
-from tq3.plan.restoring import find_tq_config, packed_layouts
+from tq3.plan.restoring import find_tq_config, packed_layouts, record_faults
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.sidecars import is_loaded_by_hosts
 from tq3.verification.checks import Fault, Faults
@@ -207,22 +207,14 @@ def _read_header(files: Source, file: str, found: Structure) -> list[Located] | 
 
 def _check_index(found: Structure) -> None:
     """Each tensor in one file, and in that which the index says."""
-    places: dict[str, list[str]] = defaultdict(list)
-    for tensor in found.tensors:
-        places[tensor.info.name].append(tensor.file)
-    for name, (first, *others) in places.items():
-        for file in others:
-            found.faults.add(Fault("TQ202", f"also in {first}", file, name))
-    if found.weight_map is None:
-        return
-    for name, file in found.weight_map.items():
-        if file not in places.get(name, ()) and file not in found.unread:
-            where = ", ".join(places.get(name, ())) or "no such tensor"
-            found.faults.add(
-                Fault("TQ203", "the index says that it is here", file, name, found=where)
-            )
-    for name in places.keys() - found.weight_map.keys():
-        found.faults.add(Fault("TQ204", "not in the index", places[name][0], name))
+    weight_map = found.weight_map or {}
+    for check, error in contradictions(weight_map, found.tensors, found.unread):
+        found.faults.take(check, error)
+    if found.weight_map is not None:
+        for tensor in found.tensors:
+            if tensor.info.name not in weight_map:
+                fault = Fault("TQ204", "not in the index", tensor.file, tensor.info.name)
+                found.faults.add(fault)
 
 
 def _find_layouts(found: Structure, config: TqConfig) -> None:
@@ -248,42 +240,6 @@ def _check_records(found: Structure, config: TqConfig) -> None:
     """Check what tq_config.json says of the tensors. Without every header nobody can tell."""
     if found.unread or not found.weight_files:
         return
-    _check_number(found, config)
-    _check_widths(found, config)
     names = {tensor.info.name for tensor in found.tensors}
-    for key, named, suffix in (
-        ("kept_source_dtype", config.kept_source_dtype, ""),
-        ("shapes", config.shapes, PACKED),
-        ("orig_in_dims", config.original_in_dims, PACKED),
-    ):
-        for name in named:
-            if name + suffix not in names:
-                found.faults.add(
-                    Fault("TQ209", f"{key} names it: no such tensor", tq_config.FILE_NAME, name)
-                )
-
-
-def _check_number(found: Structure, config: TqConfig) -> None:
-    n_compressed = sum(tensor.info.name.endswith(PACKED) for tensor in found.tensors)
-    recorded = config.compressed_layers
-    if recorded is not None and recorded != n_compressed:
-        found.faults.add(
-            Fault(
-                "TQ208",
-                "compressed_layers is wrong",
-                tq_config.FILE_NAME,
-                found=f"{n_compressed} tensors",
-                expected=str(recorded),
-            )
-        )
-
-
-def _check_widths(found: Structure, config: TqConfig) -> None:
-    width_of = config.width_reader()
-    for name, layout in found.layouts.items():
-        # Other writers do not record every width.
-        if config.writer and layout.bits != width_of(name):
-            what = f"{layout.bits} bits", f"{width_of(name)}"
-            found.faults.add(
-                Fault("TQ210", "not of the recorded width", tq_config.FILE_NAME, name, *what)
-            )
+    for check, error in record_faults(config, names, found.layouts):
+        found.faults.take(check, error)

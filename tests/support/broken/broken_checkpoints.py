@@ -17,6 +17,11 @@ _TQ = {"bits": 3, "group_size": 128, "format": "tq3_native", "compressed_layers"
 _OURS = {"format_version": 1, "writer": "tq3 0.1.0"}
 _CODES = raw_tensor("U8", (4, 48), 8)
 _NORMS = Tensor("F32", (4, 1), np.ones(4, np.float32).tobytes())
+_WHOLE: dict[str, Any] = {"a.weight": raw_tensor("F16", (4, 128), 16)}
+_OF_EXPERTS: dict[str, Any] = {
+    "x.experts.up.tq_packed": _CODES,
+    "x.experts.up.tq_norms": _NORMS,
+}
 _CONTRADICT = "contradict each other"
 
 
@@ -46,7 +51,7 @@ def folder(
 
 def norms(value: float, words: str, dtype: str = "F32") -> Case:
     """A third norm that can't be one: only who decodes looks at it."""
-    bad = tensor([[1], [1], [value], [1]], dtype)
+    bad = tensor([[1.0], [1.0], [value], [1.0]], dtype)
     return folder(_WEIGHTS, words, commands=("restore",), norms=bad)
 
 
@@ -100,9 +105,7 @@ CONTRADICTIONS = {
     ),
     "tq3/codes-without-norms": folder(_WEIGHTS, "its .tq_norms is missing", norms=None),
     "tq3/norms-without-codes": folder(_WEIGHTS, "its .tq_packed is missing", packed=None),
-    "tq3/stored-twice": folder(
-        _WEIGHTS, "stored twice", **{"a.weight": raw_tensor("F16", (4, 128), 16)}
-    ),
+    "tq3/stored-twice": folder(_WEIGHTS, "stored twice", **_WHOLE),
     "tq3/too-few-codes": folder(_WEIGHTS, _CONTRADICT, packed=raw_tensor("U8", (3, 48), 8)),
     "tq3/codes-are-int8": folder(_WEIGHTS, _CONTRADICT, packed=raw_tensor("I8", (4, 48), 8)),
     "tq3/norms-are-bf16": folder(_WEIGHTS, _CONTRADICT, norms=raw_tensor("BF16", (4, 1), 16)),
@@ -115,7 +118,7 @@ CONTRADICTIONS = {
         "does not say how many",
         packed=None,
         norms=None,
-        **{"x.experts.up.tq_packed": _CODES, "x.experts.up.tq_norms": _NORMS},
+        **_OF_EXPERTS,
     ),
     "tq3/compressed-again": folder(_WEIGHTS, "already quantised", commands=("compress",)),
 }

@@ -99,7 +99,7 @@ def decode(
     backend: Backend, packed: Any, norms: Any, bits: int, group: int, cols: int, dtype: str
 ) -> NDArray[Any]:
     """Words of a backend, into an array that held rubbish."""
-    words = np.full((len(norms), cols), 0xA5A5, WORD_TYPE[dtype])
+    words: NDArray[Any] = np.full((len(norms), cols), 0xA5A5, WORD_TYPE[dtype])
     backend.decode(packed, norms, bits, group, words, dtype)
     return words
 

@@ -1,16 +1,20 @@
 """Compare the kernels inside tests/codec/neon_driver.cpp with the reference.
 
-Usage: python tests/codec/neon_check.py COMMAND...   (what starts the driver, e.g. an emulator)
+    PYTHONPATH=tests python -m support.codec.neon_check COMMAND...
+
+The command starts the driver, for instance in an emulator.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from support.codec.matrices import (
     BITS,
@@ -26,6 +30,8 @@ from support.codec.matrices import (
 )
 from support.codec.quantised import ENCODINGS, dequantize, stretch
 from tq3.codec import quantised, reference, tables
+from tq3.codec.reference import Floats
+from tq3.format.quantised import Encoding
 from tq3.format.recipe import SCALES
 
 KERNELS = ("neon", "portable")  # in the order of dispatch.cpp
@@ -42,56 +48,85 @@ class DrivenBackend:
         self.name = name
         self._process = process
 
-    def encode(self, words, dtype, bits, group, packed, norms, scale) -> None:
+    def encode(
+        self,
+        words: NDArray[Any],
+        dtype: str,
+        bits: int,
+        group: int,
+        packed: NDArray[Any],
+        norms: NDArray[Any],
+        scale: str = "norm",
+    ) -> None:
         data, outputs = words.tobytes(), [packed, norms]
         out, _ = self._ask(ENCODE, bits, group, words.shape, dtype, dtype, data, outputs, scale)
         packed[:] = out[: packed.nbytes].reshape(packed.shape)
         norms[:] = out[packed.nbytes :].view(np.float32).reshape(norms.shape)
 
-    def decode(self, packed, norms, bits, group, words, dtype) -> None:
+    def decode(
+        self,
+        packed: NDArray[Any],
+        norms: NDArray[Any],
+        bits: int,
+        group: int,
+        words: NDArray[Any],
+        dtype: str,
+    ) -> None:
         data = packed.tobytes() + norms.tobytes()
         out, _ = self._ask(DECODE, bits, group, words.shape, dtype, dtype, data, [words])
         words[:] = out.view(words.dtype).reshape(words.shape)
 
-    def cast(self, words, dtype, out, out_dtype) -> int:
+    def cast(self, words: NDArray[Any], dtype: str, out: NDArray[Any], out_dtype: str) -> int:
         shape = (1, words.size)
         answer, overflowed = self._ask(CAST, 2, 32, shape, dtype, out_dtype, words.tobytes(), [out])
         out[:] = answer.view(out.dtype).reshape(out.shape)
         return overflowed
 
     def dequantize(
-        self, encoding, codes, scales, out, *, lines, zero_points=None, global_scale=None
+        self,
+        encoding: Encoding,
+        codes: NDArray[np.uint8],
+        scales: NDArray[Any],
+        out: Floats,
+        *,
+        lines: NDArray[np.int64] | None = None,
+        zero_points: NDArray[np.uint8] | None = None,
+        global_scale: Floats | None = None,
     ) -> None:
-        has_global = encoding.kind == "nvfp4"
+        lines = np.arange(len(out)) if lines is None else lines
         zeros = b"" if zero_points is None else zero_points.tobytes()
-        factors = global_scale if has_global else np.ones(len(out), np.float32)
+        factors = np.ones(len(out), np.float32) if global_scale is None else global_scale
         data = lines.tobytes() + factors.tobytes() + scales.tobytes() + zeros + codes.tobytes()
-        more = [CODES[encoding.kind], encoding.bits, SCALE_TYPES[encoding.scale_dtype]]
-        more += [has_global * (1 + encoding.is_divided), encoding.block[1]]
-        more += [scales.nbytes, len(zeros)]
-        asked = DEQUANTIZE, 2, 32, out.shape, "F32", "F32", data, [out]
-        out[:] = self._ask(*asked, more=more)[0].view(np.float32).reshape(out.shape)
+        joined = 0 if global_scale is None else 1 + encoding.is_divided
+        more = [CODES[encoding.kind], encoding.bits, SCALE_TYPES[encoding.scale_dtype], joined]
+        more += [encoding.block[1], scales.nbytes, len(zeros)]
+        answer, _ = self._ask(DEQUANTIZE, 2, 32, out.shape, "F32", "F32", data, [out], more=more)
+        out[:] = answer.view(np.float32).reshape(out.shape)
 
     def _ask(
         self,
-        operation,
-        bits,
-        group,
-        shape,
-        dtype,
-        other,
-        data,
-        outputs,
-        scale="norm",
-        more=(0,) * 7,
-    ) -> Any:
+        operation: int,
+        bits: int,
+        group: int,
+        shape: tuple[int, ...],
+        dtype: str,
+        other: str,
+        data: bytes,
+        outputs: list[NDArray[Any]],
+        scale: str = "norm",
+        more: Sequence[int] = (0,) * 7,
+    ) -> tuple[NDArray[np.uint8], int]:
         n_out = sum(output.nbytes for output in outputs)
         dtypes = DTYPES.index(dtype), DTYPES.index(other)
         kernel = KERNELS.index(self.name)
         fields = [operation, kernel, bits, group, *shape, *dtypes, SCALES.index(scale)]
         fields += [len(data), n_out, *more]
+        assert self._process.stdin and self._process.stdout
         self._process.stdin.write(np.array(fields, np.int64).tobytes())
-        constants = [tables.codebook(bits, group), tables.boundaries(bits, group)]
+        constants: list[NDArray[Any]] = [
+            tables.codebook(bits, group),
+            tables.boundaries(bits, group),
+        ]
         constants += [*tables.signs(group), np.sqrt([group]), 1 / np.sqrt([group])]
         for constant in constants:
             self._process.stdin.write(constant.astype(np.float32).tobytes())
@@ -122,7 +157,7 @@ def check_encode_and_decode(
 
 def check_cast(backend: DrivenBackend, source: str, target: str) -> None:
     """Every 16-bit word; for float32 every upper half around its rounding points."""
-    words = np.arange(1 << 16, dtype=np.uint16)
+    words: NDArray[Any] = np.arange(1 << 16, dtype=np.uint16)
     if source == "F32":
         lower = np.array([0, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001], np.uint32)
         words = ((words.astype(np.uint32) << 16)[:, None] | lower).ravel()

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,12 @@ HERE = Path(__file__).parents[2] / "cuda"
 # "early": random, and asynchronous copies come at once instead of when they are waited for.
 ORDERS = {"forward": 0, "reverse": 1, "random": 2, "early": 3}
 # The compiler must round as CUDA's intrinsics do.
-FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC")
+# Jumps from one stack to another are what some systems' headers refuse by themselves.
+FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-U_FORTIFY_SOURCE")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 GUARD_BYTES = 256
+# Of shared memory in a multiprocessor of sm_90.
+SHARED_BYTES = 228 << 10
 POISON = 0xAB
 
 
@@ -62,13 +66,13 @@ def compiled_kernel(text: str, instance: str) -> ctypes.CDLL:
         return compiled("launch_host.cpp", folder, *defines)
 
 
-def call(function, *arguments) -> str:
+def call(function: Any, *arguments: object) -> str:
     """Call it with tensors (by address), whole numbers, floats, texts; what went wrong, or ''."""
     function.restype = ctypes.c_char_p
     return function(*map(as_c, arguments)).decode()
 
 
-def as_c(argument):
+def as_c(argument: Any) -> Any:
     """As a driver is given it."""
     if argument is None:
         return ctypes.c_void_p(None)
@@ -81,11 +85,19 @@ def as_c(argument):
 
 class Device:
     """Launches calls on the processor: each tensor lies between guards, and what is in a result
-    before is poison. texts: sources that stand for the package's, by kernel.
+    before is poison. texts: sources that stand for the package's, by kernel. launched: the calls.
     """
 
-    def __init__(self, order: str = "forward", processors: int = 1, **texts: str) -> None:
+    def __init__(
+        self,
+        order: str = "forward",
+        processors: int = 1,
+        shared_bytes: int = SHARED_BYTES,
+        **texts: str,
+    ) -> None:
         self.order, self.processors, self._texts = ORDERS[order], processors, texts
+        self.shared_bytes = shared_bytes
+        self.launched: Any = []
         self.crossing = crossing_of(OTHERS)
 
     def load(self, kernel: str, instance: str) -> None:
@@ -97,7 +109,10 @@ class Device:
 
     def launch(self, call_: Call) -> None:
         """Run a call; what it wrote is in its tensors."""
-        guarded = [_Guarded(each) if _is_tensor(each) else each for each in call_.arguments]
+        self.launched.append(call_)
+        guarded = [
+            _Guarded(each) if isinstance(each, torch.Tensor) else each for each in call_.arguments
+        ]
         values = [as_c(each.inside if isinstance(each, _Guarded) else each) for each in guarded]
         addresses = (ctypes.c_void_p * len(values))(
             *(ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in values)
@@ -105,7 +120,7 @@ class Device:
         text = self._texts.get(call_.kernel) or source.kernel(call_.kernel)
         launch = compiled_kernel(text, call_.instance).launch_emulated
         launch.restype = ctypes.c_char_p
-        grid = *call_.grid, call_.threads, self.order
+        grid = *call_.grid, call_.threads, call_.shared_bytes, self.order
         failure = launch(call_.instance.encode(), addresses, *grid).decode()
         assert failure == ""
         for each in guarded:
@@ -131,18 +146,24 @@ class _Guarded:
         self._tensor.view(-1).view(torch.uint8).copy_(self.inside)
 
 
-def _is_tensor(argument) -> bool:
-    return isinstance(argument, torch.Tensor)
-
-
-def quantise(device, x, n, bits, group, rotation):
+def quantise(
+    device: Any, x: torch.Tensor, n: int, bits: int, group: int, rotation: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The kernel's integers (tokens, n, group) and worths (tokens, n), of the padding too."""
     quantised, worths = calls.quantise(device, x, n, bits, group, rotation)
     integers = layout.integers(quantised).reshape(len(x), len(worths), group)
     return integers, worths.T.contiguous()
 
 
-def multiply(device, x, packed, norms, bits, group, rotation):
+def multiply(
+    device: Any,
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    group: int,
+    rotation: int,
+) -> torch.Tensor:
     """Both kernels, one after the other: what `reference.linear` computes.  (tokens, rows)"""
     rows, n = norms.shape
     tiled = layout.repack(packed, norms, bits, group)

@@ -4,7 +4,7 @@ driver's library that executes nothing.
 torch's own questions to CUDA (stream, current device) are answered by made-up functions here, so on
 a machine with a GPU it takes a little more.
 
-    PYTHONPATH=.:tests:tests/cuda python tests/support/cuda/host_time.py
+    PYTHONPATH=.:tests python -m support.cuda.host_time
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from test_modules_in_tiles import filled
 from torch import nn
 
 from support.cuda import through_driver
+from support.runtime.modules import filled
 from tq3.format.layout import GroupLayout
 from tq3.runtime.cuda import support
 from tq3.runtime.modules import PackedLinear, PackedWeight, note_siblings
@@ -45,8 +45,8 @@ def median(task: Callable[[], object]) -> float:
 def measure() -> None:
     """Print a line for one layer, and one for three that read one input."""
     device = through_driver.device(processors=132, architecture="sm_90")
-    quiet = type(device).__base__(0, "sm_90")
-    support.launcher = lambda _: quiet
+    quiet = device.__class__.__base__(0, "sm_90")
+    support.launcher = lambda device: quiet
     layout = GroupLayout((8448, 512), 3, 128)
     weights = [filled(PackedWeight(layout, dtype=torch.bfloat16)) for _ in range(3)]
     layers = nn.ModuleList(map(PackedLinear, weights))

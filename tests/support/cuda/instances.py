@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import product
 
 from support.runtime.layers import BITS, GROUPS, ROTATIONS
-from tq3.runtime.cuda.calls import MOST_COLUMNS, MOST_SPLIT_TOKENS, columns_for
+from tq3.runtime.cuda.calls import MOST_COLUMNS
 
 # Loops for sm_89 were as those for sm_80, and for sm_100 as those for sm_90, within 7 %.
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
-KERNELS = ("rotate_quantise", "multiply", "split", "rotate", "decode")
+KERNELS = ("rotate_quantise", "multiply", "share", "split", "rotate", "decode")
+# Products of four tokens that warps do which share activations.
+SHARED_COLUMNS = (2, 4, 8)
 DTYPES = ("Dtype::kBF16", "Dtype::kF16", "Dtype::kF32")
 
 
@@ -19,15 +21,13 @@ def instances(kernel: str) -> list[str]:
         widths = [f"{group}, {rotation}" for group, rotation in ROTATIONS]
         return [f"{kernel}<{dtype}, {width}>" for dtype, width in product(DTYPES, widths)]
     if kernel == "split":
-        columns = columns_for(MOST_SPLIT_TOKENS, 128)
-        terms = [f"multiply_terms<{bits}, {g}, {columns}>" for bits, g in product(BITS, GROUPS)]
+        terms = [f"multiply_terms<{bits}, {group}>" for bits, group in product(BITS, GROUPS)]
         return terms + [f"add_terms<{dtype}>" for dtype in DTYPES]
-    if kernel == "decode":
-        widths = [f"{bits}, {group}" for bits, group in product(BITS, GROUPS)]
-        return [f"{kernel}<{dtype}, {width}>" for dtype, width in product(DTYPES, widths)]
-    widths = [
-        f"{bits}, {group}, {columns}"
-        for bits, group, columns in product(BITS, GROUPS, (1, 2, 4, 8))
-        if columns <= MOST_COLUMNS[group]
-    ]
+    if kernel == "share":
+        return [
+            f"multiply_shared<{bits}, {group}, {columns}>"
+            for bits, group, columns in product(BITS, GROUPS, SHARED_COLUMNS)
+            if columns <= MOST_COLUMNS[group]
+        ]
+    widths = [f"{bits}, {group}" for bits, group in product(BITS, GROUPS)]
     return [f"{kernel}<{dtype}, {width}>" for dtype, width in product(DTYPES, widths)]

@@ -11,16 +11,17 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cuda.bindings import nvrtc
 
 from support.cuda import sass
-from support.cuda.instances import ARCHITECTURES
+from support.cuda.instances import ARCHITECTURES, SHARED_COLUMNS
 from tq3.runtime.cuda import source
 from tq3.runtime.cuda.calls import MOST_COLUMNS
 from tq3.runtime.cuda.compiler import OPTIONS
 
-COLUMNS = (1, 2, 4, 8)
+COLUMNS = (1, *SHARED_COLUMNS)
 # Rows and inputs of a product of tensor cores.
 _ROWS, _INPUTS, _LANES = 16, 32, 32
 
@@ -58,7 +59,7 @@ def compiled(kernel: str, instances: list[str], architecture: str) -> tuple[byte
     return cubin, [of.decode() for of in names]
 
 
-def _answer(result):
+def _answer(result: tuple[Any, ...]) -> Any:
     error, *values = result
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, error
     return values[0] if values else None
@@ -66,8 +67,19 @@ def _answer(result):
 
 def multiplications(bits: int, group: int) -> list[str]:
     """An instance for each number of columns. Other dtypes differ after the loop only."""
-    of_group = [columns for columns in COLUMNS if columns <= MOST_COLUMNS[group]]
-    return [f"multiply<Dtype::kBF16, {bits}, {group}, {columns}>" for columns in of_group]
+    return [
+        f"multiply<Dtype::kBF16, {bits}, {group}>",
+        *(
+            f"multiply_shared<{bits}, {group}, {columns}>"
+            for columns in SHARED_COLUMNS
+            if columns <= MOST_COLUMNS[group]
+        ),
+    ]
+
+
+def kernel_of(instance: str) -> str:
+    """The file that has it."""
+    return "share" if "shared" in instance else "multiply"
 
 
 def loop_of(code: sass.Code, columns: int) -> Loop:
@@ -94,4 +106,15 @@ def _print_instructions(codes: dict[str, dict[str, sass.Code]]) -> None:
 
 if __name__ == "__main__":
     wanted = [each for bits in (2, 3, 4) for each in multiplications(bits, 128)]
-    _print_instructions({each: codes_of("multiply", wanted, each) for each in ARCHITECTURES})
+    _print_instructions(
+        {
+            architecture: {
+                instance: code
+                for kernel in ("multiply", "share")
+                for instance, code in codes_of(
+                    kernel, [each for each in wanted if kernel_of(each) == kernel], architecture
+                ).items()
+            }
+            for architecture in ARCHITECTURES
+        }
+    )

@@ -14,7 +14,7 @@ from tq3.runtime.cuda import compiler, source
 
 HERE = Path(__file__).parent
 RECORD = HERE / "ptx" / "passed.txt"
-KERNELS = ("rotate_quantise", "multiply", "split", "rotate", "decode")
+KERNELS = ("rotate_quantise", "multiply", "share", "split", "rotate", "decode")
 
 
 def digest() -> str:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 # Which pipe of a multiprocessor an instruction goes to, by the word before its first dot.
 PIPES = {
-    "alu": "LOP3 PLOP3 SHF PRMT IADD3 IADD VIADD ISETP FSETP SEL FSEL LEA IMNMX VIMNMX FMNMX SGXT "
-    "P2R R2P I2FP",
+    "alu": "LOP3 PLOP3 SHF PRMT IADD3 IADD VIADD ISETP FSETP SEL FSEL LEA IMNMX VIMNMX VIADDMNMX "
+    "FMNMX SGXT P2R R2P I2FP",
     "fma": "IMAD FMUL FADD FFMA IDP FMUL2 FADD2 FFMA2",
     "convert": "I2F F2I F2F MUFU",
     "tensor": "IMMA",
     "memory": "LDG STG LDS STS LDL STL SHFL LDC LDCU ATOMG LDGSTS LDGDEPBAR DEPBAR",
     # Those of the uniform datapath, of control, and those that any pipe takes.
     "other": "MOV CS2R S2R UMOV ULDC UIADD3 UIMAD ULEA USHF ULOP3 UISETP S2UR R2UR USEL UPLOP3 "
-    "UPRMT BRA CALL WARPSYNC BSSY BSYNC EXIT BAR NOP ACQBULK PREEXIT",
+    "UPRMT BRA BREAK CALL WARPSYNC BSSY BSYNC EXIT BAR NOP ACQBULK PREEXIT",
 }
 _PIPE_OF = {name: pipe for pipe, names in PIPES.items() for name in names.split()}
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?([A-Z][\w.]*)[^;]*);")
@@ -98,8 +98,10 @@ def _instructions(text: str) -> tuple[tuple[str, ...], tuple[range, ...]]:
             continue
         target = _TARGET.search(found[2])
         start = labels.get(target[1], len(opcodes)) if target else len(opcodes)
-        # After the code follow branches to themselves, which nothing reaches.
-        if name(found[3]) == "BRA" and start < len(opcodes):
+        # After the code follow branches to themselves, which nothing reaches, and back from where
+        # diverged lanes would meet: no loops.
+        meets = any(name(opcode) == "ENDCOLLECTIVE" for opcode in opcodes[start:])
+        if name(found[3]) == "BRA" and start < len(opcodes) and not meets:
             loops.append(range(start, len(opcodes) + 1))
         opcodes.append(found[3])
     return tuple(opcodes), tuple(loops)

@@ -87,10 +87,12 @@ def device(processors: int = 3, architecture: str = "sm_80") -> Any:
     cuda = SimpleNamespace(
         device=lambda _: contextlib.nullcontext(),
         current_stream=lambda _: SimpleNamespace(cuda_stream=STREAM),
-        get_device_properties=lambda _: SimpleNamespace(multi_processor_count=processors),
+        get_device_properties=lambda _: SimpleNamespace(
+            multi_processor_count=processors, shared_memory_per_multiprocessor=228 << 10
+        ),
         is_current_stream_capturing=lambda: False,
     )
-    module.torch = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
+    vars(module)["torch"] = SimpleNamespace(cuda=cuda, Tensor=torch.Tensor)
     torch.cuda.is_current_stream_capturing = lambda: False
 
     class Noting(module.Device):
@@ -100,13 +102,14 @@ def device(processors: int = 3, architecture: str = "sm_80") -> Any:
             name = compiler.compiled(call.kernel, call.instance, self.architecture).function
             grid = " ".join(map(str, call.grid))
             early = " early" if call.early and architecture != "sm_80" else ""
-            where = f"block {call.threads} 1 1 shared 0 stream {STREAM:#x}{early}"
+            shared = f"shared {call.shared_bytes}"
+            where = f"block {call.threads} 1 1 {shared} stream {STREAM:#x}{early}"
             arguments = map(_line, call.arguments)
             self.asked.append([f"launch {name} grid {grid} {where}", *arguments])
             super().launch(call)
 
     found = Noting(0, architecture)
-    support.launcher = lambda _: found
+    support.launcher = lambda device: found
     atexit.register(lambda: print(json.dumps(found.asked), flush=True))
     return found
 

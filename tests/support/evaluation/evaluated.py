@@ -48,9 +48,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def evaluation_of(pair: Pair, **options: Any) -> tuple[Evaluation, list[str]]:
     """What `evaluate` returns, and its notices."""
-    options = {"text": pair.text, "tokens": 90, "context": 32} | options
-    run = evaluate(pair.out, pair.source, **options)
-    notices = []
+    usual: dict[str, Any] = {"text": pair.text, "tokens": 90, "context": 32}
+    run = evaluate(pair.out, pair.source, **usual | options)
+    notices: list[str] = []
     while True:
         try:
             event = next(run)

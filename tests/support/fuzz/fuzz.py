@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the readers.
 
-    python tests/fuzz/fuzz.py headers|folders CORPUS [libFuzzer's options]
+    PYTHONPATH=tests python -m support.fuzz.fuzz headers|folders CORPUS [libFuzzer's options]
 
 Needs atheris. Seeds from tests/broken are put into the folder CORPUS first; what the fuzzer learns
 is added to it. A crash is written to a file of its own; its bytes belong into tests/broken.

@@ -44,7 +44,7 @@ class Hub:
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
-        assert self._process.stdout.readline(), "the server did not start"
+        assert self._process.stdout and self._process.stdout.readline(), "the server did not start"
 
     def control(self, **faults: Any) -> None:
         """Tell the server which faults to make from now on."""
@@ -83,9 +83,8 @@ class Hub:
 
     def close(self) -> None:
         """End the server."""
-        self._process.terminate()
-        self._process.wait()
-        self._process.stdout.close()
+        with self._process:  # which waits, and closes its output
+            self._process.terminate()
 
 
 def _free_port() -> int:

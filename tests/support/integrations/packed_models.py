@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import tq3.integrations.transformers
 from support.models.tiny_models import SIZES, Architecture, write_checkpoint
-from support.models.tq3_folder import read_tensors
+from support.models.tq3_folder import Tensors, read_tensors
 
 # Of logits, relative: integer kernels round 3-bit levels, 0.1 % of each product. The generic path,
 # which multiplies the levels themselves, stays below 1e-5.
@@ -23,6 +24,14 @@ BOUNDS = {"qwen3_5_moe": 1e-1}
 # All of its matrices are held decoded, with biases beside them.
 GPT2_CONFIG = GPT2Config(n_embd=192, n_layer=2, n_head=4, vocab_size=512)
 GPT2 = Architecture("gpt2", GPT2LMHeadModel, GPT2_CONFIG, frozenset())
+FIRST_ON_DISK = {
+    "model.embed_tokens": "cpu",
+    "model.rotary_emb": "cpu",
+    "model.layers.0": "disk",
+    "model.layers.1": "cpu",
+    "model.norm": "cpu",
+    "lm_head": "cpu",
+}
 PROMPT = torch.arange(40).reshape(2, 20) * 7 % SIZES["vocab_size"]
 
 
@@ -35,7 +44,7 @@ class Case(NamedTuple):
     restored: Path
 
 
-def make_case(architecture: Architecture, folder: Path, **options) -> Case:
+def make_case(architecture: Architecture, folder: Path, **options: Any) -> Case:
     """Write, compress with `options`, restore."""
     made = Case(architecture, folder / "source", folder / "tq3", folder / "restored")
     write_checkpoint(architecture, made.source)
@@ -44,7 +53,7 @@ def make_case(architecture: Architecture, folder: Path, **options) -> Case:
     return made
 
 
-def changed(folder, out, change):
+def changed(folder: Path, out: Path, change: Callable[[Tensors], object]) -> Path:
     """A copy of a checkpoint whose tensors went through `change`, in one file."""
     tensors = read_tensors(folder)
     change(tensors)
@@ -55,13 +64,22 @@ def changed(folder, out, change):
 
 
 def load(
-    architecture: Architecture, folder: Path, dtype: torch.dtype = torch.float32, **options
+    architecture: Architecture, folder: Path, dtype: torch.dtype = torch.float32, **options: Any
 ) -> PreTrainedModel:
     """The model in `folder`; no key may be missing, unexpected or of another shape."""
     model, info = architecture.model_class.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, **options
     )
     assert {key: found for key, found in info.items() if found} == {}
+    return model
+
+
+def offloaded(case: Case, folder: Path) -> PreTrainedModel:
+    """The first layer on the disk, the rest in memory: for a model with two layers as Llama's."""
+    model = load(
+        case.architecture, case.compressed, device_map=FIRST_ON_DISK, offload_folder=folder
+    )
+    assert model.model.layers[0].mlp.up_proj.weight.tq_packed.is_meta
     return model
 
 
@@ -85,7 +103,7 @@ def assert_same_logits(architecture: Architecture, packed: Any, restored: Any) -
     assert_close(logits(packed), logits(restored), BOUNDS.get(architecture.name, BOUND))
 
 
-def generated(model: PreTrainedModel, n_tokens: int = 8, **options) -> torch.Tensor:
+def generated(model: PreTrainedModel, n_tokens: int = 8, **options: Any) -> torch.Tensor:
     """The prompt and its greedy continuation, of just so many tokens."""
     prompt = PROMPT.to(model.device)
     return model.generate(

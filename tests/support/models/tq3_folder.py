@@ -26,7 +26,7 @@ def read_tensors(folder: Path) -> Tensors:
     if not index.exists():
         return _read_file(folder / "model.safetensors")
     weight_map = json.loads(index.read_text())["weight_map"]
-    tensors = {}
+    tensors: Tensors = {}
     for file in sorted(set(weight_map.values())):
         of_file = _read_file(folder / file)
         assert set(of_file) == {name for name, home in weight_map.items() if home == file}

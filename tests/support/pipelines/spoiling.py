@@ -66,7 +66,7 @@ def read_shard(file: Path) -> dict[str, Tensor]:
     }
 
 
-def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     """Rewrite the tensors of a folder with one shard."""
     tensors = read_shard(folder / SHARD)
     change(tensors)

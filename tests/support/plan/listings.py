@@ -10,12 +10,17 @@ from typing import Any
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.header import TensorInfo
 
-DATA = Path(__file__).parents[2] / "plan" / "data" / "qwen3.6-27b.json"
+DATA = Path(__file__).parents[2] / "plan" / "data"
+
+
+# Of all model classes of Transformers, by what their modules are: written by
+# scripts/sweep_policy.py, numbers as `{}`; of matrices and convolutions only the ends of the names.
+NAMES: dict[str, Any] = json.loads((DATA / "transformers.json").read_text())
 
 
 def qwen() -> Checkpoint:
     """The model as one source file would hold it."""
-    listing = json.loads(DATA.read_text())
+    listing = json.loads((DATA / "qwen3.6-27b.json").read_text())
     tensors, offset = [], 0
     for template, shape, *layers in listing["tensors"]:
         for layer in listing["layers"][layers[0]] if layers else [None]:

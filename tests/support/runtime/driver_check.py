@@ -1,6 +1,8 @@
 """Compare the linear kernels inside tests/runtime/linear_driver.cpp with the reference.
 
-Usage: python tests/runtime/driver_check.py COMMAND...   (what starts the driver, e.g. an emulator)
+    PYTHONPATH=tests python -m support.runtime.driver_check COMMAND...
+
+The command starts the driver, for instance in an emulator.
 """
 
 from __future__ import annotations
@@ -38,7 +40,17 @@ class Driver:
         self.kernels = names.stdout.split()
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def ask(self, operation, kernel, x, packed, norms, bits, group, rotation):
+    def ask(
+        self,
+        operation: int,
+        kernel: str,
+        x: torch.Tensor,
+        packed: torch.Tensor,
+        norms: torch.Tensor,
+        bits: int,
+        group: int,
+        rotation: int,
+    ) -> torch.Tensor:
         (tokens, columns), (rows, n) = x.shape, norms.shape
         dtype = DTYPES.index(x.dtype)
         fields = [
@@ -54,6 +66,7 @@ class Driver:
         ]
         words = x.contiguous().view(WORDS[dtype]).numpy()
         parts = [np.array([*fields, dtype], np.int64), width(bits, group, rotation)]
+        assert self._process.stdin and self._process.stdout
         for part in (*parts, words, packed.numpy(), norms.numpy()):
             self._process.stdin.write(part.tobytes())
         self._process.stdin.flush()
@@ -63,7 +76,7 @@ class Driver:
         return torch.frombuffer(bytearray(answer), dtype=x.dtype).reshape(shape)
 
 
-def width(bits, group, rotation):
+def width(bits: int, group: int, rotation: int) -> np.ndarray:
     """The struct Width of linear.h."""
     record = np.zeros(1, [
         ("sizes", "i4", 3), ("whole", "i1", 16), ("unit", "f4"), ("level", "f4", 16),

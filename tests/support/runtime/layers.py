@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SPECIAL = ("zeros", "nan", "inf", "tiny", "denormal", "one huge", "overflow")
 
 
-def layer(rows, n, bits=3, group=128, seed=0, lead=()):
+def layer(
+    rows: int, n: int, bits: int = 3, group: int = 128, seed: int = 0, lead: tuple[int, ...] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Any bytes and plausible norms: (rows * n, bytes of a group) and (rows, n)."""
     rng = np.random.default_rng(seed)
     packed = rng.integers(0, 256, (*lead, rows * n, group * bits // 8), np.uint8)
@@ -25,26 +29,32 @@ def layer(rows, n, bits=3, group=128, seed=0, lead=()):
     return torch.from_numpy(packed), torch.from_numpy(norms)
 
 
-def encoded_layer(weights, bits, group):
+def encoded_layer(
+    weights: torch.Tensor, bits: int, group: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A layer that was compressed from these float32 weights."""
     packed, norms = codec.encode(weights.numpy().view(np.uint32), "F32", bits, group)
     return torch.from_numpy(packed), torch.from_numpy(norms)
 
 
-def decoded(packed, norms, bits, group, columns):
+def decoded(
+    packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int, columns: int
+) -> torch.Tensor:
     """The weights as the format defines them, in float64."""
     weights = codec.decode(packed.numpy(), norms.numpy(), bits, group, columns)
     return torch.from_numpy(weights).double()
 
 
-def activations(tokens, columns, dtype=torch.float32, seed=0):
+def activations(
+    tokens: int, columns: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> torch.Tensor:
     """Gaussian, no column like another."""
     rng = np.random.default_rng(seed + 1)
     values = rng.normal(size=(tokens, columns)) * rng.lognormal(0, 1, columns)
     return torch.from_numpy(values.astype(np.float32)).to(dtype)
 
 
-def spoil(x, kind, row):
+def spoil(x: torch.Tensor, kind: str, row: int) -> torch.Tensor:
     """Put something special into a row of x."""
     column = row % x.shape[1]
     largest = torch.finfo(x.dtype).max
@@ -61,7 +71,7 @@ def spoil(x, kind, row):
 
 
 @st.composite
-def problems(draw, most_tokens=20, widths=BITS):
+def problems(draw: st.DrawFn, most_tokens: int = 20, widths: tuple[int, ...] = BITS) -> Any:
     """A layer and activations for it: bits, group, rotation, x, packed, norms."""
     bits = draw(st.sampled_from(widths))
     group, rotation = draw(st.sampled_from(ROTATIONS))
@@ -75,7 +85,7 @@ def problems(draw, most_tokens=20, widths=BITS):
     return bits, group, rotation, x, *layer(rows, n, bits, group, seed)
 
 
-def assert_same(found, expected):
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Bit for bit, any NaN like another."""
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
@@ -85,16 +95,16 @@ def assert_same(found, expected):
     assert bool(same.all()), f"{int((~same).sum())} of {same.numel()} values differ"
 
 
-def error(found, exact):
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
     """Relative, root of mean squares."""
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def calls_of(function) -> int:
+def calls_of(function: Callable[[], object]) -> int:
     """How many calls of functions, Python's and compiled ones, a second call of it makes."""
     count = 0
 
-    def note(_, event, __):
+    def note(_: object, event: str, __: object) -> None:
         nonlocal count
         count += event in ("call", "c_call")
 

@@ -62,7 +62,7 @@ class Served:
 
     def tiny(self, name: str) -> Architecture:
         """How to make its checkpoint."""
-        sizes = {key: size for key, size in (SIZES | self.sizes).items() if size is not None}
+        sizes = {key: size for key, size in {**SIZES, **self.sizes}.items() if size is not None}
         config = getattr(transformers, self.config)(**sizes)
         return Architecture(name, getattr(transformers, self.model), config, frozenset())
 

@@ -61,7 +61,7 @@ def tiny(name: str, changes: dict[str, Any] | None = None) -> Architecture:
 def make(
     architecture: Architecture,
     folder: Path,
-    dtype: str,
+    dtype: Any,
     *,
     half_norms: bool = False,
     **options: Any,

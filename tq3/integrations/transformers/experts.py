@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from tq3.errors import UsageError
 from tq3.integrations.transformers.adapters import check_targets
 from tq3.runtime.cuda.pairs import Routing
 from tq3.runtime.modules import PackedExperts
@@ -27,6 +29,31 @@ def are_experts(owner: nn.Module, name: str) -> bool:
     weights are (experts, rows, columns).
     """
     return name in _WEIGHTS and getattr(owner, "is_transposed", None) is False
+
+
+def choose(model: PreTrainedModel, implementation: str | dict[str, str]) -> None:
+    """What `PreTrainedModel.set_experts_implementation` does, but for packed experts."""
+    owners = [m for m in model.modules() if any(isinstance(c, PackedExperts) for c in m.children())]
+    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    configs = {id(module.config): module.config for module in (*models, *owners)}
+    before = [(config, config._experts_implementation) for config in configs.values()]
+    type(model).set_experts_implementation(model, implementation)
+    if any(owner.config._experts_implementation != IMPLEMENTATION for owner in owners):
+        for config, name in before:
+            config._experts_implementation_internal = name
+        raise UsageError(
+            "packed experts are computed by one implementation alone",
+            found=implementation,
+            expected=repr(IMPLEMENTATION),
+            fix="`model.dequantize()` makes a dense model, which takes others",
+        )
+
+
+def asked_for(config: PreTrainedConfig) -> list[str]:
+    """Other implementations than ours that a config asks for, also one of its parts."""
+    parts = (config, *(getattr(config, name, None) for name in config.sub_configs))
+    found = {str(getattr(part, "_experts_implementation", None)) for part in parts}
+    return sorted(found - {"None", IMPLEMENTATION})
 
 
 def forward(

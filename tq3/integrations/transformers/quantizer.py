@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.quantizers import HfQuantizer
+from transformers.utils import logging
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import stand_in
@@ -39,6 +40,8 @@ from tq3.runtime.modules import (
     note_siblings,
 )
 
+_log = logging.get_logger(__name__)
+
 
 class Tq3Quantizer(HfQuantizer):
     """Weights stay packed: module keys are the checkpoint's, so that nothing is converted."""
@@ -50,6 +53,7 @@ class Tq3Quantizer(HfQuantizer):
         super().__init__(quantization_config, **options)
         self._places: list[Place] = []
         self._held: dict[str, PackedWeight] = {}
+        self._experts_asked: list[str] = []
         self._experts_before: str | None = None
         self._files = MappedFiles(())
 
@@ -57,6 +61,7 @@ class Tq3Quantizer(HfQuantizer):
         """Called before Transformers looks for files. It shall take the usual ones, which
         `transformers_weights` keeps it from where this package was not imported.
         """
+        self._experts_asked = experts.asked_for(config)
         weights = getattr(config, TRANSFORMERS_WEIGHTS, None)
         if weights is not None and not names_a_file(weights):
             delattr(config, TRANSFORMERS_WEIGHTS)
@@ -111,6 +116,11 @@ class Tq3Quantizer(HfQuantizer):
             _install(model, place, tokens)
         if any(isinstance(module, PackedExperts) for module in model.modules()):
             adapters.watch(model)
+            if self._experts_asked:
+                _log.warning(
+                    f"tq3: experts_implementation={self._experts_asked[0]!r} is not used: packed "
+                    f"experts are computed by {experts.IMPLEMENTATION!r} alone"
+                )
             self._experts_before = model.config._experts_implementation
             model.set_experts_implementation(experts.IMPLEMENTATION)
 
@@ -128,6 +138,7 @@ class Tq3Quantizer(HfQuantizer):
                 # No hook of the host's asks anybody, as it does for 4 bits of bitsandbytes.
                 module.num_parameters = partial(counting.num_parameters, module)
                 module.save_pretrained = partial(saving.save_pretrained, module)
+                module.set_experts_implementation = partial(experts.choose, module)
 
     def _dequantize(
         self, model: PreTrainedModel, dtype: torch.dtype | str | None = None
@@ -142,7 +153,7 @@ class Tq3Quantizer(HfQuantizer):
         if self._experts_before is not None:
             model.set_experts_implementation(self._experts_before)
         for module in model.modules():
-            for name in ("num_parameters", "save_pretrained"):
+            for name in ("num_parameters", "set_experts_implementation"):
                 vars(module).pop(name, None)
         return model if dtype == before else model.to(dtype)
 

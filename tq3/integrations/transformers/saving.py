@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import CONFIG_NAME
 
+from tq3.format import config as tq_config
+from tq3.format import manifest
 from tq3.format.layout import NORMS, PACKED
 from tq3.format.recognition import ALIAS, METHOD, QUANTIZATION_CONFIG, say_how_to_load
 from tq3.integrations.transformers.placing import Place
@@ -27,18 +29,23 @@ def save_pretrained(
     *others: Any,
     **options: Any,
 ) -> None:
-    """What the host saves, in a folder that the host without this package refuses to load.
+    """What the host saves, in a folder that the host without this package refuses to load, and
+    which says nothing of the checkpoint that it may have held before.
 
-    It drops the key that makes it do so just before it writes config.json, and asks nobody after
-    that. What it uploads itself (`push_to_hub=True`) it uploads without the key.
+    The host drops the key that makes it refuse just before it writes config.json, and asks nobody
+    after that. What it uploads itself (`push_to_hub=True`) it uploads without the key.
     """
     type(model).save_pretrained(model, save_directory, is_main_process, *others, **options)
-    path = Path(save_directory) / CONFIG_NAME
-    if is_main_process and path.is_file():
-        text = path.read_text("utf-8")
-        declared = json.loads(text).get(QUANTIZATION_CONFIG) or {}
-        if declared.get("quant_method") in (METHOD, ALIAS):
-            path.write_text(say_how_to_load(text), "utf-8")
+    folder, is_adapter = Path(save_directory), getattr(model, "_hf_peft_config_loaded", False)
+    path = folder / CONFIG_NAME
+    if not is_main_process or is_adapter or not path.is_file():
+        return
+    for stale in (tq_config.FILE_NAME, manifest.FILE_NAME):
+        (folder / stale).unlink(missing_ok=True)
+    text = path.read_text("utf-8")
+    declared = json.loads(text).get(QUANTIZATION_CONFIG) or {}
+    if declared.get("quant_method") in (METHOD, ALIAS):
+        path.write_text(say_how_to_load(text), "utf-8")
 
 
 def state_to_save(

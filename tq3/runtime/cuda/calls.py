@@ -13,18 +13,23 @@ import torch
 
 from tq3.runtime import arithmetic as fixed
 from tq3.runtime.cuda.crossings import Crossing
-from tq3.runtime.cuda.layout import UNIT, Tiles, padded_groups
+from tq3.runtime.cuda.layout import TILE, UNIT, Tiles, padded_groups
 
 # Tokens that a product of tensor cores takes, and the most such products of a block, which decodes
-# its weights once for all of them: what registers hold. Small groups need more of them.
+# its weights once for all of them: what the registers of 128 a thread hold, of which two blocks run
+# on a multiprocessor. Groups of other widths need more of them.
 TOKENS_A_COLUMN = 4
-MOST_COLUMNS = {32: 4, 64: 8, 128: 8, 256: 8}
-# Up to so many tokens, blocks may share a tile. A term has 4 bytes, for each group of a row and
-# each token; 128 weights of 3 bits have 48.
-MOST_SPLIT_TOKENS = 4
+MOST_COLUMNS = {32: 2, 64: 4, 128: 8, 256: 4}
 # Of a block.
 WARPS = 8
 THREADS = 256
+# Of partial sums in memory at a time, but for what one block leaves there: within the last cache of
+# an A100, which has 40 MB.
+SUMS_BYTES = 32 << 20
+# Of shared memory, which the driver keeps for each block.
+RESERVED_BYTES = 1024
+# Sums of section 2.5 of docs/kernels.md, for each result.
+PARTIAL_SUMS = 8
 DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 
 Activations = tuple[torch.Tensor, torch.Tensor]
@@ -36,6 +41,7 @@ class Call(NamedTuple):
 
     early: it may start before the kernel ahead in the stream has ended, for whose end it waits
     itself. What it reads of the weights before then, nothing directly ahead may have written.
+    shared_bytes: of shared memory for each block, beside what the kernel declares
     """
 
     kernel: str
@@ -44,13 +50,19 @@ class Call(NamedTuple):
     threads: int
     arguments: tuple[torch.Tensor | int | float | None, ...]
     early: bool = False
+    shared_bytes: int = 0
 
 
 class Launcher(Protocol):
-    """Where calls run, one after the other. processors: multiprocessors of the device."""
+    """Where calls run, one after the other. processors: multiprocessors of the device;
+    shared_bytes: of shared memory in each.
+    """
 
     @property
     def processors(self) -> int: ...
+
+    @property
+    def shared_bytes(self) -> int: ...
 
     @property
     def crossing(self) -> Crossing: ...
@@ -108,16 +120,17 @@ def multiply(
     tiles, units, bits = words.shape[:3]
     tokens = quantised.shape[1]
     columns = columns_for(tokens, group)
-    parts = parts_of_a_tile(tiles, units, tokens, group, on.processors)
+    if columns > 1:
+        return _multiply_shared(on, layer, activations, rows, group, dtype, None, columns)
+    parts = parts_of_a_tile(tiles, units, group, on.processors)
     if parts > 1:
         return _multiply_split(on, layer, activations, rows, group, dtype, parts)
     y = words.new_empty(tokens, rows, dtype=dtype)
-    of_tokens = -(-tokens // (TOKENS_A_COLUMN * columns))
     on.launch(
         Call(
             "multiply",
-            f"multiply<Dtype::{DTYPES[dtype]}, {bits}, {group}, {columns}>",
-            (of_tokens, -(-tiles // max(1, UNIT // group)), 1),
+            f"multiply<Dtype::{DTYPES[dtype]}, {bits}, {group}>",
+            (1, -(-tiles // max(1, UNIT // group)), 1),
             THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, None),
             early=True,
@@ -142,6 +155,8 @@ def multiply_jobs(
     jobs: (any, 4) int32, each a layer, the first token and the one after the last, of
     `TOKENS_A_COLUMN` * columns at most, and 0; one without tokens is no work
     """
+    if columns > 1:
+        return _multiply_shared(on, layers, activations, rows, group, dtype, jobs, columns)
     (words, norms), (quantised, worths) = layers, activations
     tiles, units, bits = words.shape[1:4]
     tokens = quantised.shape[1]
@@ -149,7 +164,7 @@ def multiply_jobs(
     on.launch(
         Call(
             "multiply",
-            f"multiply<Dtype::{DTYPES[dtype]}, {bits}, {group}, {columns}>",
+            f"multiply<Dtype::{DTYPES[dtype]}, {bits}, {group}>",
             (len(jobs), -(-tiles // max(1, UNIT // group)), 1),
             THREADS,
             (words, norms, quantised, worths, y, rows, units, tokens, jobs),
@@ -165,17 +180,84 @@ def columns_for(tokens: int, group: int) -> int:
     return 1 << (needed - 1).bit_length()
 
 
-def parts_of_a_tile(tiles: int, units: int, tokens: int, group: int, processors: int) -> int:
-    """How many blocks share a tile's units, so that each multiprocessor has two blocks.
-
-    1: the plain kernel, whose terms never leave a processor; more only where there are few tokens,
-    whose terms are small beside the weights.
+def parts_of_a_tile(tiles: int, units: int, group: int, processors: int) -> int:
+    """How many blocks share a tile's units for up to four tokens, so that each multiprocessor has
+    two blocks. 1: the plain kernel, whose terms never leave a processor.
     """
     steps = units // max(1, group // UNIT)
     blocks = -(-tiles // max(1, UNIT // group))
-    if tokens > MOST_SPLIT_TOKENS or blocks >= processors:
+    if blocks >= processors:
         return 1
     return max(1, min(2 * processors // tiles, steps // WARPS))
+
+
+def turns_of_a_block(on: Launcher, blocks: int, bits: int, group: int, columns: int) -> int:
+    """How many of a tile's turns a block does one after another: a power of two.
+
+    As many as leave two blocks for each multiprocessor, where two have room. Each time twice as
+    many are half as many sums that go through memory.
+    blocks: how many there would be if each had all
+    """
+    turns = most = PARTIAL_SUMS // max(1, UNIT // group)
+    while turns > 1 and (
+        blocks * most // turns < 2 * on.processors
+        or 2 * (shared_bytes(bits, group, columns, turns) + RESERVED_BYTES) > on.shared_bytes
+    ):
+        turns //= 2
+    return turns
+
+
+def shared_bytes(bits: int, group: int, columns: int, turns: int) -> int:
+    """Of a block of share.cu: two units of codes and norms of each warp, and of activations with
+    their worths, and what waits for sums of other turns.
+    """
+    groups_a_unit, tokens = max(1, UNIT // group), columns * TOKENS_A_COLUMN
+    weights = WARPS * (TILE * UNIT * bits // 8 + TILE * 4 * groups_a_unit)
+    inputs = tokens * (2 * UNIT + 4 * groups_a_unit)
+    waiting = WARPS * TILE * tokens * 4 * groups_a_unit
+    return 2 * (weights + inputs) + (turns.bit_length() - 1) * waiting
+
+
+def _multiply_shared(
+    on: Launcher,
+    layers: Tiles,
+    activations: Activations,
+    rows: int,
+    group: int,
+    dtype: torch.dtype,
+    jobs: torch.Tensor | None,
+    columns: int,
+) -> torch.Tensor:
+    """Blocks of eight tiles, whose warps share activations. jobs: None for one layer
+
+    So many rows at a time that what goes through memory is no more than a cache holds.
+    """
+    (words, norms), (quantised, worths) = layers, activations
+    tiles, units, bits = words.shape[-5:-2]
+    tokens = quantised.shape[1]
+    of_tokens = -(-tokens // (TOKENS_A_COLUMN * columns)) if jobs is None else len(jobs)
+    turns = turns_of_a_block(on, of_tokens * -(-tiles // WARPS), bits, group, columns)
+    parts = PARTIAL_SUMS // max(1, UNIT // group) // turns
+    bytes_a_block = PARTIAL_SUMS // turns * tokens * WARPS * TILE * 4
+    step = max(1, SUMS_BYTES // bytes_a_block) * WARPS
+    y = worths.new_empty(tokens, rows, dtype=dtype)
+    for first in range(0, tiles, step):
+        of_rows = min(step * TILE, rows - first * TILE)
+        sums = worths.new_empty(PARTIAL_SUMS // turns, tokens, of_rows)
+        place = rows, first, of_rows, units, tokens, turns
+        on.launch(
+            Call(
+                "share",
+                f"multiply_shared<{bits}, {group}, {columns}>",
+                (of_tokens, -(-of_rows // (TILE * WARPS)), parts),
+                THREADS,
+                (words, norms, quantised, worths, sums, *place, jobs),
+                early=True,
+                shared_bytes=shared_bytes(bits, group, columns, turns),
+            )
+        )
+        _add(on, sums, y, first * TILE)
+    return y
 
 
 def _multiply_split(
@@ -191,27 +273,34 @@ def _multiply_split(
     tiles, units, bits = words.shape[:3]
     groups, tokens = worths.shape
     terms = worths.new_empty(groups, tokens, rows)
-    columns = columns_for(tokens, group)
     on.launch(
         Call(
             "split",
-            f"multiply_terms<{bits}, {group}, {columns}>",
-            (parts, tiles, -(-tokens // (TOKENS_A_COLUMN * columns))),
+            f"multiply_terms<{bits}, {group}>",
+            (parts, tiles, 1),
             THREADS,
             (words, norms, quantised, worths, terms, rows, units, tokens),
             early=True,
         )
     )
-    y = words.new_empty(tokens, rows, dtype=dtype)
-    results = tokens * rows
+    y = terms.new_empty(tokens, rows, dtype=dtype)
+    _add(on, terms, y, 0)
+    return y
+
+
+def _add(on: Launcher, terms: torch.Tensor, y: torch.Tensor, first_row: int) -> None:
+    """Terms of groups, or partial sums, in the order of section 2.5 of docs/kernels.md.
+
+    terms: (groups, tokens, of_rows) float32; y: (tokens, rows), of which these rows are written
+    """
+    groups, tokens, of_rows = terms.shape
     on.launch(
         Call(
             "split",
-            f"add_terms<Dtype::{DTYPES[dtype]}>",
-            (-(-results // THREADS), 1, 1),
+            f"add_terms<Dtype::{DTYPES[y.dtype]}>",
+            (-(-tokens * of_rows // THREADS), 1, 1),
             THREADS,
-            (terms, y, groups, results),
+            (terms, y, groups, tokens, first_row, of_rows, y.shape[1]),
             early=True,
         )
     )
-    return y

@@ -61,16 +61,22 @@ __device__ __forceinline__ void spread(const Packed<bits>& packed, int row, unsi
     }
 }
 
+// A table for `permute`, in a register of its own. Blocks are one row of threads, so y is 0, which
+// the compiler does not know: else it takes constants from a uniform register anew for each use.
+__device__ __forceinline__ unsigned kept(unsigned table) {
+    return table ^ threadIdx.y;
+}
+
 // The integer levels of the lowest four codes, as bytes. docs/kernels.md, section 7, has the
 // tables.
 template <int bits>
 __device__ __forceinline__ unsigned levels(unsigned codes) {
-    if constexpr (bits == 2) return permute(0x0a03fdf6U, 0, codes);  // -10 -3 3 10
+    if constexpr (bits == 2) return permute(kept(0x0a03fdf6U), 0, codes);  // -10 -3 3 10
     // -88 -55 -31 -10, 10 31 55 88
-    if constexpr (bits == 3) return permute(0xf6e1c9a8U, 0x58371f0aU, codes);
+    if constexpr (bits == 3) return permute(kept(0xf6e1c9a8U), 0x58371f0aU, codes);
     // -114 -86 -67 -52, 5 16 27 39: where a code's highest bit is set, their signs
-    const unsigned near_end = permute(0xccbdaa8eU, 0x271b1005U, codes);
+    const unsigned near_end = permute(kept(0xccbdaa8eU), 0x271b1005U, codes);
     // The complements of -39 -27 -16 -5, and 52 67 86 114: none is negative, so 0 where it is not.
-    const unsigned other = permute(0x040f1a26U, 0x72564334U, codes ^ 0x8888U);
+    const unsigned other = permute(kept(0x040f1a26U), 0x72564334U, codes ^ 0x8888U);
     return near_end ^ other;
 }

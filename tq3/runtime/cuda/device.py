@@ -19,6 +19,8 @@ from tq3.runtime.cuda.crossings import crossing_of
 # graph keeps that a kernel may start early.
 _HAS_FUNC_LOAD = 12040
 _KEEPS_EARLY_STARTS = 12030
+# Of a block, without which no leave of the driver is needed.
+_SHARED_BYTES = 48 << 10
 # From this architecture on kernels wait themselves for those ahead (instructions.cuh).
 _WAITS_ITSELF = 90
 
@@ -28,9 +30,12 @@ class Device:
 
     def __init__(self, index: int, architecture: str) -> None:
         self.index, self.architecture = index, architecture
-        self.processors = torch.cuda.get_device_properties(index).multi_processor_count
+        properties = torch.cuda.get_device_properties(index)
+        self.processors = properties.multi_processor_count
+        self.shared_bytes = properties.shared_memory_per_multiprocessor
         self.crossing = crossing_of(architecture)
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._may_share: dict[str, int] = {}
         self._early = _EarlyLaunch()
 
     @cached_property
@@ -81,15 +86,31 @@ class Device:
         block = call.threads, 1, 1
         with torch.cuda.device(self.index):
             self._enter()
+            self._allow(call, function)
             if call.early and self._starts_early:
                 config = self._early.of(call, stream)
                 _answer(driver.cuLaunchKernelEx(config, function, (values, kinds), 0))
             else:
                 _answer(
                     driver.cuLaunchKernel(
-                        function, *call.grid, *block, 0, stream, (values, kinds), 0
+                        function,
+                        *call.grid,
+                        *block,
+                        call.shared_bytes,
+                        stream,
+                        (values, kinds),
+                        0,
                     )
                 )
+
+    def _allow(self, call: Call, function: Any) -> None:
+        """Let the function have as much shared memory as the call needs. No work of a stream, so
+        a capture may be under way.
+        """
+        if call.shared_bytes > self._may_share.get(call.instance, _SHARED_BYTES):
+            most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _answer(driver.cuFuncSetAttribute(function, most, call.shared_bytes))
+            self._may_share[call.instance] = call.shared_bytes
 
 
 class _EarlyLaunch(threading.local):
@@ -110,6 +131,7 @@ class _EarlyLaunch(threading.local):
         config = self._config
         config.gridDimX, config.gridDimY, config.gridDimZ = call.grid
         config.blockDimX, config.hStream = call.threads, stream
+        config.sharedMemBytes = call.shared_bytes
         return config
 
 

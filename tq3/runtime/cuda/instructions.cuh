@@ -31,6 +31,22 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool is_w
         : "memory");
 }
 
+// The same for four bytes, which only come through the first cache.
+__device__ __forceinline__ void copy_async(float* to, const float* from, bool is_wanted) {
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile(
+        "{ .reg .pred %%wanted; setp.ne.b32 %%wanted, %2, 0; "
+        "@%%wanted cp.async.ca.shared.global [%0], [%1], 4; }" ::"r"(at),
+        "l"(from), "r"(static_cast<int>(is_wanted))
+        : "memory");
+}
+
+// The shared memory that a launch asks for.
+__device__ __forceinline__ void* shared_memory() {
+    extern __shared__ uint4 memory[];
+    return memory;
+}
+
 // What this thread asked for since the last one is a batch; an empty one counts, too.
 __device__ __forceinline__ void end_batch() {
     asm volatile("cp.async.commit_group;" ::: "memory");

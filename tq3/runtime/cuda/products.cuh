@@ -6,9 +6,19 @@
 
 // Tokens that a tensor core takes at once: eight columns of high or low bytes.
 constexpr int kTokens = 4;
+// Groups whose numbers differ by eight share a partial sum. So do all of steps whose numbers differ
+// by so many, which are a turn: a step is a unit, or the two of a group of 256.
+constexpr int kPartialSums = 8;
+template <int group>
+constexpr int kTurns = kPartialSums / Shape<group>::groups_a_unit;
 
-// What a warp multiplies: a tile, by tokens `first` to `end` (those that its columns take), of
-// activations of `tokens` in all.
+// What a block is to multiply of several layers: tokens `first` to `end` by layer `layer`.
+struct alignas(16) Job {
+    int layer, first, end, unused;
+};
+
+// What a warp multiplies: a tile, by tokens `first` to `end`, four at most, of activations of
+// `tokens` in all.
 struct Work {
     const Words* words;
     const Floats* norms;
@@ -81,12 +91,11 @@ __device__ __forceinline__ Units<bits, group> units_of(const Work& work, int ste
 }
 
 // Does steps `step`, `step` + `stride`, ...: a unit each, or the two of a group of 256. For the
-// k-th group of a step and each column c: take(step, k, c, terms of rows r, r + 8, ...), of token
-// `first` + 4 c + lane % 4.
+// k-th group of a step: take(step, k, terms of rows r, r + 8, ...), of token `first` + lane % 4.
 //
 // Weights are asked for before kernels ahead in the stream have ended, everything else is read
 // after. In the end no copy into `ring`, which is the warp's own, is under way.
-template <int bits, int group, int columns, class Take>
+template <int bits, int group, class Take>
 __device__ __forceinline__ void each_group(const Work& work, Ring<bits, group>& ring, int step,
                                            int stride, int lane, Take take) {
     using S = Shape<group>;
@@ -99,41 +108,35 @@ __device__ __forceinline__ void each_group(const Work& work, Ring<bits, group>& 
     let_next_start();
 
     Place at = place_of<group>(work, step, lane);
-    int sums[columns][2][4] = {}, slot = 0;
+    const bool is_some[2] = {work.first + lane / 8 < work.end, work.first + lane % 4 < work.end};
+    int sums[2][4] = {}, slot = 0;
     for (; step < coming.steps; step += stride) {
 #pragma unroll
         for (int part = 0; part < S::units_a_group; ++part) {
             const bool step_ends = part + 1 == S::units_a_group;
             wait_for_batches<slots - 1>();
             __syncwarp();  // Norms were asked for by other lanes.
-            const Packed<bits> packed = load_packed<bits>(&ring.words[slot][0][lane]);
+            const Packed<bits> packed = load_packed<bits>(ring.slot[slot].words[0] + lane);
             Floats norms[S::groups_a_unit];
 #pragma unroll
             for (int k = 0; k < S::groups_a_unit; ++k)
-                if (step_ends) norms[k] = load_floats(&ring.norms[slot][k * 8 + lane / 4]);
+                if (step_ends) norms[k] = load_floats(ring.slot[slot].norms + k * 8 + lane / 4);
             unsigned codes[4][4];
 #pragma unroll
             for (int row = 0; row < 4; ++row) spread<bits>(packed, row, codes[row]);
             __syncwarp();  // All lanes have read the slot.
             coming.ask(ring, slot, part, lane);
             slot = slot + 1 == slots ? 0 : slot + 1;
+            const Activations x = load_activations(at.bytes, is_some[0]);
 #pragma unroll
-            for (int c = 0; c < columns; ++c) {
-                const int token = work.first + c * kTokens;
-                const Activations x = load_activations(at.bytes + c * kTokens * 2 * kUnit,
-                                                       token + lane / 8 < work.end);
-#pragma unroll
-                for (int stretch = 0; stretch < 4; ++stretch) {
-                    multiply_stretch<bits>(codes, stretch, x, sums[c]);
-                    if (!step_ends || (stretch + 1) % S::stretches_a_group != 0) continue;
-                    const int k = stretch / S::stretches_a_group;
-                    const float worth = token + lane % 4 < work.end
-                                            ? at.worths[k * work.tokens + c * kTokens]
-                                            : 0.0F;
-                    float terms[4];
-                    take_terms(sums[c], worth, norms[k], terms);
-                    take(step, k, c, terms);
-                }
+            for (int stretch = 0; stretch < 4; ++stretch) {
+                multiply_stretch<bits>(codes, stretch, x, sums);
+                if (!step_ends || (stretch + 1) % S::stretches_a_group != 0) continue;
+                const int k = stretch / S::stretches_a_group;
+                const float worth = is_some[1] ? at.worths[k * work.tokens] : 0.0F;
+                float terms[4];
+                take_terms(sums, worth, norms[k], terms);
+                take(step, k, terms);
             }
             const int units_on = step_ends ? (stride - 1) * S::units_a_group + 1 : 1;
             at.bytes += static_cast<long long>(units_on) * unit_bytes;

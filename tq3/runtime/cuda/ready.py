@@ -47,23 +47,28 @@ def _load(layer: Tiles, group: int, dtype: torch.dtype) -> None:
     # Activations of other dtypes are refused when they come.
     if on is not None and dtype in DTYPES:
         for kernel, instance in _instances(
-            on.processors, on.crossing, layer.words.shape, group, dtype
+            on.processors, on.shared_bytes, on.crossing, layer.words.shape, group, dtype
         ):
             on.load(kernel, instance)
 
 
 @cache
 def _instances(
-    processors: int, crossing: Crossing, shape: torch.Size, group: int, dtype: torch.dtype
+    processors: int,
+    shared_bytes: int,
+    crossing: Crossing,
+    shape: torch.Size,
+    group: int,
+    dtype: torch.dtype,
 ) -> tuple[tuple[str, str], ...]:
     """What a layer, or several, whose words have this shape would ask a device of so many
-    multiprocessors, with this crossing, for.
+    multiprocessors, with so much shared memory each and this crossing, for.
     """
     *lead, tiles, units, _, lanes, _ = shape
     words = torch.empty(shape, dtype=torch.int32, device="meta")
     norms = torch.empty(*lead, tiles, units * UNIT // group, 8, 4, device="meta")
     layer, widths = Tiles(words, norms), (tiles * lanes, group, group)
-    asked = Asked(processors, crossing)
+    asked = Asked(processors, shared_bytes, crossing)
     for tokens in TOKENS:
         x = torch.empty(tokens, units * UNIT, dtype=dtype, device="meta")
         if lead:
@@ -82,8 +87,8 @@ def _routing(n_pairs: int, count: int, group: int) -> pairs.Routing:
 class Asked:
     """A device that launches nothing and notes the instances that it is asked for."""
 
-    def __init__(self, processors: int, crossing: Crossing) -> None:
-        self.processors, self.crossing = processors, crossing
+    def __init__(self, processors: int, shared_bytes: int, crossing: Crossing) -> None:
+        self.processors, self.shared_bytes, self.crossing = processors, shared_bytes, crossing
         self.instances: dict[tuple[str, str], None] = {}
 
     def load(self, kernel: str, instance: str) -> None:

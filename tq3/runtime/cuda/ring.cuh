@@ -12,17 +12,31 @@ struct Shape {
     static constexpr int stretches_a_group = group < kUnit ? group / 32 : 4;
 };
 
-// What one warp waits for: a slot for each unit, with the norms of the groups that end in it. Eight
-// warps have at most 48 KiB, so that two blocks run where a multiprocessor has 100; the slots of a
-// group's units follow each other.
+// A unit of a tile on its way to a warp, with the norms of the groups that end in it.
+template <int bits, int group>
+struct Slot {
+    static constexpr int n_norms = Shape<group>::groups_a_unit * 8;
+
+    Words words[bits][kLanes];
+    Floats norms[n_norms];
+
+    // words, norms: the lane's own. All lanes must have read what was here.
+    __device__ __forceinline__ void ask(const Words* of_unit, bool exists, const Floats* of_groups,
+                                        bool ends, int lane) {
+#pragma unroll
+        for (int i = 0; i < bits; ++i) copy_async(words[i] + lane, of_unit + i * kLanes, exists);
+        copy_async(norms + lane, of_groups, exists && ends && lane < n_norms);
+    }
+};
+
+// What one warp waits for. Eight warps have at most 48 KiB, so that two blocks run where a
+// multiprocessor has 100; the slots of a group's units follow each other.
 template <int bits, int group>
 struct Ring {
     static constexpr int slots = bits < 4 && group <= kUnit ? 3 : 2;
-    static constexpr int norms_a_slot = Shape<group>::groups_a_unit * 8;
     static_assert(slots % Shape<group>::units_a_group == 0);
 
-    Words words[slots][bits][kLanes];
-    Floats norms[slots][norms_a_slot];
+    Slot<bits, group> slot[slots];
 };
 
 // Where the units lie that a warp takes: each `stride`-th step, which is a unit or the two of a
@@ -40,12 +54,7 @@ struct Units {
     // for nothing. Each time is a batch. The slot must have been read by all lanes.
     __device__ __forceinline__ void ask(Ring<bits, group>& ring, int slot, int part, int lane) {
         const bool exists = step < steps, ends = part + 1 == S::units_a_group;
-#pragma unroll
-        for (int i = 0; i < bits; ++i)
-            copy_async(&ring.words[slot][i][lane], words + part * unit_words + i * kLanes, exists);
-        if (ends)
-            copy_async(&ring.norms[slot][lane % Ring<bits, group>::norms_a_slot], norms + lane,
-                       exists && lane < Ring<bits, group>::norms_a_slot);
+        ring.slot[slot].ask(words + part * unit_words, exists, norms + lane, ends, lane);
         end_batch();
         if (!ends) return;
         step += stride;

@@ -4,13 +4,11 @@
 #include "products.cuh"
 
 constexpr int kWarpsABlock = 8;
-constexpr int kPartialSums = 8;
 
 // Arguments as of multiply.cu. terms: (groups of the units, tokens, rows).
-// Columns of the grid share the units of a tile; rows of the grid are tiles, its layers the tokens
-// from 4 * columns * i on.
-template <int bits, int group, int columns>
-__global__ void __launch_bounds__(kWarpsABlock* kLanes)
+// tokens: up to four. Columns of the grid share the units of a tile; rows of the grid are tiles.
+template <int bits, int group>
+__global__ void __launch_bounds__(kWarpsABlock* kLanes, 3)
     multiply_terms(const Words* __restrict__ words, const Floats* __restrict__ norms,
                    const signed char* __restrict__ quantised, const float* __restrict__ worths,
                    float* __restrict__ terms, int rows, int units, int tokens) {
@@ -18,33 +16,35 @@ __global__ void __launch_bounds__(kWarpsABlock* kLanes)
     __shared__ Ring<bits, group> rings[kWarpsABlock];
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, tile = blockIdx.y;
     const int groups = units / S::units_a_group * S::groups_a_unit;
-    const int first = blockIdx.z * columns * kTokens;
     const Work work{words + static_cast<long long>(tile) * units * bits * kLanes,
                     norms + static_cast<long long>(tile) * groups * 8,
                     quantised,
                     worths,
                     units,
                     tokens,
-                    first,
+                    0,
                     tokens};
-    each_group<bits, group, columns>(work, rings[warp], blockIdx.x * kWarpsABlock + warp,
-                                     gridDim.x * kWarpsABlock, lane,
-                                     [&](int step, int k, int c, const float (&of_rows)[4]) {
-                                         const long long g = step * S::groups_a_unit + k;
-                                         const int token = first + c * kTokens + lane % 4;
-                                         for (int i = 0; i < 4; ++i) {
-                                             const int row = tile * kTile + lane / 4 + 8 * i;
-                                             if (row >= rows || token >= tokens) continue;
-                                             terms[(g * tokens + token) * rows + row] = of_rows[i];
-                                         }
-                                     });
+    each_group<bits, group>(work, rings[warp], blockIdx.x * kWarpsABlock + warp,
+                            gridDim.x * kWarpsABlock, lane,
+                            [&](int step, int k, const float (&of_rows)[4]) {
+                                const long long g = step * S::groups_a_unit + k;
+                                const int token = lane % 4;
+                                for (int i = 0; i < 4; ++i) {
+                                    const int row = tile * kTile + lane / 4 + 8 * i;
+                                    if (row >= rows || token >= tokens) continue;
+                                    terms[(g * tokens + token) * rows + row] = of_rows[i];
+                                }
+                            });
 }
 
-// A thread for each of `results`, tokens times rows. terms: (groups, results); y: (results,)
+// A thread for each result of rows first_row to first_row + of_rows - 1 of `rows`.
+// terms: (groups, tokens, of_rows), or partial sums in the place of groups, which share.cu has
+// added up to eight or fewer; y: (tokens, rows)
 template <Dtype dtype>
 __global__ void __launch_bounds__(kWarpsABlock* kLanes)
-    add_terms(const float* __restrict__ terms, void* __restrict__ y, int groups, int results) {
-    const int i = blockIdx.x * kWarpsABlock * kLanes + threadIdx.x;
+    add_terms(const float* __restrict__ terms, void* __restrict__ y, int groups, int tokens,
+              int first_row, int of_rows, int rows) {
+    const int i = blockIdx.x * kWarpsABlock * kLanes + threadIdx.x, results = tokens * of_rows;
     after_previous();
     let_next_start();
     if (i >= results) return;
@@ -57,5 +57,5 @@ __global__ void __launch_bounds__(kWarpsABlock* kLanes)
 #pragma unroll
     for (int half = kPartialSums / 2; half > 0; half /= 2)
         for (int k = 0; k < half; ++k) p[k] = __fadd_rn(p[k], p[k + half]);
-    store<dtype>(y, i, p[0]);
+    store<dtype>(y, static_cast<long long>(i / of_rows) * rows + first_row + i % of_rows, p[0]);
 }

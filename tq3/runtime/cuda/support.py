@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from types import ModuleType
 
 import torch
 
 from tq3.runtime.cuda.calls import Launcher
+from tq3.runtime.warning import warn
 
 _INSTEAD = "packed layers on this device are decoded at each use, which is slow"
 
@@ -26,11 +26,11 @@ def _launcher(index: int) -> Launcher | None:
     try:
         return _device(index)
     except Unsupported as reason:
-        warnings.warn(f"{reason}; {_INSTEAD}", stacklevel=4)
+        warn(f"{reason}; {_INSTEAD}")
         return None
 
 
-class Unsupported(Exception):  # noqa: N818  not an error: there is another way
+class Unsupported(Exception):
     """Why kernels do not run on a device, as a sentence."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,9 @@ from support.cuda.ptx.warps import need_all_lanes
 _ACCESS = re.compile(
     r"(ld|st)\.(global|shared)(?P<constant>\.nc)?(?:\.L[12]::\w+)*(?:\.v([24]))?\.([usbf]\d+)"
 )
-_COPY = re.compile(r"cp\.async\.cg\.shared\.global(?:\.L2::\w+)?")
+# Sixteen bytes past the first cache, or four through it.
+_COPY = re.compile(r"cp\.async\.c(g|a)\.shared\.global(?:\.L2::\w+)?")
+_COPIED = {"g": 16, "a": 4}
 _PARAMETER = re.compile(r"ld\.param\.([usbf]\d+)")
 
 
@@ -49,15 +52,16 @@ class Memory:
             raise Fault(f"{what} before the kernels ahead have ended")
 
 
-def access(opcode: str):
+def access(opcode: str) -> Callable[[Values, Memory, Instruction], None] | None:
     """What carries out `opcode` on values and memory, or None."""
     if found := _PARAMETER.fullmatch(opcode):
         type_ = found[1]
         return lambda values, memory, one: _load_parameter(values, memory, one, type_)
     if opcode in _ORDERS:
         return _ORDERS[opcode]
-    if _COPY.fullmatch(opcode):
-        return _copy
+    if found := _COPY.fullmatch(opcode):
+        n_bytes = _COPIED[found[1]]
+        return lambda values, memory, one: _copy(values, memory, one, n_bytes)
     found = _ACCESS.fullmatch(opcode)
     if found is None:
         return None
@@ -111,12 +115,12 @@ def _store(
     to.store(values.addresses(address), values.active, stored)
 
 
-def _copy(values: Values, memory: Memory, one: Instruction) -> None:
+def _copy(values: Values, memory: Memory, one: Instruction, n_bytes: int) -> None:
     to, source, size = one.operands
-    if size != Immediate(16):
+    if size != Immediate(n_bytes):
         raise Unknown("a copy of another size")
     words = memory.everywhere.load(
-        values.addresses(source), values.active, dtype_of("u32"), 4, constant=True
+        values.addresses(source), values.active, dtype_of("u32"), n_bytes // 4, constant=True
     )
     memory.copies.ask(values.addresses(to), values.active, words)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -17,6 +17,8 @@ from tq3.runtime.cuda.calls import Call
 
 # Below it the launch of a kernel waits until those ahead have ended.
 EARLY_FROM = 90
+# Of shared memory in a multiprocessor of sm_90.
+SHARED_BYTES = 228 << 10
 _TYPES = {torch.Tensor: "u64", type(None): "u64", int: "u32", float: "f32"}
 
 
@@ -38,8 +40,10 @@ class Device:
         architecture: str = "sm_80",
         text: Callable[[str, str], str] | None = None,
         processors: int = 1,
+        shared_bytes: int = SHARED_BYTES,
     ) -> None:
         self.architecture, self._text, self.processors = architecture, text, processors
+        self.shared_bytes = shared_bytes
         self.traffic: dict[str, list[dict[str, Traffic]]] = {}
         self.conflicts: dict[str, Conflicts] = {}
 
@@ -52,7 +56,9 @@ class Device:
         kernel, grid = self._load(call), call.grid
         name = call.instance.split("<", maxsplit=1)[0]
         early = call.early and int(self.architecture[3:]) >= EARLY_FROM
-        self.conflicts[name] = run(kernel, memory, parameters, grid, call.threads, early)
+        self.conflicts[name] = run(
+            kernel, memory, parameters, grid, call.threads, early, call.shared_bytes
+        )
         self.traffic[name] = memory.traffic
         for i, tensor in enumerate(tensors):
             _bytes(tensor)[:] = memory.content(i)
@@ -69,7 +75,9 @@ def _bytes(tensor: torch.Tensor) -> np.ndarray:
     return tensor.view(-1).view(torch.uint8).numpy()
 
 
-def _bits(argument, memory: Global, places) -> int:
+def _bits(
+    argument: torch.Tensor | int | float | None, memory: Global, places: Iterator[int]
+) -> int:
     if isinstance(argument, torch.Tensor):
         return memory.address(next(places))
     if argument is None:

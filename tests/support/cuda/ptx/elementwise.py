@@ -72,6 +72,10 @@ def _shift_right(a: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.where(count < 8 * a.itemsize, a >> _within(a, count), beyond)
 
 
+def _select(a: np.ndarray, b: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    return np.where(chosen, a, b)
+
+
 def _within(a: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.minimum(count, 8 * a.itemsize - 1).astype(a.dtype)
 
@@ -196,7 +200,7 @@ def _floats(table: dict[str, Operation]) -> None:
 
 def _choices_and_copies(table: dict[str, Operation]) -> None:
     for t in (*_INTEGERS, *_WORDS, "f32"):
-        table[f"selp.{t}"] = Operation(lambda a, b, p: np.where(p, a, b), t, (t, t, "pred"))
+        table[f"selp.{t}"] = Operation(_select, t, (t, t, "pred"))
         for name, compare in _COMPARISONS.items():
             if t not in _WORDS or name in ("eq", "ne"):
                 table[f"setp.{name}.{t}"] = Operation(compare, "pred", (t, t))

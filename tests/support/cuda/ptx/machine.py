@@ -35,10 +35,12 @@ def run(
     grid: Grid,
     threads: int,
     early: bool = False,
+    shared_bytes: int = 0,
 ) -> Conflicts:
     """Launch `grid` blocks of `threads`, whose number is a multiple of 32.
 
-    parameters: type and bits of each; early: maybe before the kernels ahead have ended
+    parameters: type and bits of each; early: maybe before the kernels ahead have ended;
+    shared_bytes: of a block, beside what the kernel declares
     """
     found = [type_ for type_, _ in parameters]
     if found != list(kernel.parameters.values()):
@@ -50,10 +52,10 @@ def run(
     with np.errstate(all="ignore"):
         for first in range(0, len(blocks), step):
             some = blocks[first : first + step]
-            some = _Blocks(kernel, memory, bits, grid, some, threads, early)
-            some.run()
-            conflicts.passes += some.memory.of_blocks.conflicts.passes
-            conflicts.ideal += some.memory.of_blocks.conflicts.ideal
+            together = _Blocks(kernel, memory, bits, grid, some, threads, early, shared_bytes)
+            together.run()
+            conflicts.passes += together.memory.of_blocks.conflicts.passes
+            conflicts.ideal += together.memory.of_blocks.conflicts.ideal
     return conflicts
 
 
@@ -67,9 +69,10 @@ class _Blocks:
         blocks: np.ndarray,
         threads: int,
         early: bool,
+        shared_bytes: int,
     ) -> None:
         self.kernel, self.blocks = kernel, len(blocks)
-        shared = Shared(len(blocks), kernel.shared_bytes, threads)
+        shared = Shared(len(blocks), kernel.shared_bytes + shared_bytes, threads)
         copies = Copies(shared, len(blocks) * threads)
         are_early = np.full(len(blocks) * threads, early)
         self.memory = Memory(memory, shared, copies, parameters, are_early)
@@ -140,7 +143,7 @@ class _Blocks:
         by_block = self.waiting.reshape(self.blocks, -1)
         if (by_block.any(1) & ~by_block.all(1)).any():
             raise Fault("a barrier to which some threads never come")
-        self.memory.of_blocks.barrier(by_block.all(1))
+        self.memory.of_blocks.barrier(np.all(by_block, axis=1))
         self.waiting[:] = False
 
 

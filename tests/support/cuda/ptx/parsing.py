@@ -86,6 +86,8 @@ _PARAMETER = re.compile(r"\.param\s+\.([usbf](?:32|64))(?:\s+\.ptr\s+\.align\s+\
 _LABEL = re.compile(r"([\w$]+):\s*")
 _STATEMENT = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 _SHARED = re.compile(r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]")
+# What a launch asks for, behind all else.
+_EXTERN = re.compile(r"\.extern\s+\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[\]")
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.DOTALL)
 # Assembly in a source may have a scope of its own; nothing in two of them has one name.
 _SCOPES = "{} \t\n"
@@ -94,13 +96,17 @@ _IN_BRACKETS = re.compile(r"([%\w$.]+)\s*(?:\+\s*(-?\w+))?")
 
 def parse(text: str) -> Kernel:
     """The one kernel of a module."""
-    entries = _ENTRY.findall(_COMMENT.sub("", text))
+    text = _COMMENT.sub("", text)
+    entries = _ENTRY.findall(text)
     if len(entries) != 1:
         raise Unknown(f"{len(entries)} kernels in a module, not one")
     ((name, parameters, _, body),) = entries
     kernel = Kernel(name, _parameters(parameters))
     for statement in body.split(";"):
         _read_statement(kernel, statement.strip())
+    for align, name in _EXTERN.findall(text):
+        kernel.shared_bytes = -(-kernel.shared_bytes // int(align)) * int(align)
+        kernel.shared[name] = kernel.shared_bytes
     return kernel
 
 

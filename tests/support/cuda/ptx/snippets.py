@@ -59,7 +59,9 @@ def compute(opcode: str, result: str, *sources: tuple[str, np.ndarray]) -> np.nd
     """One instruction of as many threads as there are values. sources: types and values, of which
     an integer of Python is written into the instruction; predicates are bool.
     """
-    text, operands, tensors = "", [], []
+    text = ""
+    operands: list[str] = []
+    tensors: list[np.ndarray] = []
     threads = max(len(values) for _, values in sources if not isinstance(values, int))
     for i, (type_, values) in enumerate(sources):
         if isinstance(values, int):

@@ -29,7 +29,7 @@ _SHUFFLES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def together(opcode: str):
+def together(opcode: str) -> Callable[[Values, Instruction], None] | None:
     """What carries out `opcode` on values, or None."""
     for mode in _SHUFFLES:
         if opcode == f"shfl.sync.{mode}.b32":

@@ -118,7 +118,7 @@ def _card(store: Store, commit: Commit) -> Any:
 
 
 def _tree(request: Handler, repo: Repo, argument: str, _: bytes) -> None:
-    revision, _, below = argument.partition("/")
+    revision, below = argument.partition("/")[::2]
     found = _commit(request, repo, revision)
     if found is None:
         return
