@@ -7,8 +7,8 @@ using Byte = std::uint8_t __attribute__((vector_size(kLanes)));
 
 constexpr std::size_t kSpread = 1024;  // codes that are bytes at one time; a multiple of eight
 
-// By way of F16, which has all fractions of E4M3, and exponents of its own for those that differ by
-// eight. The two NaN of E4M3 become one of F16, whose exponent is all ones.
+// By way of F16, which has the same fields, but wider ones and an exponent whose bias is larger by
+// eight: denormals need no care. Codes 7f and ff become NaN of F16, whose exponent is all ones.
 inline F e4m3_to_float(Half codes) {
     const Half magnitude = codes & 0x7f;
     const Half nan = (magnitude == 0x7f) & 0x7c00;
