@@ -3,6 +3,8 @@ packer that compressed-tensors define, and every backend beside the reference.""
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -154,7 +156,7 @@ def test_nothing_is_dequantized_to_nothing(backend):
         assert found.shape == (rows, columns)
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "codes of another width": ({"codes": np.zeros((4, 31), np.uint8)}, r"codes.shape.*\(4, 32\)"),
     "codes of another type": ({"codes": np.zeros((4, 32), np.int8)}, "codes.dtype.*uint8"),
     "codes with gaps": ({"codes": np.zeros((4, 64), np.uint8)[:, ::2]}, "codes.*contiguous"),
@@ -177,7 +179,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_arrays_that_do_not_fit_are_refused_with_what_was_expected(backend, wrong):
     change, message = WRONG[wrong]
-    arguments = {
+    arguments: dict[str, Any] = {
         "encoding": Encoding("nvfp4", 4, (1, 16), "F8_E4M3"),
         "codes": np.zeros((4, 32), np.uint8),
         "scales": np.zeros((4, 4), np.uint8),

@@ -30,6 +30,7 @@ from support.codec.matrices import (
 )
 from support.codec.quantised import ENCODINGS, dequantize, stretch
 from tq3.codec import quantised, reference, tables
+from tq3.codec.reference import Floats
 from tq3.format.quantised import Encoding
 from tq3.format.recipe import SCALES
 
@@ -86,23 +87,21 @@ class DrivenBackend:
         encoding: Encoding,
         codes: NDArray[np.uint8],
         scales: NDArray[Any],
-        out: NDArray[np.float32],
+        out: Floats,
         *,
         lines: NDArray[np.int64] | None = None,
         zero_points: NDArray[np.uint8] | None = None,
-        global_scale: NDArray[np.float32] | None = None,
+        global_scale: Floats | None = None,
     ) -> None:
-        has_global = encoding.kind == "nvfp4"
+        lines = np.arange(len(out)) if lines is None else lines
         zeros = b"" if zero_points is None else zero_points.tobytes()
         factors = np.ones(len(out), np.float32) if global_scale is None else global_scale
-        lines = np.arange(len(out)) if lines is None else lines
         data = lines.tobytes() + factors.tobytes() + scales.tobytes() + zeros + codes.tobytes()
-        more = [CODES[encoding.kind], encoding.bits, SCALE_TYPES[encoding.scale_dtype]]
-        more += [has_global * (1 + encoding.is_divided), encoding.block[1]]
-        more += [scales.nbytes, len(zeros)]
-        shape = out.shape[0], out.shape[1]
-        asked = self._ask(DEQUANTIZE, 2, 32, shape, "F32", "F32", data, [out], more=more)
-        out[:] = asked[0].view(np.float32).reshape(out.shape)
+        joined = 0 if global_scale is None else 1 + encoding.is_divided
+        more = [CODES[encoding.kind], encoding.bits, SCALE_TYPES[encoding.scale_dtype], joined]
+        more += [encoding.block[1], scales.nbytes, len(zeros)]
+        answer, _ = self._ask(DEQUANTIZE, 2, 32, out.shape, "F32", "F32", data, [out], more=more)
+        out[:] = answer.view(np.float32).reshape(out.shape)
 
     def _ask(
         self,

@@ -39,7 +39,9 @@ def stretch(
     lines = (first + np.arange(rows)) // encoding.block[0]
     grid = int(lines.max(initial=0)) + 1, encoding.grid(1, columns)[1]
     words = SCALE_TYPE[encoding.scale_dtype]
-    scales = np.frombuffer(rng.bytes(grid[0] * grid[1] * np.dtype(words).itemsize), words)
+    scales: NDArray[Any] = np.frombuffer(
+        rng.bytes(grid[0] * grid[1] * np.dtype(words).itemsize), words
+    )
     others: dict[str, Any] = {"lines": lines}
     if encoding.has_zero_points:
         others["zero_points"] = rng.integers(0, 1 << encoding.bits, grid, np.uint8)

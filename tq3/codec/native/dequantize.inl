@@ -7,8 +7,8 @@ using Byte = std::uint8_t __attribute__((vector_size(kLanes)));
 
 constexpr std::size_t kSpread = 1024;  // codes that are bytes at one time; a multiple of eight
 
-// By way of F16, which has all fractions of E4M3, and exponents of its own for those that differ by
-// eight. The two NaN of E4M3 become one of F16, whose exponent is all ones.
+// By way of F16, which has the same fields, but wider ones and an exponent whose bias is larger by
+// eight: denormals need no care. Codes 7f and ff become NaN of F16, whose exponent is all ones.
 inline F e4m3_to_float(Half codes) {
     const Half magnitude = codes & 0x7f;
     const Half nan = (magnitude == 0x7f) & 0x7c00;
@@ -59,11 +59,15 @@ inline std::uint64_t spread_eight(std::uint64_t x) {
 // `count` codes from the beginning of `from`, of which `bytes` may be read. (count + 7) / 8 * 8
 // bytes of `to` are written.
 template <int bits>
-void spread(const std::uint8_t* from, std::size_t bytes, std::size_t count, std::uint8_t* to) {
+void spread(const std::uint8_t* __restrict from, std::size_t bytes, std::size_t count,
+            std::uint8_t* __restrict to) {
+    // Eight codes of four bits are a word, which compilers take several of at one time.
+    using Word = std::conditional_t<bits == 4, std::uint32_t, std::uint64_t>;
     const std::size_t eights = (count + 7) / 8;
+    const std::size_t readable = bytes < sizeof(Word) ? 0 : (bytes - sizeof(Word)) / bits + 1;
+    const std::size_t whole = eights < readable ? eights : readable;
     std::size_t i = 0;
-    for (; i < eights && i * bits + 8 <= bytes; ++i)
-        store(to + 8 * i, spread_eight<bits>(load<std::uint64_t>(from + i * bits)));
+    for (; i < whole; ++i) store(to + 8 * i, spread_eight<bits>(load<Word>(from + i * bits)));
     for (; i < eights; ++i) {
         std::uint64_t last = 0;
         const std::size_t left = bytes - i * bits;

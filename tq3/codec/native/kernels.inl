@@ -8,6 +8,7 @@
 // no inline function of the standard library: the linker keeps one copy of those, and it may be the
 // one with the wrong instructions.
 
+#include <type_traits>
 #include <utility>
 
 #include "float_environment.h"
