@@ -234,11 +234,11 @@ def unreachable_target(plan: Plan, recipe: Recipe) -> str | None:
     widths = recipe.widths
     if not widths:
         return None
-    main = main_dtype(task.sources[0].info for task in plan.tasks)
+    main = main_dtype(task.sources[0].nominal for task in plan.tasks)
     allowed = [
         task
         for task in plan.tasks
-        if task.layout or may_compress(task.sources[0].info, recipe, main)
+        if task.layout or may_compress(task.sources[0].nominal, recipe, main)
     ]
     if not all(_is_widest(task, widths, only=bool(recipe.only)) for task in allowed):
         return None
