@@ -32,7 +32,7 @@ from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import describe, describe_plan
 from tq3.pipelines.description import Description
 from tq3.pipelines.machine import check_workers
-from tq3.pipelines.opening import open_source
+from tq3.pipelines.opening import open_source, options_of_both
 from tq3.pipelines.restore import restore_checkpoint
 from tq3.publication.result import Publication
 from tq3.storage.selection import Selection
@@ -53,6 +53,7 @@ def compress(
     source: a folder, or as a text the id of a repository on the Hub
     recipe: a `Recipe`, which then has all the options of one, or the name or file of widths by role
     on_event: hears of the progress
+    options: see `tq3.format.options.CompressKeywords`
 
     After an error `out` has no checkpoint, and the same call goes on from what was done.
     """
@@ -72,8 +73,9 @@ def compress(
 def preview(source: StrPath, **options: Unpack[CompressKeywords]) -> Description:
     """What compress would write: every tensor's fate and reason, shards, bytes, peak memory.
 
-    Takes the options of `compress`, of which those of a run change nothing, and raises what
-    `compress` would. Reads headers only.
+    options: those of `compress`, of which those of a run change nothing
+
+    Raises what `compress` would. Reads headers only.
     """
     get_backend(options.get("backend"))
     selection = Selection.of(options.get("also"), options.get("without"))
@@ -93,6 +95,7 @@ def inspect(path: StrPath, **options: Unpack[InspectKeywords]) -> Description:
     """What the TQ3 checkpoint `path` holds, or what compress would make of any other one.
 
     path: a folder, or as a text the id of a repository on the Hub
+    options: see `tq3.format.options.InspectKeywords`
 
     Reads headers only. Raises UsageError for options of a recipe where nothing is to be compressed.
     """
@@ -120,6 +123,8 @@ def restore(
 ) -> Report:
     """Decode the TQ3 checkpoint `path` into an ordinary checkpoint in the new folder `out`.
 
+    options: see `tq3.format.options.RestoreKeywords`
+
     Repositories, events and errors as in `compress`.
     """
     shard_size = options.get("max_shard_size")
@@ -142,16 +147,18 @@ def verify(
     """Whether the TQ3 checkpoint `path` is sound; with `source` its weights beside the original's.
 
     path: a folder, or as a text the id of a repository on the Hub
+    options: see `tq3.format.options.VerifyKeywords`
 
     What is wrong is in the answer's `faults`; errors are raised for what isn't there or can't be
     listed, and for a source that can't be read.
     """
+    hub, source_hub = options_of_both(path, options.get("source"), options)
     run = verify_checkpoint(
         path,
         source=options.get("source"),
         structure=options.get("structure", False),
-        hub=HubOptions(**only(HubKeywords, options)),
-        source_hub=HubOptions(revision=options.get("source_revision")),
+        hub=hub,
+        source_hub=source_hub,
         **only(MachineKeywords, options),
     )
     return follow(run, on_event)
@@ -169,6 +176,7 @@ def push(
     """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub.
 
     yes: make a copy public although its source is gated, private or not for commercial use
+    options: see `tq3.format.options.PushKeywords`
     """
     from tq3.publication.push import push_checkpoint  # noqa: PLC0415  others need no Hub
 

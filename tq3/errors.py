@@ -63,7 +63,7 @@ class UsageError(Tq3Error):
 
 
 class BadInput(Tq3Error):
-    """What was read: damaged, contradictory, already quantised, not finite."""
+    """What was to be read: not there, damaged, contradictory, already quantised, not finite."""
 
     exit_code = 3
 

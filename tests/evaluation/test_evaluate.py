@@ -168,7 +168,7 @@ def test_the_built_in_text_is_long_enough_to_say_something():
     [
         ({"tokens": 1}, "--tokens is 1"),
         ({"context": 1}, "--context is 1"),
-        ({"dtype": "int8"}, "--dtype is 'int8'.*bfloat16, float16, float32"),
+        ({"dtype": "int8"}, "dtype is 'int8'.*bfloat16, float16, float32"),
     ],
 )
 def test_impossible_options_are_refused(pair, options, message):

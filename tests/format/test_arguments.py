@@ -76,14 +76,14 @@ def test_every_option_of_another_type_is_refused_by_its_name(function, name):
         with pytest.raises(UsageError) as caught:
             function(**{**required, name: value})
         told = str(caught.value)
-        assert told.startswith((f"{name} is ", f"--{name.replace('_', '-')} is ")), told
+        assert told.startswith(f"{name} is "), told
         assert "(expected " in told
 
 
 @pytest.mark.parametrize("settings", [Recipe, RunOptions, HubOptions])
 def test_settings_check_every_field(settings):
     for field in fields(settings):
-        with pytest.raises(UsageError, match=f"^--{field.name.replace('_', '-')} is "):
+        with pytest.raises(UsageError, match=f"^{field.name} is "):
             settings(**{field.name: object()})
 
 
@@ -107,11 +107,33 @@ def test_numbers_of_numpy_are_numbers_and_collections_are_sequences(tmp_path):
 
 @pytest.mark.parametrize("bits", [3.0, "3", True, None])
 def test_a_width_is_a_whole_number(bits):
-    with pytest.raises(UsageError, match=r"--bits is .* \(expected one of 2, 3, 4\)"):
+    with pytest.raises(UsageError, match=r"^bits is .* \(expected one of 2, 3, 4\)"):
         Recipe(bits=bits)
 
 
-def test_an_argument_that_is_not_there_stays_a_type_error_of_python():
+def test_a_signature_shows_the_defaults_that_hold():
+    for function in (tq3.compress, tq3.restore):
+        parameters = inspect.signature(function).parameters
+        for settings in (RunOptions(), HubOptions()):
+            for name in {field.name for field in fields(settings)} & set(parameters):
+                assert parameters[name].default == getattr(settings, name), name
+    assert inspect.signature(tq3.compress).parameters["equalize"].default is Recipe().equalize
+    assert inspect.signature(tq3.restore).parameters["dtype"].default == "bfloat16"
+
+
+def test_what_is_expected_is_said_as_one_says_it():
+    with pytest.raises(UsageError, match=r"expected a string, several strings or None\)$"):
+        tq3.compress("in", "out", keep=3)  # type: ignore[arg-type]
+
+
+def test_a_keyword_that_is_none_is_told_beside_the_nearest_one():
+    with pytest.raises(TypeError, match=r"^compress\(\) got .* 'bit'; did you mean 'bits'\?$"):
+        tq3.compress("in", "out", bit=4)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^compress\(\) missing .* 'out'$"):
+        tq3.compress("in")  # type: ignore[call-arg]
+
+
+def test_an_argument_that_is_not_there_is_a_type_error_as_in_python():
     @of_its_types
     def double(number: int) -> int:
         """Twice as much."""

@@ -61,8 +61,8 @@ CONFLICTS = {
     "sensitive bits and a head": ({"sensitive_bits": 4, "lm_head": 4}, "--sensitive-bits"),
     "two targets": ({"target_size": 1, "target_bpw": 3.4}, "give one of them"),
     "a target of one width": ({"recipe": "native", "target_bpw": 3.4}, "nothing to choose"),
-    "a head of 5 bits": ({"lm_head": 5}, "--lm-head is 5"),
-    "embeddings of 16 bits": ({"embeddings": 16}, "--embeddings is 16"),
+    "a head of 5 bits": ({"lm_head": 5}, "lm_head is 5"),
+    "embeddings of 16 bits": ({"embeddings": 16}, "embeddings is 16"),
     "a size that is none": ({"target_size": "big"}, "not a size"),
 }
 

@@ -56,10 +56,14 @@ def test_a_public_repository_does_not_pass_for_a_private_one(hub, api, out):
     assert remote(hub) == {}
 
 
-@pytest.mark.parametrize("name", ["a b/c", "a/b/c", "acme/x--y"])
-def test_a_name_that_no_repository_can_have_is_one_sentence(hub, out, name):
-    with pytest.raises(NetworkError, match="no repository has such a name"):
+@pytest.mark.parametrize("name", ["a b/c", "a/b/c", "acme/x--y", "a b", ""])
+def test_a_name_that_no_repository_can_have_is_refused_before_a_request(hub, out, name):
+    seen = len(hub.trace())
+    with pytest.raises(UsageError, match="no repository has such a name"):
         tq3.push(out, name)
+    with pytest.raises(UsageError, match="no repository has such a name"):
+        tq3.make_card(out, name)
+    assert len(hub.trace()) == seen
 
 
 def test_a_name_alone_is_one_of_the_users(hub, api, out):

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from support.dequantization.quantised import around, fp4, fp8
 from support.factories import (
     contents,
@@ -24,13 +26,31 @@ from tq3.errors import BadInput, NetworkError, StorageError, UsageError
 from tq3.events import Progress
 from tq3.format.config import parse_tq_config, stand_in
 from tq3.format.recipe import Recipe
+from tq3.format.repositories import is_repository_name
 from tq3.format.weight_files import SINGLE
 from tq3.hub.cache import needed
 from tq3.hub.options import HubOptions
-from tq3.pipelines.opening import is_repository_id
+from tq3.pipelines.opening import is_repository_id, options_of_both
 
 MODEL = "some-org/some-model"
 LAYERS = 4
+NAMES = (
+    *(
+        "a",
+        "a/b",
+        "_a/b_",
+        "a.b/c-d",
+        "a" * 96,
+        "a" * 96 + "/b",
+        "é",
+        "a/b/c",
+        "a b",
+        "",
+        "/",
+        "a/",
+    ),
+    *("-a", "a-", ".a", "a.", "a--b", "a..b", "a.git", "a.git/b", "a" * 97, "a/" + "b" * 97, "a\n"),
+)
 IMPATIENT = HubOptions(patience_seconds=0.3, first_wait_seconds=0.01, longest_wait_seconds=0.05)
 
 
@@ -227,6 +247,33 @@ def test_where_all_is_in_the_hub_cache_no_network_binds(hub, tmp_path):
     assert {event.rates for event in events if isinstance(event, Progress)} == {None}
 
 
+def test_a_download_beside_a_folder_fetches_the_other(hub, models, tmp_path):
+    tq3.compress(MODEL, tmp_path / "out")
+    cache = Path(constants.HF_HUB_CACHE, f"models--{MODEL.replace('/', '--')}")
+    assert not list(cache.rglob("*.safetensors"))
+    assert tq3.verify(tmp_path / "out", source=MODEL, download=True).ok
+    assert list(cache.rglob("*.safetensors"))
+    for source in (None, models / MODEL):
+        with pytest.raises(UsageError, match="out: --revision and --download are for"):
+            tq3.verify(tmp_path / "out", source=source, download=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "fetched"),
+    [
+        ("a/b", "c/d", (True, True)),
+        ("a/b", "./d", (True, False)),
+        ("./b", "c/d", (False, True)),
+        ("./b", "./d", (True, False)),  # and is refused
+        ("a/b", None, (True, False)),
+    ],
+)
+def test_a_download_is_of_every_repository_that_is_named(path, source, fetched):
+    found = options_of_both(path, source, {"download": True, "source_revision": "v1"})
+    assert tuple(each.download for each in found) == fetched
+    assert tuple(each.revision for each in found) == (None, "v1")
+
+
 def test_a_download_that_fails_is_begun_again(hub, snapshot, tmp_path):
     hub.control(fail={"GET /cdn/": [503, 1], "HEAD .*/resolve/": [503, 1]})
     options = HubOptions(download=True, first_wait_seconds=0.01)
@@ -300,6 +347,16 @@ def test_ids_are_told_from_paths(tmp_path, monkeypatch):
         assert is_repository_id(name), name
     for name in ("org", ".", "..", "a/", "/a", "./a", "../a", "a/b/c", "~/a", "a b", "a/.b", ""):
         assert not is_repository_id(name), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_a_repositorys_where_huggingface_hub_says_so(name):
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        assert not is_repository_name(name)
+    else:
+        assert is_repository_name(name)
 
 
 def test_a_run_on_the_hub_refuses_to_write_less_than_it_can(hub, tmp_path, monkeypatch):

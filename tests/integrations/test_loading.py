@@ -80,17 +80,15 @@ def test_a_saved_folder_loads_without_tq_config(llama, published, tmp_path, whic
 
 
 def test_what_is_no_tq3_checkpoint_is_said_in_a_sentence(llama, tmp_path):
-    with pytest.raises(UsageError, match="no-such: no such folder; give a folder that"):
+    with pytest.raises(BadInput, match="no-such: no such folder; give a folder that"):
         tq3.load(tmp_path / "no-such")
-    with pytest.raises(UsageError, match="~/no-such: no such folder; give os.path.expanduser"):
+    with pytest.raises(BadInput, match="~/no-such: no such folder; give os.path.expanduser"):
         tq3.load("~/no-such")
-    with pytest.raises(
-        UsageError, match=r"config.json: a file \(expected its folder\); give .*tq3$"
-    ):
+    with pytest.raises(BadInput, match=r"config.json: a file \(expected its folder\); give .*tq3$"):
         tq3.load(llama.compressed / "config.json")
-    with pytest.raises(UsageError, match="not a checkpoint .*expected config.json"):
+    with pytest.raises(BadInput, match="not a checkpoint .*expected config.json"):
         tq3.load(tmp_path)
-    with pytest.raises(UsageError, match="source: not a TQ3 checkpoint .*tq_config.json"):
+    with pytest.raises(BadInput, match="source: not a TQ3 checkpoint .*tq_config.json"):
         tq3.load(llama.source)
     with pytest.raises(UsageError, match="device or device_map"):
         tq3.load(llama.compressed, device="cpu", device_map="auto")

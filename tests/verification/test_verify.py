@@ -129,7 +129,7 @@ PROVOKED = {
         "one",
         False,
         set_key("tq_config.json", "tq3.recipe.scale", "best"),
-        "--scale is 'best'",
+        "scale is 'best'",
     ),
     "TQ103 format": ("one", False, set_key("tq_config.json", "format", "tq9"), "found tq9"),
     "TQ104": ("one", False, write(CONFIG, "[]"), "not a JSON object"),

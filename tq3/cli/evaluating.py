@@ -15,7 +15,7 @@ from tq3.errors import UsageError
 from tq3.events import follow
 from tq3.format.arguments import Unpack
 from tq3.format.options import BesideKeywords, FloatDtype
-from tq3.hub.options import HubOptions
+from tq3.pipelines.opening import options_of_both
 
 _PACKAGES = ("accelerate", "matplotlib", "safetensors", "torch", "transformers")
 
@@ -87,6 +87,8 @@ def evaluate(
             plotting.check_file(plot)
         saving = _part("saving") if save else None
         checkpoint = saving.check_folder(path) if saving else None
+        options["show_download"] = screen.draws
+        hub, source_hub = options_of_both(path, source, options)
         run = evaluation.evaluate(
             path,
             source,
@@ -96,12 +98,8 @@ def evaluate(
             dtype=dtype,
             by_class=by_class,
             bos=bos,
-            hub=HubOptions(revision=options.get("revision")),
-            source_hub=HubOptions(
-                revision=options.get("source_revision"),
-                download=options.get("download", False),
-                show_download=screen.draws,
-            ),
+            hub=hub,
+            source_hub=source_hub,
         )
         evaluated = follow(run, screen.watch())
         screen.evaluation(evaluated, of_evaluation(evaluated))

@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import cache, wraps
 from numbers import Real
 from typing import (
@@ -36,12 +37,12 @@ Kind = TypeVar("Kind")
 _WORDS: dict[object, str] = {
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     bool: "True or False",
     type(None): "None",
     os.PathLike: "a path",
-    Sequence: "several texts",
-    tuple: "a tuple of texts",
+    Sequence: "several strings",
+    tuple: "a tuple of strings",
     Callable: "a function",
 }
 
@@ -53,7 +54,8 @@ class _Unfit(Exception):
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     """The signature of a function, its `**options: Unpack[TypedDict]` taken apart into keywords.
 
-    Their default is None, or `...` for those that can't be None: what is not given is not passed.
+    Their default is None, or for those that can't be None what their `Option` says, or False. It is
+    for readers: what is not given is not passed.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -67,7 +69,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=None if type(None) in members(_bare(each)) else ...,
+                default=_default(each),
                 annotation=each,
             )
             for name, each in get_type_hints(keywords, include_extras=True).items()
@@ -86,12 +88,13 @@ def of_its_types(function: Callable[P, Result]) -> Callable[P, Result]:
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Result:
-        bound = signature.bind(*args, **kwargs)  # its TypeErrors are Python's own
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            hint = _nearest(kwargs, signature.parameters)
+            raise TypeError(f"{function.__name__}() {error}{hint}") from None
         for name, value in bound.arguments.items():
-            parameter = signature.parameters[name]
-            is_option = parameter.default is not inspect.Parameter.empty
-            shown = f"--{name.replace('_', '-')}" if is_option else name
-            bound.arguments[name] = _as(parameter.annotation, value, shown)
+            bound.arguments[name] = _as(signature.parameters[name].annotation, value, name)
         return function(*bound.args, **bound.kwargs)
 
     checked.__signature__ = signature  # type: ignore[attr-defined]
@@ -103,7 +106,7 @@ def check_fields(settings: Any) -> None:
     kinds = _field_types(settings.__class__)
     for field in fields(settings):
         value = getattr(settings, field.name)
-        found = _as(kinds[field.name], value, f"--{field.name.replace('_', '-')}")
+        found = _as(kinds[field.name], value, field.name)
         if found is not value:
             object.__setattr__(settings, field.name, found)
 
@@ -124,6 +127,21 @@ def _field_types(dataclass: type) -> dict[str, Any]:
     return get_type_hints(dataclass)
 
 
+def _default(kind: Any) -> Any:
+    """The default of a keyword of this type, as its function's signature shows it."""
+    if type(None) in members(_bare(kind)):
+        return None
+    shapes = getattr(kind, "__metadata__", ())
+    return next((one.default for one in shapes if one.default is not None), False)
+
+
+def _nearest(given: Iterable[str], known: Iterable[str]) -> str:
+    """The end of a sentence on a keyword that is none: the one that was meant, where it is near."""
+    names = list(known)
+    wrong = next((name for name in given if name not in names), "")
+    return "".join(f"; did you mean {near!r}?" for near in get_close_matches(wrong, names, 1))
+
+
 def _bare(kind: Any) -> Any:
     """A type without what `Annotated` adds to it."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
@@ -140,7 +158,8 @@ def _as(kind: Any, value: Any, name: str) -> Any:
             return fit(member, value)
         except _Unfit:
             continue
-    expected = " or ".join(dict.fromkeys(map(_expected, kinds)))
+    *first, last = dict.fromkeys(map(_expected, kinds))
+    expected = f"{', '.join(first)} or {last}" if first else last
     raise UsageError(f"{name} is {value!r}", expected=expected)
 
 

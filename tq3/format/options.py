@@ -37,14 +37,14 @@ class Option:
     text: what it does; panel: one of PANELS
     metavar: what stands for its value
     name: of the option, where it is not the keyword's
-    default: what happens without it, where no field of its name says so
+    default: what happens without it: in words where no field of its name says so, or True
     """
 
     text: str
     panel: str = FIRST
     metavar: str | None = None
     name: str | None = None
-    default: str | None = None
+    default: str | bool | None = None
 
     def flag(self, keyword: str) -> str:
         """The option of this keyword: `--lm-head` of `lm_head`."""
@@ -162,7 +162,9 @@ class MachineKeywords(TypedDict, total=False):
 class RunKeywords(MachineKeywords, total=False):
     """How a run that writes a folder is carried out: `RunOptions`."""
 
-    resume: Annotated[bool, Option("Continue an unfinished run in OUT, or start anew.", RUN)]
+    resume: Annotated[
+        bool, Option("Continue an unfinished run in OUT, or start anew.", RUN, default=True)
+    ]
     overwrite: Annotated[
         bool,
         Option(
@@ -202,7 +204,8 @@ class HubKeywords(RevisionKeywords, total=False):
     """How a repository is read: `tq3.hub.options.HubOptions`."""
 
     download: Annotated[
-        bool, Option("Fetch a repository into the Hub cache first, and read that.", RUN)
+        bool,
+        Option("Fetch each repository that is named into the Hub cache first, and read that.", RUN),
     ]
     show_download: bool
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from tq3.errors import BadInput
+from tq3.format.repositories import is_repository_name
 
 # Finds what huggingface_hub finds; one line end each, or a card of empty lines would take for ever.
 _BLOCK = re.compile(r"\s*---[\r\n](.*?)[\r\n]---(?:\r\n|\r|\n|$)", re.DOTALL)
@@ -70,11 +69,7 @@ def metadata_block(metadata: Metadata) -> str:
 
 def is_model_id(text: str) -> bool:
     """Whether this names a repository as ORGANISATION/NAME."""
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return "/" in text
+    return "/" in text and is_repository_name(text)
 
 
 def _is_text(value: Any) -> bool:

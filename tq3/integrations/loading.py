@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.recognition import ALIAS, METHOD
+from tq3.format.repositories import is_repository_name
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def load(
     dtype: of activations and kept weights, by default the one that config.json names
     options: as for from_pretrained of the class that config.json names; with
     `output_loading_info=True` a pair is returned, as from there: the model, and what it tells
-    Raises UsageError or BadInput for what is no TQ3 checkpoint, or where a package is missing.
+    Raises BadInput for what is no TQ3 checkpoint, UsageError where a package is missing.
     """
     transformers, integration = _hosts()
     if device is not None and "device_map" in options:
@@ -105,20 +105,20 @@ def _from_pretrained(kind: Any, name: str, options: dict[str, Any]) -> tuple[Any
 
 def _check_folder(name: str, folder: Path) -> None:
     """Refuse what is neither a folder with a config.json nor can be an id."""
-    may_be_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not Path(name).exists()
+    may_be_id = is_repository_name(name) and not Path(name).exists()
     if may_be_id or (folder / "config.json").is_file():
         return
     details: dict[str, Any] = {"file": folder, "fix": "give a folder that `tq3 compress` wrote"}
     if folder.is_file():
-        raise UsageError("a file", file=folder, expected="its folder", fix=f"give {folder.parent}")
+        raise BadInput("a file", file=folder, expected="its folder", fix=f"give {folder.parent}")
     if name.startswith("~"):
         details["fix"] = "give os.path.expanduser(path): only a shell puts your home in its place"
     if not folder.is_dir():
-        raise UsageError("no such folder", **details)
+        raise BadInput("no such folder", **details)
     if (folder / "tq_config.json").is_file():
         details["fix"] = "fetch the checkpoint again, or config.json from its source"
         raise BadInput("a checkpoint without its config.json", **details)
-    raise UsageError("not a checkpoint", expected="config.json and tq_config.json", **details)
+    raise BadInput("not a checkpoint", expected="config.json and tq_config.json", **details)
 
 
 def _config(transformers: Any, name: str, finding: dict[str, Any]) -> PreTrainedConfig:

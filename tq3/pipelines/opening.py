@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,21 +10,20 @@ from typing import TYPE_CHECKING
 
 from tq3.errors import BadInput, NetworkError, UsageError
 from tq3.format.files import Source
-from tq3.format.options import StrPath
+from tq3.format.options import BesideKeywords, StrPath
+from tq3.format.repositories import is_repository_name
 from tq3.hub.options import HubOptions
 from tq3.storage.local import LocalFiles
 
 if TYPE_CHECKING:
     from tq3.hub.files import HubFiles
 
-_WORD = r"[A-Za-z0-9](?:[\w.-]*\w)?"
-_ID = re.compile(rf"{_WORD}(?:/{_WORD})?", re.ASCII)
 FOLDER = HubOptions()
 
 
 def is_repository_id(source: StrPath) -> bool:
     """Whether this text (no path object) is NAME or ORGANISATION/NAME, and nothing is there."""
-    return isinstance(source, str) and bool(_ID.fullmatch(source)) and not os.path.lexists(source)
+    return isinstance(source, str) and is_repository_name(source) and not os.path.lexists(source)
 
 
 @contextmanager
@@ -52,6 +50,24 @@ def open_source(source: StrPath, options: HubOptions = FOLDER) -> Iterator[Sourc
         )
     with LocalFiles(source) as files:
         yield files
+
+
+def options_of_both(
+    path: StrPath, source: StrPath | None, options: BesideKeywords
+) -> tuple[HubOptions, HubOptions]:
+    """How `path` is read and how `source`, of which a download is for those on the Hub.
+
+    Where neither is there, it is for `path`, so that `open_source` refuses it.
+    """
+    fetched = FOLDER
+    if options.get("download"):
+        fetched = HubOptions(download=True, show_download=options.get("show_download", False))
+    elsewhere = source is not None and is_repository_id(source)
+    here = is_repository_id(path) or not elsewhere
+    return (
+        replace(fetched if here else FOLDER, revision=options.get("revision")),
+        replace(fetched if elsewhere else FOLDER, revision=options.get("source_revision")),
+    )
 
 
 def _asks_the_hub(options: HubOptions) -> bool:

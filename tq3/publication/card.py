@@ -16,6 +16,7 @@ from tq3.format.files import CONFIG, read_object
 from tq3.format.options import StrPath
 from tq3.format.quality import quality_rows, read_quality
 from tq3.format.recipe import Recipe
+from tq3.format.repositories import check_repository_name
 from tq3.hub.metadata import is_model_id, make_metadata, metadata_block, read_metadata
 from tq3.pipelines.describe import describe
 from tq3.pipelines.description import Description
@@ -64,9 +65,11 @@ def make_card(
     base_model: what it was made from, as ORGANISATION/NAME; where None, what compress recorded
     template: a file to use instead of ours. Raises BadInput, UsageError or StorageError.
     """
+    if repo_id is not None:
+        check_repository_name(repo_id)
     with LocalFiles(path) as files:
         facts = gather_facts(files, base_model)
-        name = repo_id or files.folder.resolve().name
+        name = repo_id if repo_id is not None else files.folder.resolve().name
         return write_card(facts, name, Path(template) if template else None)
 
 

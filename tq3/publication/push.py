@@ -18,6 +18,7 @@ from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.arguments import of_its_types
 from tq3.format.options import StrPath
+from tq3.format.repositories import check_repository_name
 from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
 from tq3.hub.sharing import look_up, reasons_to_ask
 from tq3.publication.card import CardFacts, gather_facts, write_card
@@ -65,6 +66,7 @@ def push_checkpoint(
     does not let happen, UsageError, BadInput or StorageError. A push that ended early is completed
     by the same push: what was uploaded is not sent again.
     """
+    check_repository_name(repo_id)
     if revision == "":
         raise UsageError("--revision is empty", fix="name a branch")
     if create_pr and revision:

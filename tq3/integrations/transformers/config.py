@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tq3.errors import BadInput, UsageError
+from tq3.errors import BadInput
 from tq3.format.config import FILE_NAME, FORMAT, group_of, parse_tq_config
 from tq3.format.recognition import METHOD, QUANTIZATION_CONFIG, quantization_config
 
@@ -46,7 +46,7 @@ class Tq3Config(QuantizationConfigMixin):
         try:
             path = cached_file(folder, FILE_NAME, **options)
         except OSError as error:
-            raise UsageError(
+            raise BadInput(
                 "not a TQ3 checkpoint",
                 file=folder,
                 expected=f"{FILE_NAME}, or quantization_config in config.json",
