@@ -1,7 +1,7 @@
 """Weights a second of every backend, as a share of copying the same bytes, on this machine.
 
     python scripts/bench_codec.py [--gib 1] [--rounds 5] [--backends avx2,numpy]
-                                   [--scale search] [--torch]
+                                   [--scale search] [--torch | --sources]
 
 What is compared runs interleaved, one after the other in each round, and the median counts. The
 source is larger than any cache (--gib); numpy and torch, which are slow, get a slice of it.
@@ -9,6 +9,9 @@ source is larger than any cache (--gib); numpy and torch, which are slow, get a 
 "Moved" are the bytes read and written: the weights, the codes and the norms. "Of memcpy" is that
 over the bytes which np.copyto reads and writes in the same time, with as many threads, on the same
 matrix. Two threads share the rows of one matrix.
+
+--sources: weights of quantised sources to float32, four MiB of them at one time, as a run decodes
+them. "Of memcpy" is there, too, over bytes read and written: codes, scales and floats.
 """
 
 from __future__ import annotations
@@ -29,11 +32,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tq3.codec import reference, tables
-from tq3.codec.backend import WORD_TYPE, Backend, available_backends, get_backend
+from tq3.codec.backend import Backend, available_backends, get_backend
+from tq3.codec.quantised import SCALE_TYPE
+from tq3.codec.reference import WORD_TYPE
+from tq3.format.quantised import Encoding
 from tq3.format.recipe import SCALES
 
 COLS, GROUP = 4096, 128
 SLOW_WEIGHTS = 1 << 22
+SOURCE_ROWS = 256  # decoded at one time
+ENCODINGS = {
+    "FP8, row": Encoding("e4m3", 8, (1, COLS), "F32"),
+    "FP8, 128 x 128": Encoding("e4m3", 8, (128, 128), "F32"),
+    "FP8, 1 x 32": Encoding("e4m3", 8, (1, 32), "U8"),
+    "FP4, 1 x 32": Encoding("e2m1", 4, (1, 32), "U8"),
+    "NVFP4 of ModelOpt": Encoding("nvfp4", 4, (1, 16), "F8_E4M3"),
+    "NVFP4, divided": Encoding("nvfp4", 4, (1, 16), "F8_E4M3", is_divided=True),
+    "INT4, 1 x 32": Encoding("packed_int", 4, (1, 32), "BF16"),
+    "INT3, 1 x 128": Encoding("packed_int", 3, (1, 128), "BF16"),
+    "INT8, row": Encoding("packed_int", 8, (1, COLS), "BF16"),
+}
 Task = Callable[[], Any]
 
 
@@ -148,6 +166,42 @@ def report(
     )
 
 
+def bench_sources(names: Sequence[str], n_bytes: int, rounds: int) -> None:
+    """Each encoding through each backend; `n_bytes` of float32, a stretch after the other."""
+    stretches = max(1, n_bytes // (SOURCE_ROWS * COLS * 4))
+    out, other = (np.ones((SOURCE_ROWS, COLS), np.float32) for _ in range(2))
+    rng = np.random.default_rng(0)
+    for label, encoding in ENCODINGS.items():
+        shape = stretches, SOURCE_ROWS, encoding.row_bytes(COLS)
+        codes = rng.integers(0, 126, shape, np.uint8)  # none of them is NaN in E4M3
+        lines = np.arange(SOURCE_ROWS) // encoding.block[0]
+        words = SCALE_TYPE[encoding.scale_dtype]
+        grid = int(lines[-1]) + 1, encoding.grid(1, COLS)[1]
+        one = {1: 0x38, 2: 0x3C00, 4: 0x3F800000}[np.dtype(words).itemsize]
+        scales: NDArray[Any] = np.full(grid, one, words)
+        factors = np.ones(SOURCE_ROWS, np.float32) if encoding.kind == "nvfp4" else None
+
+        def decode(name: str, e: Encoding = encoding, c: Any = codes, s: Any = scales) -> None:
+            backend = get_backend(name)
+            for stretch in c[: 1 if name == "numpy" else None]:
+                backend.dequantize(e, stretch, s, out, lines=lines, global_scale=factors)  # noqa: B023
+
+        tasks: dict[Any, Task] = {"memcpy": lambda: np.copyto(out, other)}
+        tasks |= {name: partial(decode, name) for name in names}
+        seconds = medians(tasks, rounds)
+        copied = out.nbytes * 2 / seconds["memcpy"]
+        for name in names:
+            each = seconds[name] / (1 if name == "numpy" else stretches)
+            source = codes[0].nbytes + scales.nbytes
+            moved = (source + out.nbytes) / each
+            print(
+                f"{name:9} {label:18} {out.size / each / 1e9:7.3f} G weights/s  "
+                f"{source / each / 1e9:6.2f} GB/s of source  {moved / 1e9:6.2f} GB/s moved  "
+                f"{moved / copied:6.1%} of memcpy ({copied / 1e9:.1f} GB/s)",
+                flush=True,
+            )
+
+
 def bench_torch(bits: int, rounds: int) -> None:
     """Ordinary torch encoders against the default backend: BF16, one thread, one slice."""
     matrix = make_matrix("BF16", bits, SLOW_WEIGHTS * 2)
@@ -221,8 +275,12 @@ def main() -> None:
     parser.add_argument("--bits", default="2,3,4")
     parser.add_argument("--scale", default="norm", choices=SCALES)
     parser.add_argument("--torch", action="store_true", help="compare with a torch encoder instead")
+    parser.add_argument("--sources", action="store_true", help="decode quantised sources instead")
     options = parser.parse_args()
     print(f"{machine()}, default backend {get_backend().name}")
+    if options.sources:
+        names = options.backends.split(",")
+        return bench_sources(names, int(options.gib * 2**30), options.rounds)
     for bits in map(int, options.bits.split(",")):
         if options.torch:
             bench_torch(bits, options.rounds)

@@ -6,7 +6,7 @@ Builds each class on the meta device, by its default configuration with few laye
 and once with its own output head, and takes the names under which save_pretrained would save its
 tensors. Numbers in names become `{}`. Says which tensors the policy misjudges by what their modules
 are: tables, heads, stacks of experts, matrices of linear layers. MODEL: a folder of
-transformers/models, such as `llama`. FILE: what tests/plan/test_sweep.py reads.
+transformers/models, such as `llama`. FILE: what tests/plan/test_names_of_transformers.py reads.
 """
 
 from __future__ import annotations

@@ -28,9 +28,13 @@ MAY_IMPORT = {
     # What runs tell, and what they work with.
     "events": {"plan"},
     "equalization": {"format", "codec", "plan", "events"},
-    "pipelines": {"format", "codec", "plan", "storage", "hub", "events", "equalization"},
+    "dequantization": {"format", "codec", "plan"},
+    "pipelines": {
+        *("format", "codec", "plan", "storage", "hub", "events", "equalization", "dequantization"),
+    },
     "verification": {
         *("format", "codec", "plan", "storage", "hub", "events", "equalization", "pipelines"),
+        "dequantization",
     },
     "publication": {"format", "plan", "storage", "hub", "events", "pipelines", "verification"},
     "runtime": {"format", "codec"},
@@ -39,7 +43,7 @@ MAY_IMPORT = {
     # Another wing, which only cli imports: models of a host whose weights it reads itself.
     "evaluation": {
         *("format", "codec", "plan", "storage", "hub", "events", "equalization", "pipelines"),
-        "integrations",
+        *("dequantization", "integrations"),
     },
 }
 FREE = {"errors", "parallel", "units", "version"}
@@ -50,6 +54,7 @@ THIRD_PARTY = {
     "codec": {"numpy"},
     "hub": {"huggingface_hub", "yaml"},
     "equalization": {"numpy"},
+    "dequantization": {"numpy"},
     "pipelines": {"numpy"},
     "verification": {"numpy"},
     "cli": {"typer", "rich"},

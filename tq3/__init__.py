@@ -1,4 +1,4 @@
-"""tq3: any Hugging Face checkpoint in 3 bits a weight, on a CPU.
+"""tq3: Hugging Face checkpoints in 2 to 4 bits a weight, on a CPU.
 
 Names are imported when they are first used, so that `import tq3` costs nothing.
 """

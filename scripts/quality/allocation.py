@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from quality.ours import Coded, Format, Way
-from tq3.plan.knapsack import Item, Option, solve
+from tq3.plan.knapsack import Item, WidthOption, solve
 from tq3.plan.roles import role_of
 
 WIDTHS = (2, 3, 4)
@@ -109,11 +109,11 @@ class Costs:
                 loss += item.options[option].loss
         return Plan(widths, loss * _LOSS_UNIT)
 
-    def _options(self, sensitivity: Sensitivity, role: str, part: str) -> Iterator[Option]:
+    def _options(self, sensitivity: Sensitivity, role: str, part: str) -> Iterator[WidthOption]:
         alpha = sensitivity.of_layers(role, self._n_layers)[part]
         for width in WIDTHS:
             bits, error = self._costs[role, width]
-            yield Option(bits // self._n_layers, round(alpha * error / _LOSS_UNIT))
+            yield WidthOption(bits // self._n_layers, round(alpha * error / _LOSS_UNIT))
 
 
 def parts(n_layers: int) -> dict[str, range]:

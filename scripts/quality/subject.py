@@ -5,7 +5,7 @@ the vocabulary, kept once for each token,
 
     KL(p || q) = ln sum exp z_q - ln sum exp z_p + m . (h_p - h_q)
 
-so that a quantised body needs its own logits only for one sum. tests/test_quality.py compares this
+so that a quantised body needs its own logits only for one sum. tests/quality compares this
 with tq3/evaluation/measures.py.
 
 Matrix products take their inputs in bf16 and add in float32, as a server's do (three times as fast

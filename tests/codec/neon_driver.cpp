@@ -1,9 +1,8 @@
 // Runs one kernel on a request from standard input: scripts/check_neon.sh starts it under an
 // emulator.
 //
-// Request: eleven int64 (operation, kernel, bits, group, rows, cols, dtype, other dtype, scale,
-// bytes of input, bytes of output), the tables of `tables.py` as float32, the input. Answer: the
-// output; for a cast also an int64, what overflowed.
+// Request: the int64 of `Field`, the tables of `tables.py` as float32, the input. Answer: the
+// output, and an int64, what overflowed in a cast.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -12,7 +11,7 @@
 
 namespace {
 
-enum Operation { kEncode, kDecode, kCast };
+enum Operation { kEncode, kDecode, kCast, kDequantize };
 enum Field {
     kOperation,
     kKernel,
@@ -25,6 +24,14 @@ enum Field {
     kScale,
     kBytesIn,
     kBytesOut,
+    // What follows is of kDequantize only.
+    kKind,
+    kCodeBits,
+    kScaleType,
+    kGlobal,
+    kBlock,
+    kBytesOfScales,
+    kBytesOfZeroPoints,
     kFields
 };
 
@@ -50,6 +57,30 @@ tq3::Tables read_tables(int bits, int group) {
     read_exactly(&tables.root_group, sizeof(float));
     read_exactly(&tables.inverse_root_group, sizeof(float));
     return tables;
+}
+
+// The input: lines, global scales, scales, zero points, codes.
+tq3::Quantised quantised(const std::int64_t (&request)[kFields], const std::vector<char>& in) {
+    const auto size = [&](Field field) { return static_cast<std::size_t>(request[field]); };
+    tq3::Quantised source = {};
+    source.kind = static_cast<tq3::Codes>(request[kKind]);
+    source.bits = static_cast<int>(request[kCodeBits]);
+    source.scale_type = static_cast<tq3::ScaleType>(request[kScaleType]);
+    source.global = static_cast<tq3::GlobalScale>(request[kGlobal]);
+    source.rows = size(kRows);
+    source.cols = size(kCols);
+    source.block = size(kBlock);
+    source.scales_a_line = (source.cols + source.block - 1) / source.block;
+    source.lines = reinterpret_cast<const std::int64_t*>(in.data());
+    source.global_scale = reinterpret_cast<const float*>(in.data() + 8 * source.rows);
+    source.scales = reinterpret_cast<const std::uint8_t*>(in.data() + 12 * source.rows);
+    const std::uint8_t* zero_points = source.scales + size(kBytesOfScales);
+    if (request[kBytesOfZeroPoints]) source.zero_points = zero_points;
+    source.codes = zero_points + size(kBytesOfZeroPoints);
+    const std::size_t before =
+        static_cast<std::size_t>(source.codes - reinterpret_cast<const std::uint8_t*>(in.data()));
+    source.bytes_a_row = (in.size() - before) / source.rows;
+    return source;
 }
 
 // A caller that flushes denormals to zero must not change a byte.
@@ -91,6 +122,8 @@ int main() {
             kernels.decode(tables, shape, reinterpret_cast<const std::uint8_t*>(in.data()),
                            reinterpret_cast<const float*>(in.data() + packed_bytes), dtype,
                            out.data());
+        else if (request[kOperation] == kDequantize)
+            kernels.dequantize(quantised(request, in), reinterpret_cast<float*>(out.data()));
         else
             overflowed = static_cast<std::int64_t>(
                 kernels.cast(size(kCols), dtype, in.data(), other, out.data()));

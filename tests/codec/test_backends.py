@@ -26,7 +26,8 @@ from support.codec.matrices import (
 
 from tq3.codec import backend as backend_module
 from tq3.codec import reference, tables
-from tq3.codec.backend import WORD_TYPE, available_backends, get_backend
+from tq3.codec.backend import available_backends, get_backend
+from tq3.codec.reference import WORD_TYPE
 from tq3.errors import UsageError
 from tq3.format.recipe import SCALES
 

@@ -41,7 +41,7 @@ from tq3.runtime.cuda.calls import MOST_COLUMNS
 
 pytestmark = pytest.mark.skipif(
     record.has_passed(record.digest()) and record.has_passed(record.nvrtc()),
-    reason="passed with these kernels and this NVRTC (tests/cuda/ptx/passed.txt)",
+    reason="passed with these kernels and this NVRTC (tests/support/cuda/ptx/passed.txt)",
 )
 
 # From sm_90 on kernels may start early, and from sm_100 on NVRTC writes another PTX.

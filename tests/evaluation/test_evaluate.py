@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.evaluation.evaluated import Pair, byte_tokenizer, evaluation_of, make_pair
 from support.models.tiny_models import ARCHITECTURES, Architecture
 from support.models.tq3_folder import read_tensors
@@ -68,6 +69,38 @@ def test_equalized_columns_are_compared_with_the_equalized_source(architecture, 
     assert all(tensor.error < 0.02 for tensor in found.tensors)
     assert found.measures.kl < 0.5
     assert all(each.measures.kl < 0.5 for each in found.classes)
+
+
+def test_a_quantised_source_is_the_model_that_it_means(copied, tmp_path):
+    """In FP8, by torch's own conversion; beside the same weights in float32."""
+    weights: dict[str, torch.Tensor] = {}
+    for shard in copied.source.glob("*.safetensors"):
+        weights |= load_file(shard)
+        shard.unlink()
+    (copied.source / "model.safetensors.index.json").unlink()
+    stored: dict[str, torch.Tensor] = {}
+    meant: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        if name.endswith("proj.weight"):
+            codes = (weight.float() * 64).to(torch.float8_e4m3fn)
+            scale = torch.full([-(-n // 32) for n in codes.shape], 1 / 64)
+            stored |= {name: codes, f"{name}_scale_inv": scale}
+            meant[name] = codes.float() / 64
+        else:
+            stored[name] = meant[name] = weight
+    plain = shutil.copytree(copied.source, tmp_path / "plain")
+    save_file(meant, plain / "model.safetensors", {"format": "pt"})
+    save_file(stored, copied.source / "model.safetensors", {"format": "pt"})
+    config = json.loads((copied.source / "config.json").read_text())
+    method = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    text = json.dumps(config | {"quantization_config": method})
+    (copied.source / "config.json").write_text(text)
+    tq3.compress(copied.source, tmp_path / "packed", keep_dtype="source")
+    packed = copied._replace(out=tmp_path / "packed")
+    found, _ = evaluation_of(packed)
+    same, _ = evaluation_of(packed._replace(source=plain))
+    assert found.measures == same.measures
+    assert found.measures.kl > 1e-3
 
 
 def test_a_class_alone_is_the_model_with_that_class_compressed(pair, tmp_path):

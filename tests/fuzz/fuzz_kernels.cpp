@@ -173,14 +173,52 @@ void check_cast(Job& job, const std::vector<const Kernels*>& all) {
     }
 }
 
+void check_dequantize(Job& job, const std::vector<const Kernels*>& all) {
+    Quantised source = {};
+    source.kind = static_cast<Codes>(job.in.below(3));
+    const bool is_e2m1 = source.kind == Codes::kE2M1, is_integer = source.kind == Codes::kInteger;
+    source.bits = is_e2m1 ? 4 : is_integer ? 3 + static_cast<int>(job.in.below(6)) : 8;
+    source.scale_type = static_cast<ScaleType>(job.in.below(5));
+    if (is_e2m1) source.global = static_cast<GlobalScale>(job.in.below(3));
+    source.rows = job.rows;
+    source.cols = job.cols * (1 + job.in.below(4));
+    source.block = 1 + job.in.below(200);
+    source.bytes_a_row = (source.cols * static_cast<std::size_t>(source.bits) + 7) / 8;
+    if (is_integer) source.bytes_a_row = (source.bytes_a_row + 3) / 4 * 4;
+    source.scales_a_line = (source.cols + source.block - 1) / source.block;
+    const std::size_t n_lines = 1 + job.in.below(8);
+    const std::size_t widths[] = {4, 2, 2, 1, 1};  // in the order of ScaleType
+
+    std::vector<std::int64_t> lines(job.rows);
+    for (std::int64_t& line : lines)
+        line = static_cast<std::int64_t>(job.in.below(static_cast<unsigned>(n_lines)));
+    const std::size_t n_scales = n_lines * source.scales_a_line;
+    Memory scales = job.filled(n_scales * widths[static_cast<int>(source.scale_type)]);
+    Memory zeros = job.filled(n_scales), factors = job.filled(job.rows * 4);
+    Memory codes = job.filled(job.rows * source.bytes_a_row);
+    source.codes = codes.data();
+    source.scales = scales.data();
+    source.lines = lines.data();
+    if (is_integer && job.in.below(2)) source.zero_points = zeros.data();
+    source.global_scale = factors.as<float>();
+
+    Memory expected = job.empty(job.rows * source.cols * 4);
+    all.back()->dequantize(source, expected.as<float>());
+    for (const Kernels* kernels : all) {
+        Memory found = job.empty(expected.size());
+        kernels->dequantize(source, found.as<float>());
+        compare_words("a source's weight", *kernels, found, expected, Dtype::kF32);
+    }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     static const std::vector<const Kernels*> all = kernels_that_run_here();
     if (!size) return 0;
     Job job{Stream(data + 1, size - 1)};
-    void (*const checks[])(Job&, const std::vector<const Kernels*>&) = {check_encode, check_decode,
-                                                                        check_cast};
-    checks[data[0] % 3](job, all);
+    void (*const checks[])(Job&, const std::vector<const Kernels*>&) = {
+        check_encode, check_decode, check_cast, check_dequantize};
+    checks[data[0] % 4](job, all);
     return 0;
 }

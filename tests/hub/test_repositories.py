@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from support.dequantization.quantised import around, fp4, fp8
 from support.factories import (
     contents,
     random_tensor,
@@ -26,6 +27,7 @@ from tq3.events import Progress
 from tq3.format.config import parse_tq_config, stand_in
 from tq3.format.recipe import Recipe
 from tq3.format.repositories import is_repository_name
+from tq3.format.weight_files import SINGLE
 from tq3.hub.cache import needed
 from tq3.hub.options import HubOptions
 from tq3.pipelines.opening import is_repository_id, options_of_both
@@ -373,3 +375,17 @@ def test_columns_are_equalized_over_the_network_too(start_hub, tmp_path):
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
     assert tq3.verify(tmp_path / "out", source=MODEL).faults == ()
+
+
+def test_a_quantised_model_is_fetched_once_scales_and_all(start_hub, tmp_path):
+    """Compressed from the Hub: codes and scales come by ranges, and no more than once."""
+    some = fp8("model.layers.0.mlp.up_proj", (1024, 1024)), fp4("b", (512, 1024))
+    path = tiny_checkpoint(tmp_path / "models" / MODEL, around(some), 2)
+    start_hub("--seed", path.parent.parent)
+    report = tq3.compress(MODEL, tmp_path / "out")
+    assert report.bytes_received is not None
+    assert (
+        report.source_bytes <= report.bytes_received < report.source_bytes + 140_000
+    )  # and headers
+    tq3.compress(path, tmp_path / "by path")
+    assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "by path" / SINGLE).read_bytes()

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tq3.plan.knapsack import Item, Option, solve
+from tq3.plan.knapsack import Item, WidthOption, solve
 
 OPTIONS = st.lists(
-    st.builds(Option, st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4
+    st.builds(WidthOption, st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4
 )
 ITEMS = st.lists(st.builds(Item, OPTIONS.map(tuple), st.integers(1, 3)), max_size=4)
 
@@ -44,21 +44,21 @@ def test_no_choice_within_the_budget_is_better(items, budget):
 
 
 def test_of_equal_losses_the_cheapest_is_taken():
-    assert solve([Item((Option(5, 1), Option(3, 1), Option(1, 9)))], 10) == [[1]]
+    assert solve([Item((WidthOption(5, 1), WidthOption(3, 1), WidthOption(1, 9)))], 10) == [[1]]
 
 
 def test_copies_are_alike_and_the_first_ones_get_the_costlier_option():
-    item = Item((Option(1, 10), Option(2, 0)), 4)
+    item = Item((WidthOption(1, 10), WidthOption(2, 0)), 4)
     assert solve([item], 6) == [[1, 1, 0, 0]]
 
 
 def test_what_does_not_fit_at_all_has_no_choice():
-    assert solve([Item((Option(3, 0), Option(4, 0)))], 2) is None
+    assert solve([Item((WidthOption(3, 0), WidthOption(4, 0)))], 2) is None
 
 
 def test_an_option_between_two_better_ones_is_taken_where_only_it_fits():
     """It is best at no price, so what goes by prices alone never finds it."""
-    item = Item((Option(0, 100), Option(5, 90), Option(10, 0)))
+    item = Item((WidthOption(0, 100), WidthOption(5, 90), WidthOption(10, 0)))
     assert solve([item], 7) == [[1]]
 
 
@@ -72,7 +72,7 @@ def test_a_model_of_80_layers_is_decided_at_once(seed, alike):
         for n_weights, alpha in sizes:
             worth = alpha if alike else alpha * (1 + layer / 100 + chance.random() / 10)
             options = [
-                Option(n_weights * bits // 8 + n_weights // 32, round(worth * error * 1e12))
+                WidthOption(n_weights * bits // 8 + n_weights // 32, round(worth * error * 1e12))
                 for bits, error in ((2, 0.12), (3, 0.032), (4, 0.008), (16, 0))
             ]
             items.append(Item(tuple(options), 80 if alike else 1))

@@ -26,7 +26,7 @@ from tq3.format.options import (
 app = typer.Typer(
     name="tq3",
     cls=Program,
-    help="Turn a Hugging Face checkpoint into a 3-bit one, on a CPU.",
+    help="Compress Hugging Face checkpoints to 2 to 4 bits a weight, on a CPU.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -1,6 +1,8 @@
 """What module.cpp offers; backend.py is its only user."""
 
-from numpy import uint8
+from typing import Any
+
+from numpy import int64, uint8
 from numpy.typing import NDArray
 
 from tq3.codec.reference import Floats, Words
@@ -35,5 +37,19 @@ class Kernels:
         self, tables: Tables, packed: NDArray[uint8], norms: Floats, words: Words, dtype: str
     ) -> None: ...
     def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int: ...
+    def dequantize(
+        self,
+        kind: str,
+        bits: int,
+        block: int,
+        scale_dtype: str,
+        is_divided: bool,
+        codes: NDArray[uint8],
+        scales: NDArray[Any],
+        lines: NDArray[int64],
+        out: Floats,
+        zero_points: NDArray[uint8] | None,
+        global_scale: Floats | None,
+    ) -> None: ...
 
 def kernels_that_run_here() -> list[Kernels]: ...

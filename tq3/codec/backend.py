@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from tq3.codec import reference, tables
 from tq3.codec.compiled import unbroken
+from tq3.codec.numpy_backend import NumpyBackend, check_width
 from tq3.codec.reference import Floats, Words
 from tq3.errors import UsageError
-from tq3.format.recipe import GROUP_SIZES, SCALES
+from tq3.format.quantised import Encoding
 
 try:
     with unbroken("tq3.codec._native"):
@@ -25,12 +26,10 @@ except ModuleNotFoundError:  # installed without a C++ compiler
 
 Packed = NDArray[np.uint8]
 
-WORD_TYPE: dict[str, type] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
-
 
 def as_words(raw: NDArray[np.uint8], dtype: str) -> Words:
     """The elements of BF16, F16 or F32 in these bytes, as raw words."""
-    words: Words = raw.view(WORD_TYPE[dtype])
+    words: Words = raw.view(reference.WORD_TYPE[dtype])
     return words
 
 
@@ -70,6 +69,19 @@ class Backend(Protocol):
 
         Returns how many finite values became infinite.
         """
+
+    def dequantize(
+        self,
+        encoding: Encoding,
+        codes: NDArray[np.uint8],
+        scales: NDArray[Any],
+        out: Floats,
+        *,
+        lines: NDArray[np.int64] | None = None,
+        zero_points: NDArray[np.uint8] | None = None,
+        global_scale: Floats | None = None,
+    ) -> None:
+        """Fill `out`, (rows, columns) float32, with what `quantised.decode` says."""
 
 
 def available_backends() -> tuple[str, ...]:
@@ -126,63 +138,35 @@ class NativeBackend:
     def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
         return self._kernels.cast(words, dtype, out, out_dtype)
 
-
-class NumpyBackend:
-    """The reference, a few thousand groups at a time so that its temporaries stay small."""
-
-    name = "numpy"
-    _CHUNK_WEIGHTS = 1 << 18
-
-    def encode(
+    def dequantize(
         self,
-        words: Words,
-        dtype: str,
-        bits: int,
-        group: int,
-        packed: Packed,
-        norms: Floats,
-        scale: str = "norm",
+        encoding: Encoding,
+        codes: NDArray[np.uint8],
+        scales: NDArray[Any],
+        out: Floats,
+        *,
+        lines: NDArray[np.int64] | None = None,
+        zero_points: NDArray[np.uint8] | None = None,
+        global_scale: Floats | None = None,
     ) -> None:
-        n = _check_matrix(words, dtype, bits, group, packed, norms)
-        if scale not in SCALES:
-            raise ValueError(f"scale: found {scale!r}, expected 'norm' or 'search'")
-        for rows in self._row_chunks(words.shape):
-            packed[rows.start * n : rows.stop * n], norms[rows] = reference.encode(
-                words[rows], dtype, bits, group, scale
-            )
-
-    def decode(
-        self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
-    ) -> None:
-        n = _check_matrix(words, dtype, bits, group, packed, norms)
-        cols = words.shape[1]
-        for rows in self._row_chunks(words.shape):
-            chunk = packed[rows.start * n : rows.stop * n]
-            values = reference.decode(chunk, norms[rows], bits, group, cols)
-            words[rows] = reference.from_float32(np.ascontiguousarray(values), dtype)
-
-    def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
-        _check("words", words, words.shape, _word_type(dtype))
-        _check("out", out, words.shape, _word_type(out_dtype))
-        source, target = words.reshape(-1), out.reshape(-1)
-        overflowed = 0
-        for start in range(0, source.size, self._CHUNK_WEIGHTS):
-            chunk = slice(start, start + self._CHUNK_WEIGHTS)
-            values = reference.to_float32(source[chunk], dtype)
-            target[chunk] = reference.from_float32(values, out_dtype)
-            infinite = np.isinf(reference.to_float32(target[chunk], out_dtype))
-            overflowed += int(np.count_nonzero(infinite & np.isfinite(values)))
-        return overflowed
-
-    def _row_chunks(self, shape: tuple[int, ...]) -> list[slice]:
-        rows, cols = shape
-        step = max(1, self._CHUNK_WEIGHTS // max(1, cols))
-        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+        self._kernels.dequantize(
+            encoding.kind,
+            encoding.bits,
+            encoding.block[1],
+            encoding.scale_dtype,
+            encoding.is_divided,
+            codes,
+            scales,
+            np.arange(len(out)) if lines is None else lines,
+            out,
+            zero_points,
+            global_scale,
+        )
 
 
 @cache
 def _native_tables(bits: int, group: int) -> _native.Tables:
-    _check_width(bits, group)
+    check_width(bits, group)
     d1, d2 = tables.signs(group)
     return _native.Tables(
         bits=bits,
@@ -194,40 +178,3 @@ def _native_tables(bits: int, group: int) -> _native.Tables:
         root_group=float(np.float32(np.sqrt(group))),
         inverse_root_group=float(np.float32(1 / np.sqrt(group))),
     )
-
-
-def _check_matrix(
-    words: Words, dtype: str, bits: int, group: int, packed: Packed, norms: Floats
-) -> int:
-    """Refuse what module.cpp refuses, in the same words; groups in a row."""
-    _check_width(bits, group)
-    if words.ndim != 2:
-        raise ValueError(f"words.shape: found {words.shape}, expected two dimensions, (rows, cols)")
-    rows, cols = words.shape
-    n: int = -(-cols // group)
-    _check("words", words, words.shape, _word_type(dtype))
-    _check("norms", norms, (rows, n), np.float32)
-    _check("packed", packed, (rows * n, group * bits // 8), np.uint8)
-    return n
-
-
-def _check_width(bits: int, group: int) -> None:
-    if bits not in tables.LEVELS:
-        raise ValueError(f"bits: found {bits}, expected 2, 3 or 4")
-    if group not in GROUP_SIZES:
-        raise ValueError(f"group: found {group}, expected 32, 64, 128 or 256")
-
-
-def _check(what: str, array: NDArray[Any], shape: tuple[int, ...], dtype: type) -> None:
-    if array.dtype != dtype:
-        raise ValueError(f"{what}.dtype: found {array.dtype}, expected {np.dtype(dtype)}")
-    if array.shape != shape:
-        raise ValueError(f"{what}.shape: found {array.shape}, expected {shape}")
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{what}: found strided memory, expected a C-contiguous array")
-
-
-def _word_type(dtype: str) -> type:
-    if dtype not in WORD_TYPE:
-        raise ValueError(f"dtype: found {dtype!r}, expected 'BF16', 'F16' or 'F32'")
-    return WORD_TYPE[dtype]

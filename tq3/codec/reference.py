@@ -15,6 +15,7 @@ from tq3.codec import tables
 
 Words = NDArray[np.uint16] | NDArray[np.uint32]
 Floats = NDArray[np.float32]
+WORD_TYPE: dict[str, type] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
 
 # The search halves its step, from a quarter of the norm's scale on. docs/quality.md says why.
 SEARCH_STEPS = (0.25, 0.125, 0.0625, 0.03125)

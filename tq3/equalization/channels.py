@@ -69,7 +69,7 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerTensors:
     """The tensors of one layer by what they do.
 
     readers, others: matrices that read the first and the second norm; others: beside the MLPs
@@ -93,7 +93,7 @@ class TextModel:
 
     family: Family
     embeddings: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerTensors, ...]
     head_dim: int
 
 
@@ -166,7 +166,7 @@ def _layers(
     return [found[number] for number in sorted(found)]
 
 
-def _layer(tensors: _Tensors, family: Family) -> Layer:
+def _layer(tensors: _Tensors, family: Family) -> LayerTensors:
     norm = tensors.take("input_layernorm.weight")
     if "linear_attn.out_proj.weight" in tensors.left:
         value, out = None, tensors.take("linear_attn.out_proj.weight")
@@ -176,7 +176,7 @@ def _layer(tensors: _Tensors, family: Family) -> Layer:
         value, out = readers[-1], tensors.take("self_attn.o_proj.weight")
         tensors.take_any(("self_attn.v_proj.bias",))
     second = "pre_feedforward" if family.sandwiched else "post_attention"
-    layer = Layer(
+    layer = LayerTensors(
         norm=norm,
         readers=readers,
         value=value,

@@ -45,7 +45,7 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class MatrixInput:
     """A matrix or a stack of them, and what it multiplies, if that is to be known."""
 
     tensor: Located
@@ -72,7 +72,7 @@ class _Piece:
     """Some rows of one matrix of the stack of matrix number `of`."""
 
     of: int
-    matrix: Matrix
+    matrix: MatrixInput
     layer: int
     rows: range
 
@@ -86,7 +86,7 @@ class _Sums:
 
 
 def measure_columns(
-    files: Source, matrices: Sequence[Matrix], workers: int
+    files: Source, matrices: Sequence[MatrixInput], workers: int
 ) -> Generator[tuple[str, int], None, list[ColumnStats]]:
     """Yield name and number of bytes of each piece that was read; return stats of each matrix."""
     found = [_nothing_yet(matrix.shape) for matrix in matrices]
@@ -126,7 +126,7 @@ def _nothing_yet(shape: tuple[int, int, int]) -> ColumnStats:
     return ColumnStats(by_column[0], by_column[1], Signal(by_row[0], by_row[1]))
 
 
-def _pieces(matrices: Sequence[Matrix]) -> Iterator[_Piece]:
+def _pieces(matrices: Sequence[MatrixInput]) -> Iterator[_Piece]:
     for of, matrix in enumerate(matrices):
         stack, rows, columns = matrix.shape
         step = max(1, _PIECE_WEIGHTS // columns)

@@ -18,10 +18,10 @@ from typing import cast
 
 import numpy as np
 
-from tq3.equalization.channels import Layer, Mlp
+from tq3.equalization.channels import LayerTensors, Mlp
 from tq3.equalization.column_stats import (
     ColumnStats,
-    Matrix,
+    MatrixInput,
     Numbers,
     Signal,
     measure_columns,
@@ -79,7 +79,7 @@ class _Pass:
         self._n_done = 0
 
     def run(self) -> Run[dict[str, bytes]]:
-        """Layer by layer."""
+        """LayerTensors by layer."""
         signal = yield from self._embedded()
         for layer in self._model.layers:
             signal += yield from self._attention(layer, signal)
@@ -94,7 +94,7 @@ class _Pass:
         signal = Signal(mean, table.squares / n_tokens - mean**2)
         return signal.times(hidden**0.5) if self._model.family.sandwiched else signal
 
-    def _attention(self, layer: Layer, signal: Signal) -> Run[Signal]:
+    def _attention(self, layer: LayerTensors, signal: Signal) -> Run[Signal]:
         normed = self._normed(layer.norm, signal)
         wanted: dict[str, Signal | None] = dict.fromkeys(layer.readers)
         if layer.value:
@@ -114,7 +114,7 @@ class _Pass:
             self._note(layer.out, values, [squares.reshape(1, -1)])
         return self._normed(layer.after[0], out.result) if layer.after else out.result
 
-    def _mlps(self, layer: Layer, signal: Signal) -> Run[Signal]:
+    def _mlps(self, layer: LayerTensors, signal: Signal) -> Run[Signal]:
         normed = self._normed(layer.mlp_norm, signal)
         readers = [name for mlp in layer.mlps for name in mlp.readers]
         names = (*readers, *layer.others)
@@ -186,7 +186,7 @@ class _Pass:
         self._factors[name] = storable(self._factors[name], stored, info.dtype, offset)
 
     def _measured(self, given: Mapping[str, Signal | None]) -> Run[list[ColumnStats]]:
-        matrices = [Matrix(self._tensors[name], signal) for name, signal in given.items()]
+        matrices = [MatrixInput(self._tensors[name], signal) for name, signal in given.items()]
         looking = measure_columns(self._files, matrices, self._workers)
         with closing(looking):
             while True:

@@ -56,7 +56,7 @@ class ScaledSource(ForwardingSource):
         self._codec = get_backend()
         self._starts: dict[str, list[int]] = {}
         self._tensors: dict[str, list[Located]] = {}
-        for tensor in checkpoint.tensors:  # in the order of the disk
+        for tensor in sorted(checkpoint.tensors, key=lambda each: each.offset):
             if not tensor.info.n_elements:
                 continue  # it begins where the next one does, and would be taken for it
             self._starts.setdefault(tensor.file, []).append(tensor.offset)

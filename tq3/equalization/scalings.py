@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tq3.equalization.channels import Layer, Mlp, TextModel, text_model
+from tq3.equalization.channels import LayerTensors, Mlp, TextModel, text_model
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import FILE_NAME
@@ -92,7 +92,7 @@ class _Planner:
         self._hidden = self._width(model.embeddings)
         self.found: dict[str, Scaling] = {}
 
-    def add(self, layer: Layer) -> None:
+    def add(self, layer: LayerTensors) -> None:
         """Add the scalings of all tensors of a layer."""
         norms = layer.norm, layer.mlp_norm, *(layer.after or ())
         for name in (*norms, layer.out, *(mlp.down for mlp in layer.mlps)):

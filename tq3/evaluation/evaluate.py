@@ -138,7 +138,7 @@ def _first(bos: bool | None, tokenizer: Any, config: Any, label: str) -> int | N
 def _notices(n_tokens: int, wanted: int, text: Path | None) -> Iterator[Notice]:
     if text is None:
         yield Notice(
-            f"the built-in text has {n_tokens} tokens of no particular kind: "
+            f"{n_tokens} tokens of the built-in text, which is of no particular kind: "
             "give one of what the model is for with --text FILE"
         )
     elif n_tokens < wanted:

@@ -21,7 +21,7 @@ _here = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class LayerCall:
     """A layer that a forward has come to, and the arguments it has for it."""
 
     layer: nn.Module
@@ -42,7 +42,7 @@ class Forward:
 
     def __init__(self, run: Callable[[], Any]) -> None:
         """Run up to the first layer; whatever `run` raises is raised here or in `go_on`."""
-        self.call: Call | None = None
+        self.call: LayerCall | None = None
         self.result: Any = None
         self._stops: SimpleQueue[Any] = SimpleQueue()
         self._answers: SimpleQueue[Any] = SimpleQueue()
@@ -61,7 +61,7 @@ class Forward:
             self._answers.put(_Abandoned())
             self._stops.get()
 
-    def ask(self, call: Call) -> Any:
+    def ask(self, call: LayerCall) -> Any:
         """Wait, in the thread, for the answer to this call."""
         self._stops.put(call)
         answer = self._answers.get()
@@ -71,7 +71,7 @@ class Forward:
 
     def _wait(self) -> None:
         stop = self._stops.get()
-        self.call = stop if isinstance(stop, Call) else None
+        self.call = stop if isinstance(stop, LayerCall) else None
         if isinstance(stop, BaseException):
             raise stop
 
@@ -93,13 +93,13 @@ def stop_at(layer: nn.Module) -> None:
     layer.forward = partial(_hand_over, layer)
 
 
-def compute(call: Call) -> Any:
+def compute(call: LayerCall) -> Any:
     """The layer's output for these arguments."""
     with torch.inference_mode():
         return type(call.layer).forward(call.layer, *call.args, **call.kwargs)
 
 
 def _hand_over(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    call = Call(layer, args, kwargs)
+    call = LayerCall(layer, args, kwargs)
     forward: Forward | None = getattr(_here, "forward", None)
     return forward.ask(call) if forward else compute(call)

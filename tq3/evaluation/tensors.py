@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from tq3.codec.backend import get_backend
+from tq3.dequantization.source import open_original
 from tq3.equalization.scaled_source import equalized
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located, read_checkpoint
 from tq3.format.files import Source
 from tq3.format.layout import NORMS, PACKED, GroupLayout
-from tq3.plan.ordinary import check_ordinary
 from tq3.plan.restoring import packed_layouts, read_tq_config
 
 _DTYPES = {
@@ -48,7 +48,7 @@ class Tensors:
         kept = {name: (located,) for name, located in self._located.items()}
         for name in layouts:
             kept[name] = kept.pop(name + PACKED) + kept.pop(name + NORMS)  # type: ignore[assignment]
-        self.n_bytes = {n: sum(part.info.n_bytes for part in parts) for n, parts in kept.items()}
+        self.n_bytes = {n: sum(part.n_bytes for part in parts) for n, parts in kept.items()}
         self.shapes = {
             name: layouts[name].shape if name in layouts else parts[0].info.shape
             for name, parts in kept.items()
@@ -90,8 +90,7 @@ def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors, bool]
     Where they are the first one's are, too: it computes the same, and weights can
     be compared. Raises BadInput for a quantised source, and where the other one is none of ours.
     """
-    checkpoint = read_checkpoint(originals)
-    check_ordinary(checkpoint, _WHICH)
+    originals, checkpoint = open_original(originals, _WHICH)
     ours = read_checkpoint(files)
     config = read_tq_config(files, ours.config)
     original = Tensors(equalized(originals, checkpoint, config.factors), checkpoint, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format.files import CONFIG, Files, read_object
 from tq3.format.header import TensorInfo, read_header
+from tq3.format.quantised import Encoding
 from tq3.format.weight_files import (
     SINGLE,
     SUFFIX,
@@ -27,11 +28,45 @@ FETCH_TOGETHER = "fetch index and shards again, from one revision"
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A tensor and where its bytes lie."""
+    """A tensor and where its bytes lie.
+
+    pieces: what makes a virtual tensor, which is read as float32 and lies in no file as it is
+    """
 
     info: TensorInfo
     file: str
     offset: int
+    pieces: Pieces | None = None
+
+    @property
+    def nominal(self) -> TensorInfo:
+        """The tensor as plans see it: what was quantised counts as BF16, as its model does."""
+        return replace(self.info, dtype="BF16") if self.pieces else self.info
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that it takes in the source's files."""
+        return self.pieces.n_bytes if self.pieces else self.info.n_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The tensors of a source that make one virtual tensor, in whatever files they lie."""
+
+    encoding: Encoding
+    codes: Located
+    scales: Located
+    global_scale: Located | None = None
+    zero_points: Located | None = None
+
+    @property
+    def all(self) -> tuple[Located, ...]:
+        some = (self.codes, self.scales, self.global_scale, self.zero_points)
+        return tuple(piece for piece in some if piece)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(piece.n_bytes for piece in self.all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +77,7 @@ class Checkpoint:
     index: the file that names the weight files, where one does
     copies: weight files that hold the same tensors once more, and were not taken
     notices: what the user should know of the choice of these files
+    source_quantization: what is recorded of a source that is shown without it
     """
 
     tensors: tuple[Located, ...]
@@ -50,6 +86,7 @@ class Checkpoint:
     index: str | None = None
     copies: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    source_quantization: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def weight_files(self) -> tuple[str, ...]:

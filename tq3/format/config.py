@@ -46,6 +46,7 @@ class TqConfig:
     kept_source_dtype: name -> reason, for floats that are not F16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     factors: of channels, where columns were equalized
+    source_quantization: how the source's weights were stored, where they were quantised
     """
 
     bits: int
@@ -65,6 +66,7 @@ class TqConfig:
     recipe: Mapping[str, Any] | None = None
     measured_error: MeasuredError | None = None
     factors: Factors = field(default_factory=dict)
+    source_quantization: Mapping[str, Any] = field(default_factory=dict)
 
     def width_by_name(self, name: str) -> int:
         """The width that existing readers take: they know two, the second by parts of names."""
@@ -100,6 +102,8 @@ class TqConfig:
         }
         if self.factors:
             known["tq3"]["equalization"] = factors_record(self.factors)
+        if self.source_quantization:
+            known["tq3"]["source_quantization"] = dict(self.source_quantization)
         text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
         # A folder after which the model is named need not be called in UTF-8.
         return text.encode("utf-8", "replace").decode("utf-8")
@@ -167,6 +171,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
         factors=factors_from_record(_items(ours, "equalization", dict, str), FILE_NAME),
+        source_quantization=_typed(ours, "source_quantization", dict, {}),
     )
 
 

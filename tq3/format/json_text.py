@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import isfinite
 from typing import Any
 
@@ -56,6 +56,18 @@ def remove_key(text: str, key: str) -> str:
             kept.append(text[position:last_end])
             position = end
     return "".join((*kept, text[position:]))
+
+
+def remove_everywhere(text: str, keys: Collection[str]) -> str:
+    """`text` without its members of these names, nor those of objects inside. Raises ValueError."""
+    for key in keys:
+        text = remove_key(text, key)
+    for _, start, end in reversed(list(_members(text))):
+        value = text.index(":", _DECODER.raw_decode(text, start)[1])
+        value = _skip(text, value + len(":"))
+        if text[value] == "{":
+            text = text[:value] + remove_everywhere(text[value:end], keys) + text[end:]
+    return text
 
 
 def _members(text: str) -> Iterator[tuple[str, int, int]]:

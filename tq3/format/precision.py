@@ -20,7 +20,9 @@ def kept_dtype(info: TensorInfo, *, is_meant: bool = False) -> str:
 
 
 def what_is_lost(source: str, stored: str) -> str:
-    """What values of type `source` lose that are stored as they are, or as F16."""
+    """What values of type `source` lose that are stored as they are, as F16 or as BF16."""
+    if stored == "BF16" and source == "F32":
+        return "2^-9 of a value"
     return NOTHING if stored == source else _LOSSES[source]
 
 

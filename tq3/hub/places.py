@@ -17,7 +17,7 @@ from tq3.hub.repository import RemoteFile, Repository
 
 
 @dataclass(slots=True)
-class Place:
+class SignedAddress:
     """An address, and what is sent along.
 
     etag: what the storage called the content first; it has its own names
@@ -35,24 +35,24 @@ class Places:
         self._repository = repository
         self._options = options
         self._stop = stop
-        self._known: dict[str, Place] = {}
+        self._known: dict[str, SignedAddress] = {}
         # For each file one thread asks, and the others wait for its answer.
         self._locks = {name: Lock() for name in repository.files}
 
-    def find(self, file: RemoteFile) -> Place:
+    def find(self, file: RemoteFile) -> SignedAddress:
         """The address of the file's bytes. Raises NetworkError."""
         with self._locks[file.name]:
             if file.name not in self._known:
                 self._known[file.name] = self._ask(file)
             return self._known[file.name]
 
-    def forget(self, file: RemoteFile, place: Place) -> None:
+    def forget(self, file: RemoteFile, place: SignedAddress) -> None:
         """This address does not work any more; another thread may have a new one already."""
         with self._locks[file.name]:
             if self._known.get(file.name) is place:
                 del self._known[file.name]
 
-    def _ask(self, file: RemoteFile) -> Place:
+    def _ask(self, file: RemoteFile) -> SignedAddress:
         repository, endpoint = self._repository, constants.ENDPOINT
         url = hf_hub_url(repository.name, file.name, revision=repository.commit, endpoint=endpoint)
         what = f"{repository.name}/{file.name}"
@@ -76,4 +76,4 @@ class Places:
             )
         # The token is the Hub's: the storage behind a signed address must not see it.
         ours = urlsplit(found.location)[:2] == urlsplit(endpoint)[:2]
-        return Place(found.location, build_hf_headers(token=None if ours else False))
+        return SignedAddress(found.location, build_hf_headers(token=None if ours else False))

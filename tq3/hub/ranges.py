@@ -12,7 +12,7 @@ from tq3.hub.answers import Answer, Connections
 from tq3.hub.attempts import Attempts, GivenUp
 from tq3.hub.failures import LATER, asking, check_passing, retry_after
 from tq3.hub.options import HubOptions
-from tq3.hub.places import Place, Places
+from tq3.hub.places import Places, SignedAddress
 from tq3.hub.repository import RemoteFile, Repository
 
 
@@ -71,7 +71,7 @@ class RangeReader:
                     raise
                 attempts.pause(error, retry_after(error))
 
-    def _fetch(self, wanted: _Wanted, place: Place, attempts: Attempts) -> None:
+    def _fetch(self, wanted: _Wanted, place: SignedAddress, attempts: Attempts) -> None:
         """One request, as far as it goes."""
         first, last = wanted.offset, wanted.offset + len(wanted.room) - 1
         asked = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
@@ -106,7 +106,7 @@ class RangeReader:
                 self.n_received += wanted.offset - before
 
 
-def _check_answer(answer: Answer, wanted: _Wanted, place: Place) -> None:
+def _check_answer(answer: Answer, wanted: _Wanted, place: SignedAddress) -> None:
     """Raise unless these are just the bytes that were asked for, of the file that was meant."""
     status, headers = answer.status, answer.headers
     last, size = wanted.offset + len(wanted.room) - 1, wanted.file.size

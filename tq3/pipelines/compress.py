@@ -7,17 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tq3.dequantization.declared import LEFT_OUT
+from tq3.dequantization.source import open_original
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
 from tq3.equalization.scalings import plan_scalings
-from tq3.errors import BadInput
+from tq3.errors import BadInput, UsageError
 from tq3.events import Notice, Report, Run
 from tq3.format import config as tq_config
 from tq3.format.arguments import Unpack, of_its_types
-from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.files import CONFIG, Source, read_text
+from tq3.format.json_text import remove_everywhere
 from tq3.format.options import RunKeywords, RunOptions, StrPath
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
@@ -83,7 +85,13 @@ class _Compression(Job):
         verbatim_config: bool,
         selection: Selection,
     ) -> None:
-        super().__init__(files, read_checkpoint(files), selection)
+        super().__init__(*open_original(files), selection)
+        if verbatim_config and self.checkpoint.source_quantization:
+            raise UsageError(
+                "its config.json says that the weights are quantised as they were",
+                file=files.label,
+                fix="leave --verbatim-config out",
+            )
         self.plan = first_plan(files, self.checkpoint, recipe)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
@@ -149,11 +157,13 @@ class _Compression(Job):
     def replan(self) -> Learned:
         """Plan again: tensors with findings keep their source type, or F32 norms."""
         exact, float32_norms = {}, {}
+        quantised = {tensor.info.name for tensor in self.checkpoint.tensors if tensor.pieces}
         for name, finding in sorted(self._findings.items()):
             if finding.kind is Kind.NORM:
                 float32_norms[name] = f"keeps F32 norms: {finding.text}"
             else:
-                exact[name] = f"kept as it is: {finding.text}"
+                as_what = "as BF16" if name in quantised else "as it is"
+                exact[name] = f"kept {as_what}: {finding.text}"
         self.apply(self._learned | Learned(exact, float32_norms))
         return self._learned
 
@@ -161,7 +171,10 @@ class _Compression(Job):
         """config.json with the keys by which hosts recognise the folder, where there is one."""
         if self._verbatim_config or not self.files.has(CONFIG):
             return {}
-        return {CONFIG: mark(read_text(self.files, CONFIG), self._described(None))}
+        text = read_text(self.files, CONFIG)
+        if self.checkpoint.source_quantization:
+            text = remove_everywhere(text, LEFT_OUT)
+        return {CONFIG: mark(text, self._described(None))}
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """tq_config.json of the plan as it was carried out."""
@@ -178,5 +191,6 @@ class _Compression(Job):
             writer=self.writer,
             error=error,
             factors=self._factors,
+            source_quantization=self.checkpoint.source_quantization,
         )
         return replace(described, recipe={**(described.recipe or {}), **self.selection.to_record()})

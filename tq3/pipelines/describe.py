@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from math import prod
 
+from tq3.dequantization.source import KEPT_BYTES, open_original
 from tq3.equalization.scalings import plan_scalings
 from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
@@ -40,6 +41,7 @@ def describe(files: Source, recipe: Recipe, workers: int) -> Description:
     config = find_tq_config(files, checkpoint.config)
     if config:
         return _describe_tq3(files, checkpoint, config)
+    files, checkpoint = open_original(files)
     plan = plan_compression(checkpoint, recipe)
     return _describe_plan(files, checkpoint, plan, recipe, workers)
 
@@ -53,7 +55,7 @@ def describe_plan(
     verbatim_config: bool = False,
 ) -> Description:
     """What compress would write. Raises BadInput or UsageError, as compress does."""
-    checkpoint = read_checkpoint(files)
+    files, checkpoint = open_original(files)
     plan = first_plan(files, checkpoint, recipe)
     written = () if verbatim_config else (CONFIG,)
     return _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
@@ -208,6 +210,8 @@ def _line(
 
 def _peak_memory(plan: Plan, workers: int) -> int:
     """Each worker holds one block: of the usual size, or of one padded row that is larger."""
-    units = ((task.bytes_in + task.bytes_out) // task.units for task in plan.tasks if task.units)
+    units = (task.bytes_held // task.units for task in plan.tasks if task.units)
     blocks = workers * max(BLOCK_BYTES, *units, 0)
-    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks
+    is_quantised = any(source.pieces for task in plan.tasks for source in task.sources)
+    scales = KEPT_BYTES if is_quantised else 0
+    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks + scales

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tq3.codec import reference
-from tq3.codec.backend import WORD_TYPE, Backend, as_words
+from tq3.codec.backend import Backend, as_words
 from tq3.codec.halves import first_lost
 from tq3.codec.norms import fits_float16, read_norms, stored_norms
-from tq3.codec.reference import Floats, Words
+from tq3.codec.reference import WORD_TYPE, Floats, Words
 from tq3.format.files import Source
 from tq3.format.layout import GroupLayout
 from tq3.format.manifest import digest

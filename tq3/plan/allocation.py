@@ -10,7 +10,7 @@ from tq3.errors import UsageError
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.format.widths import BY_NAME, WIDTHS, Width, Widths
-from tq3.plan.knapsack import Item, Option, solve
+from tq3.plan.knapsack import Item, WidthOption, solve
 from tq3.plan.plan import Plan, Task
 from tq3.plan.policy import may_compress
 from tq3.plan.precision import main_dtype
@@ -110,10 +110,10 @@ class Allocation:
     def best_within(self, budget: int) -> Chosen | None:
         """The choice of least expected loss whose stored bytes are within `budget`, if any is."""
         unit = max((max(one.losses) for one in self._sets), default=0.0) / _LOSS_UNIT or 1.0
-        alike: dict[tuple[Option, ...], list[int]] = {}
+        alike: dict[tuple[WidthOption, ...], list[int]] = {}
         for i, one in enumerate(self._sets):
             pairs = zip(one.n_bytes, one.losses, strict=True)
-            options = tuple(Option(n_bytes, round(loss / unit)) for n_bytes, loss in pairs)
+            options = tuple(WidthOption(n_bytes, round(loss / unit)) for n_bytes, loss in pairs)
             alike.setdefault(options, []).append(i)
         found = solve([Item(options, len(those)) for options, those in alike.items()], budget)
         if found is None:
@@ -234,11 +234,11 @@ def unreachable_target(plan: Plan, recipe: Recipe) -> str | None:
     widths = recipe.widths
     if not widths:
         return None
-    main = main_dtype(task.sources[0].info for task in plan.tasks)
+    main = main_dtype(task.sources[0].nominal for task in plan.tasks)
     allowed = [
         task
         for task in plan.tasks
-        if task.layout or may_compress(task.sources[0].info, recipe, main)
+        if task.layout or may_compress(task.sources[0].nominal, recipe, main)
     ]
     if not all(_is_widest(task, widths, only=bool(recipe.only)) for task in allowed):
         return None

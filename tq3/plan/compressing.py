@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
+from types import MappingProxyType
+from typing import Any
 
 from tq3.errors import UsageError
 from tq3.format.checkpoint import Checkpoint, Located
@@ -37,8 +39,8 @@ def plan_compression(
     check_ordinary(checkpoint)
     _check_globs(checkpoint, recipe)
     recipe = with_tied_head(recipe, checkpoint)
-    main = main_dtype(tensor.info for tensor in checkpoint.tensors)
-    infos = (tensor.info for tensor in checkpoint.tensors)
+    main = main_dtype(tensor.nominal for tensor in checkpoint.tensors)
+    infos = (tensor.nominal for tensor in checkpoint.tensors)
     decisions = {info.name: decide(info, recipe, main) for info in infos}
     if not recipe.only:
         decisions |= dict.fromkeys(heads_by_shape(checkpoint), Decision(False, AS_A_HEAD))
@@ -77,6 +79,7 @@ def describe_compression(
     writer: str,
     error: MeasuredError | None,
     factors: Factors = NO_FACTORS,
+    source_quantization: Mapping[str, Any] = MappingProxyType({}),
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
     layouts = {task.name: task.layout for task in plan.tasks if task.layout}
@@ -93,7 +96,7 @@ def describe_compression(
         sensitive_patterns=patterns,
         writer=writer,
         source_revision=revision,
-        source_dtype=main_dtype(task.sources[0].info for task in plan.tasks),
+        source_dtype=main_dtype(task.sources[0].nominal for task in plan.tasks),
         source_bytes=plan.bytes_in,
         shapes={name: shape for name, shape in shapes.items() if name in padded or len(shape) != 2},
         kept_source_dtype=learned.exact,
@@ -101,6 +104,7 @@ def describe_compression(
         recipe=recipe_record(recipe),
         measured_error=error,
         factors=factors,
+        source_quantization=source_quantization,
     )
 
 
@@ -151,7 +155,7 @@ def _choose_widths(fates: _Fates, recipe: Recipe, main: str | None) -> Chosen:
         one = Located(TensorInfo("", dtype, shape), "", 0)
         return _task(one, yes, bits, recipe, main).bytes_out
 
-    infos = [tensor.info for tensor in tensors.values()]
+    infos = [tensor.nominal for tensor in tensors.values()]
     allocation = Allocation(infos, sizes, recipe, stored_bytes)
     if recipe.widths.target_bytes is None:
         return allocation.best()
@@ -160,7 +164,7 @@ def _choose_widths(fates: _Fates, recipe: Recipe, main: str | None) -> Chosen:
         tasks = (_task(t, decision, chosen.get(t.info.name), recipe, main) for t, decision in fates)
         return arrange(tasks, recipe.max_shard_bytes)
 
-    advice = advice_on_target([tensor.info for tensor, _ in fates], recipe)
+    advice = advice_on_target([tensor.nominal for tensor, _ in fates], recipe)
     return fit(allocation, recipe.widths.target_bytes, plan_with, advice)
 
 
@@ -185,7 +189,7 @@ def _task(
         reason = why_exact(name, recipe) or reason
     if recipe.keep_dtype == "source":
         return copy_task(tensor, reason)
-    return cast_task(tensor, dtype_where_kept(tensor.info, source_dtype), reason)
+    return cast_task(tensor, dtype_where_kept(tensor.nominal, source_dtype), reason)
 
 
 def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: str) -> Task:

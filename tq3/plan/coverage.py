@@ -57,7 +57,7 @@ def _left(plan: Plan, recipe: Recipe, learned: Learned) -> Iterator[Task]:
     """The matrices that neither a promise nor the user keeps."""
     plain = replace(recipe, keep=(), only=(), widths=None)
     for task in plan.tasks:
-        info = task.sources[0].info
+        info = task.sources[0].nominal
         is_matrix = len(info.shape) in (2, 3) and info.dtype in FLOATS
         if task.layout or not is_matrix or why_kept(info.name):
             continue

@@ -97,7 +97,10 @@ def _plan_digest(plan: Plan) -> str:
 
 
 def _task_text(task: Task) -> str:
-    sources = [(source.file, source.offset, source.info) for source in task.sources]
+    sources = [
+        (source.file, source.offset, source.info, *([source.pieces] if source.pieces else []))
+        for source in task.sources
+    ]
     return f"{task.name!r} {task.action} {task.scale} {task.units} {task.layout} {sources}\n"
 
 

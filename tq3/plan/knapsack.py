@@ -15,7 +15,7 @@ from typing import NamedTuple
 _BEAM = 100
 
 
-class Option(NamedTuple):
+class WidthOption(NamedTuple):
     """One choice: its cost and its loss, in whole numbers."""
 
     cost: int
@@ -25,7 +25,7 @@ class Option(NamedTuple):
 class Item(NamedTuple):
     """`copies` things that each need one of `options`, alike for all."""
 
-    options: tuple[Option, ...]
+    options: tuple[WidthOption, ...]
     copies: int = 1
 
 
@@ -52,7 +52,7 @@ def solve(items: Sequence[Item], budget: int) -> Choice | None:
     return best
 
 
-def _undominated(options: Sequence[Option]) -> list[int]:
+def _undominated(options: Sequence[WidthOption]) -> list[int]:
     """Options in order of cost, each of which loses less than all cheaper ones."""
     found: list[int] = []
     for i in sorted(range(len(options)), key=lambda i: (options[i], i)):
@@ -61,7 +61,7 @@ def _undominated(options: Sequence[Option]) -> list[int]:
     return found
 
 
-def _hull(options: Sequence[Option], frontier: Sequence[int]) -> list[int]:
+def _hull(options: Sequence[WidthOption], frontier: Sequence[int]) -> list[int]:
     """Options that are best at some price: each step saves less for its cost than the last one."""
     hull: list[int] = []
     for i in frontier:
@@ -73,7 +73,7 @@ def _hull(options: Sequence[Option], frontier: Sequence[int]) -> list[int]:
     return hull
 
 
-def _saving(options: Sequence[Option], old: int, new: int) -> Fraction:
+def _saving(options: Sequence[WidthOption], old: int, new: int) -> Fraction:
     """Loss saved for each unit of cost by going from one option to a costlier one."""
     return Fraction(options[old].loss - options[new].loss, options[new].cost - options[old].cost)
 
@@ -108,10 +108,10 @@ def _fill(items: Sequence[Item], allowed: Sequence[list[int]], budget: int) -> t
     return price or Fraction(0), loss
 
 
-def _base(item: Item, hull: Sequence[int]) -> Option:
+def _base(item: Item, hull: Sequence[int]) -> WidthOption:
     """The choice of the cheapest option for all copies."""
     option = item.options[hull[0]]
-    return Option(option.cost * item.copies, option.loss * item.copies)
+    return WidthOption(option.cost * item.copies, option.loss * item.copies)
 
 
 def _within_bound(
@@ -123,7 +123,7 @@ def _within_bound(
     """
     least = [_least(item, those, price) for item, those in zip(items, allowed, strict=True)]
     must = sum(m * item.copies for m, item in zip(least, items, strict=True))
-    gap = _priced(Option(budget, loss), price) - must
+    gap = _priced(WidthOption(budget, loss), price) - must
     left = [
         [i for i in those if _priced(item.options[i], price) - m <= gap]
         for item, those, m in zip(items, allowed, least, strict=True)
@@ -131,7 +131,7 @@ def _within_bound(
     return left, gap
 
 
-def _priced(option: Option, price: Fraction) -> int:
+def _priced(option: WidthOption, price: Fraction) -> int:
     """Loss and the price of the cost, as a multiple of 1 / price.denominator."""
     return price.denominator * option.loss + price.numerator * option.cost
 

@@ -55,18 +55,25 @@ class Task:
 
     @property
     def bytes_in(self) -> int:
-        return sum(source.info.n_bytes for source in self.sources)
+        """Bytes of the source's files."""
+        return sum(source.n_bytes for source in self.sources)
 
     @property
     def bytes_out(self) -> int:
         return sum(target.n_bytes for target in self.targets)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of all that is read, of what that is decoded to, and of all that is written."""
+        decoded = sum(source.info.n_bytes for source in self.sources if source.pieces)
+        return self.bytes_in + decoded + self.bytes_out
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
         """Blocks of about `block_bytes` of input and output together, at least a unit each.
 
         Those of a cast begin with a stretch of values that are judged together.
         """
-        unit_bytes = (self.bytes_in + self.bytes_out) / max(self.units, 1)
+        unit_bytes = self.bytes_held / max(self.units, 1)
         step = max(1, int(block_bytes / max(unit_bytes, 1)))
         if self.action is Action.CAST and step > STRETCH:
             step -= step % STRETCH
@@ -88,7 +95,9 @@ class Block:
 
     @property
     def bytes_in(self) -> int:
-        return self.task.bytes_in // self.task.units * self.count
+        """Its share of the source's files, in which units need not have equal bytes."""
+        total, units = self.task.bytes_in, self.task.units
+        return total * (self.first + self.count) // units - total * self.first // units
 
     @property
     def weights(self) -> int:
@@ -189,14 +198,16 @@ class Plan:
 def cast_task(tensor: Located, dtype: str, reason: str) -> Task:
     """A BF16, F16 or F32 tensor stored as `dtype`; any other one as it is."""
     info = tensor.info
-    if info.dtype not in FLOATS or info.dtype == dtype:
+    if info.dtype not in FLOATS or (info.dtype == dtype and not tensor.pieces):
         return copy_task(tensor, reason)
     target = TensorInfo(info.name, dtype, info.shape)
     return Task(info.name, Action.CAST, reason, (tensor,), (target,), info.n_elements)
 
 
 def copy_task(tensor: Located, reason: str) -> Task:
-    """A tensor stored as it is."""
+    """A tensor stored as it is; one that is quantised as BF16."""
+    if tensor.pieces:
+        return cast_task(tensor, tensor.nominal.dtype, reason)
     info = tensor.info
     units = info.n_elements if info.dtype in FLOATS else info.n_bytes
     return Task(info.name, Action.COPY, reason, (tensor,), (info,), units)

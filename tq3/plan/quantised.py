@@ -21,6 +21,8 @@ from tq3.plan.classes import EXPERT_STACK
 _ORIGINAL = "compress the original, unquantised checkpoint"
 _NATIVE = "compress its BF16 checkpoint: the original, or this one decoded by its makers' tool"
 _OURS = "compress the checkpoint that it was made from, or what `tq3 restore` makes of it"
+_MADE_FROM = "compress the checkpoint that it was made from, which its card names as base_model"
+_QAT = "compress the unquantised checkpoint of the same training: Google's end in -unquantized"
 _KEYS = ("quantization_config", "compression_config", "quantization")
 # `quantization` is an ordinary word, too: these keys make it MLX's, Mistral's or ModelOpt's.
 _QUANTIZATION = {"group_size", "quant_method", "quant_algo", "qformat_weight"}
@@ -79,12 +81,12 @@ FORMATS = (
     Format("DeepSeek's FP4 (scale)", ".weight", (".scale",), ("I8", "F4"), _NATIVE),
     Format("FP8 (weight_scale)", ".weight", (".weight_scale",), _FP8, _NATIVE),
     Format("INT8 (weight_scale)", ".weight", (".weight_scale",), ("I8",)),
-    Format("MXFP4 or BitNet (weight_scale)", ".weight", (".weight_scale",), ("U8",), _NATIVE),
+    Format("BitNet or Gemma's QAT (weight_scale)", ".weight", (".weight_scale",), ("U8",), _QAT),
     Format("FP8 or compressed-tensors (weight_scale)", ".weight_scale"),
-    Format("GPTQ or AWQ (qweight)", ".qweight", (), _INTEGERS),
-    Format("bitsandbytes, 4 bits (weight.absmax)", ".weight.absmax"),
-    Format("bitsandbytes, 8 bits (SCB)", ".SCB", (".weight",)),
-    Format("MLX (scales)", ".weight", (".scales",), ("U32",)),
+    Format("GPTQ or AWQ (qweight)", ".qweight", (), _INTEGERS, _MADE_FROM),
+    Format("bitsandbytes, 4 bits (weight.absmax)", ".weight.absmax", fix=_MADE_FROM),
+    Format("bitsandbytes, 8 bits (SCB)", ".SCB", (".weight",), fix=_MADE_FROM),
+    Format("MLX (scales)", ".weight", (".scales",), ("U32",), _MADE_FROM),
     Format("HQQ (W_q)", ".W_q", (), _INTEGERS),
     Format("HQQ, its codes viewed as floats (W_q)", ".W_q", (".scale", ".zero")),
     Format("quanto (weight._data)", ".weight._data"),
@@ -137,6 +139,17 @@ def says_nothing(declared: object) -> bool:
     """Whether the value of a quantization key says that there is no quantisation."""
     none = isinstance(declared, dict) and all(value is None for value in declared.values())
     return not declared or none
+
+
+def declared_quantizations(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Each object in config.json, or in a config inside of it, that tells of a quantisation."""
+    for key, value in config.items():
+        if key in _KEYS:
+            is_meant = isinstance(value, dict) and not says_nothing(value)
+            if is_meant and (key != _KEYS[2] or _is_quantization(value)):
+                yield value
+        elif isinstance(value, dict):
+            yield from declared_quantizations(value)
 
 
 def _by_tensors(checkpoint: Checkpoint) -> _Found | None:

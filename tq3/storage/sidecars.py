@@ -57,6 +57,7 @@ _AT_THE_TOP = (
         _TRAINING,
     ),
     (_pattern(rf".*\.({_WHOLE})|{_MODEL}\.({_ANY})"), _COPY),
+    (_pattern(r"hf_quant_config\.json"), "says how the source is quantised"),
     # vLLM and SGLang take the files of a folder by these suffixes.
     (_pattern(r".*\.(safetensors|bin)"), _UNKNOWN),
 )

@@ -121,11 +121,13 @@ class Judge:
             yield _error_fault(file, line, again)
 
     def _kept_faults(self, task: Task, kept: Kept) -> Iterator[Fault]:
-        tensor, source = (each.info for each in task.sources)
+        tensor, source = task.sources[0].info, task.sources[-1].nominal
         if not _is_right(kept):
             yield _kept_fault(task, kept)
             return
         wanted = dtype_where_kept(source, self._source_dtype)
+        if task.sources[-1].pieces and tensor.dtype == source.dtype:
+            return  # decoded, and as it would be kept for its values
         is_as_f16 = task.name in self._second and not kept.n_twice
         if tensor.dtype != wanted and not is_as_f16:
             as_what = "as it is" if wanted == source.dtype else f"as {wanted}"
@@ -137,7 +139,7 @@ class Judge:
         if task.layout:
             coded = self._coded(task)
             return self._is_beyond(task.layout, coded) and not coded.n_worse
-        source = task.sources[-1].info
+        source = task.sources[-1].nominal
         is_f16 = dtype_where_kept(source, self._source_dtype) == "F16"
         return self._is_saved_anew and is_f16 and not _is_right(self._kept(task))
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from tq3.codec.backend import Backend, get_backend
+from tq3.dequantization.source import open_original
 from tq3.equalization.scaled_source import SCALED, equalized
 from tq3.errors import UsageError
 from tq3.events import Checking, Notice, Progress, Run
 from tq3.format import manifest as tq_manifest
 from tq3.format.arguments import Unpack, of_its_types
-from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import FILE_NAME
 from tq3.format.files import Source
 from tq3.format.options import MachineKeywords, StrPath
@@ -20,7 +20,6 @@ from tq3.hub.options import HubOptions
 from tq3.parallel import in_parallel
 from tq3.pipelines.machine import check_workers, peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
-from tq3.plan.ordinary import check_ordinary
 from tq3.plan.plan import Block, Task
 from tq3.plan.precision import main_dtype
 from tq3.verification.checks import Verification
@@ -162,8 +161,7 @@ class _Job:
         scale = self._structure.scale
         if self._originals is None:
             return Judge((), scale, None)
-        original = read_checkpoint(self._originals)
-        check_ordinary(original)
+        self._originals, original = open_original(self._originals)
         if self._structure.config:
             factors = self._structure.config.factors
             self._originals = equalized(self._originals, original, factors)
@@ -175,7 +173,7 @@ class _Job:
         return Judge(
             tasks,
             scale,
-            main_dtype(tensor.info for tensor in original.tensors),
+            main_dtype(tensor.nominal for tensor in original.tensors),
             is_saved_anew=not self._files.has(FILE_NAME),
         )
 

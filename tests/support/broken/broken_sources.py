@@ -55,19 +55,22 @@ QUANTISED = {
     ),
     "quantised/fp8-without-scale": weights("F8_E4M3 weights", weight=raw("F8_E4M3", 8)),
     "quantised/fp8-block-wise": weights(
-        "weight_scale_inv", weight=raw("F8_E4M3", 8), weight_scale_inv=raw("F32", 32, 1, 1)
+        "does not fit", weight=raw("F8_E4M3", 8), weight_scale_inv=raw("F32", 32, 2, 1)
     ),
     "quantised/fp8-of-deepseek": weights(
-        "DeepSeek", weight=raw("F8_E4M3", 8), scale=raw("F8_E8M0", 8, 1, 1)
+        "does not fit", weight=raw("F8_E4M3", 8), scale=raw("F8_E8M0", 8, 3, 1)
+    ),
+    "quantised/scale-without-weight": weights(
+        "weight_scale_inv", weight_scale_inv=raw("F32", 32, 1, 1)
     ),
     "quantised/nvfp4": weights(
-        "NVFP4",
+        "does not fit",
         weight=raw("U8", 8),
-        weight_scale=raw("F8_E4M3", 8, 4, 1),
+        weight_scale=raw("F8_E4M3", 8, 4, 2),
         weight_scale_2=raw("F32", 32, 1),
     ),
     "quantised/int4-packed": weights(
-        "integers of compressed-tensors", weight_packed=raw("I32", 32), weight_scale=_SCALE
+        "does not say how", weight_packed=raw("I32", 32), weight_scale=_SCALE
     ),
     "quantised/gptq": weights("GPTQ", qweight=raw("I32", 32), scales=_SCALE),
     "quantised/exl3": weights("EXL3", trellis=raw("I16", 16, 2, 2, 4)),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tq3.codec import reference
-from tq3.codec.backend import WORD_TYPE, Backend
+from tq3.codec.backend import Backend
+from tq3.codec.reference import WORD_TYPE
 
 BITS = (2, 3, 4)
 GROUPS = (32, 64, 128, 256)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -27,11 +28,17 @@ from support.codec.matrices import (
     quiet_float32,
     to_words,
 )
-from tq3.codec import reference, tables
+from support.codec.quantised import ENCODINGS, dequantize, stretch
+from tq3.codec import quantised, reference, tables
+from tq3.codec.reference import Floats
+from tq3.format.quantised import Encoding
 from tq3.format.recipe import SCALES
 
 KERNELS = ("neon", "portable")  # in the order of dispatch.cpp
-ENCODE, DECODE, CAST = range(3)
+ENCODE, DECODE, CAST, DEQUANTIZE = range(4)
+# In the order of kernels.h.
+CODES = {"e4m3": 0, "e2m1": 1, "nvfp4": 1, "packed_int": 2}
+SCALE_TYPES = {"F32": 0, "BF16": 1, "F16": 2, "F8_E8M0": 3, "U8": 3, "F8_E4M3": 4}
 
 
 class DrivenBackend:
@@ -75,6 +82,27 @@ class DrivenBackend:
         out[:] = answer.view(out.dtype).reshape(out.shape)
         return overflowed
 
+    def dequantize(
+        self,
+        encoding: Encoding,
+        codes: NDArray[np.uint8],
+        scales: NDArray[Any],
+        out: Floats,
+        *,
+        lines: NDArray[np.int64] | None = None,
+        zero_points: NDArray[np.uint8] | None = None,
+        global_scale: Floats | None = None,
+    ) -> None:
+        lines = np.arange(len(out)) if lines is None else lines
+        zeros = b"" if zero_points is None else zero_points.tobytes()
+        factors = np.ones(len(out), np.float32) if global_scale is None else global_scale
+        data = lines.tobytes() + factors.tobytes() + scales.tobytes() + zeros + codes.tobytes()
+        joined = 0 if global_scale is None else 1 + encoding.is_divided
+        more = [CODES[encoding.kind], encoding.bits, SCALE_TYPES[encoding.scale_dtype], joined]
+        more += [encoding.block[1], scales.nbytes, len(zeros)]
+        answer, _ = self._ask(DEQUANTIZE, 2, 32, out.shape, "F32", "F32", data, [out], more=more)
+        out[:] = answer.view(np.float32).reshape(out.shape)
+
     def _ask(
         self,
         operation: int,
@@ -86,12 +114,13 @@ class DrivenBackend:
         data: bytes,
         outputs: list[NDArray[Any]],
         scale: str = "norm",
+        more: Sequence[int] = (0,) * 7,
     ) -> tuple[NDArray[np.uint8], int]:
         n_out = sum(output.nbytes for output in outputs)
         dtypes = DTYPES.index(dtype), DTYPES.index(other)
         kernel = KERNELS.index(self.name)
         fields = [operation, kernel, bits, group, *shape, *dtypes, SCALES.index(scale)]
-        fields += [len(data), n_out]
+        fields += [len(data), n_out, *more]
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(np.array(fields, np.int64).tobytes())
         constants: list[NDArray[Any]] = [
@@ -141,6 +170,16 @@ def check_cast(backend: DrivenBackend, source: str, target: str) -> None:
     assert overflowed == np.count_nonzero(now_infinite)
 
 
+def check_dequantize(backend: DrivenBackend) -> None:
+    """Every encoding; rows that end in mid-block, in mid-vector and behind what is spread."""
+    for encoding in ENCODINGS.values():
+        for rows, columns in ((1, 1), (5, 33), (40, 1100)):
+            codes, scales, others = stretch(encoding, rows, columns, seed=columns)
+            expected = quantised.decode(encoding, codes, scales, columns, **others)
+            found = dequantize(backend, encoding, codes, scales, columns, **others)
+            assert_same_words(found.view(np.uint32), expected.view(np.uint32), "F32")
+
+
 def main(command: list[str]) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         for name in KERNELS:
@@ -151,7 +190,11 @@ def main(command: list[str]) -> None:
             for source in DTYPES:
                 for target in DTYPES:
                     check_cast(backend, source, target)
-            print(f"{name}: {len(cases)} ways to encode and decode and 9 casts equal the reference")
+            check_dequantize(backend)
+            print(
+                f"{name}: {len(cases)} ways to encode and decode, 9 casts and {len(ENCODINGS)} "
+                "encodings of quantised sources equal the reference"
+            )
 
 
 if __name__ == "__main__":

@@ -4,4 +4,4 @@
 #include "kernels.inl"
 
 extern const tq3::Kernels kAvx512Kernels;
-const tq3::Kernels kAvx512Kernels = {"avx512", encode, decode, cast};
+const tq3::Kernels kAvx512Kernels = {"avx512", encode, decode, cast, dequantize};

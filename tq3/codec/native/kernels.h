@@ -1,9 +1,9 @@
-// What a kernel is: three functions over plain memory, and the constants of the format they are
+// What a kernel is: four functions over plain memory, and the constants of the format they are
 // given.
 //
 // A kernel knows no Python, throws nothing, allocates nothing and may run on many threads at once.
-// Its arithmetic is docs/format.md, "Encoding" and "Decoding"; tq3/codec/reference.py says the same
-// in numpy.
+// Its arithmetic is docs/format.md, "Encoding", "Decoding" and "Sources that are quantised";
+// tq3/codec/reference.py and quantised.py say the same in numpy.
 #pragma once
 
 #include <cstddef>
@@ -36,6 +36,29 @@ struct Shape {
     std::size_t groups_a_row;
 };
 
+// What codes of a quantised source stand for: floats of 8 or 4 bits, or integers of 3 to 8.
+enum class Codes { kE4M3, kE2M1, kInteger };
+enum class ScaleType { kF32, kBF16, kF16, kE8M0, kE4M3 };
+// One more scale for each row, of E2M1 codes only.
+enum class GlobalScale { kNone, kMultiplies, kDivides };
+
+// Rows of a quantised weight. `block` neighbouring columns share a scale, fewer at the end of a
+// row; rows that share scales have the same line.
+struct Quantised {
+    Codes kind;
+    int bits;
+    ScaleType scale_type;
+    GlobalScale global;
+    std::size_t rows, cols;
+    std::size_t bytes_a_row;  // of codes, a little-endian bit stream in each row
+    std::size_t block;
+    std::size_t scales_a_line;
+    const std::uint8_t *codes, *scales;
+    const std::int64_t* lines;        // of scales and zero points: one for each row
+    const std::uint8_t* zero_points;  // nullptr: 2**(bits-1), the middle
+    const float* global_scale;        // one for each row
+};
+
 struct Kernels {
     const char* name;
     void (*encode)(const Tables&, Scale, Shape, Dtype, const void* words, std::uint8_t* packed,
@@ -44,6 +67,7 @@ struct Kernels {
                    void* words);
     // Returns how many finite values became infinite.
     std::size_t (*cast)(std::size_t count, Dtype from, const void* words, Dtype to, void* out);
+    void (*dequantize)(const Quantised&, float* out);
 };
 
 }  // namespace tq3

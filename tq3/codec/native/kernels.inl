@@ -1,4 +1,4 @@
-// The three kernels, written once for any number of lanes. docs/format.md is the arithmetic.
+// The four kernels, written once for any number of lanes. docs/format.md is the arithmetic.
 //
 // Groups lie side by side in the lanes of vectors: lane l of x[i] is weight i of group l. So every
 // step of the transform is a plain addition of two vectors, and a sum over a group runs in index
@@ -8,6 +8,7 @@
 // no inline function of the standard library: the linker keeps one copy of those, and it may be the
 // one with the wrong instructions.
 
+#include <type_traits>
 #include <utility>
 
 #include "float_environment.h"
@@ -25,6 +26,8 @@ using namespace tq3;
 
 #include "decode.inl"
 #include "encode.inl"
+
+#include "dequantize.inl"
 
 std::size_t cast(std::size_t count, Dtype from, const void* words, Dtype to, void* out) {
     const DefaultFloatEnvironment environment;

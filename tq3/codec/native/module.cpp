@@ -2,9 +2,11 @@
 // mathematics.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -141,6 +143,117 @@ std::size_t cast(const Kernels& kernels, Array words, const std::string& dtype, 
     return kernels.cast(words.size(), from, words.data(), to, out.data());
 }
 
+// Kinds of quantised sources by their names in Python, with the bits that a code may have.
+struct NamedKind {
+    const char* name;
+    Codes codes;
+    int fewest_bits, most_bits;
+    bool has_global_scale;
+};
+const NamedKind kKinds[] = {{"e4m3", Codes::kE4M3, 8, 8, false},
+                            {"e2m1", Codes::kE2M1, 4, 4, false},
+                            {"nvfp4", Codes::kE2M1, 4, 4, true},
+                            {"packed_int", Codes::kInteger, 3, 8, false}};
+
+const NamedKind& kind_of(const std::string& name) {
+    for (const NamedKind& kind : kKinds)
+        if (name == kind.name) return kind;
+    refuse("kind", "'" + name + "'", "'e4m3', 'e2m1', 'nvfp4' or 'packed_int'");
+}
+
+struct NamedScaleType {
+    const char* name;
+    ScaleType type;
+    nb::dlpack::dtype words;
+};
+
+const NamedScaleType& scale_type_of(const std::string& name) {
+    static const NamedScaleType types[] = {
+        {"F32", ScaleType::kF32, nb::dtype<std::uint32_t>()},
+        {"BF16", ScaleType::kBF16, nb::dtype<std::uint16_t>()},
+        {"F16", ScaleType::kF16, nb::dtype<std::uint16_t>()},
+        {"F8_E8M0", ScaleType::kE8M0, nb::dtype<std::uint8_t>()},
+        {"U8", ScaleType::kE8M0, nb::dtype<std::uint8_t>()},
+        {"F8_E4M3", ScaleType::kE4M3, nb::dtype<std::uint8_t>()}};
+    for (const NamedScaleType& type : types)
+        if (name == type.name) return type;
+    refuse("scale_dtype", "'" + name + "'", "'F32', 'BF16', 'F16', 'F8_E8M0', 'U8' or 'F8_E4M3'");
+}
+
+struct Arrays {
+    Array codes, scales, lines;
+    std::optional<Array> zero_points, global_scale;
+    OutArray out;
+};
+
+void require_lines(const Array& lines, std::size_t rows, std::size_t limit) {
+    require_contiguous("lines", lines, nb::dtype<std::int64_t>());
+    require_shape("lines", lines, {rows});
+    const auto* line = static_cast<const std::int64_t*>(lines.data());
+    for (std::size_t i = 0; i < rows; ++i)
+        if (line[i] < 0 || static_cast<std::size_t>(line[i]) >= limit)
+            refuse("lines", std::to_string(line[i]), "a row of scales");
+}
+
+// `source` but for its pointers, once the arrays are what it says.
+void check_arrays(const Quantised& source, nb::dlpack::dtype scale_words, const Arrays& arrays) {
+    require_contiguous("out", arrays.out, nb::dtype<float>());
+    require_contiguous("codes", arrays.codes, nb::dtype<std::uint8_t>());
+    require_shape("codes", arrays.codes, {source.rows, source.bytes_a_row});
+    require_contiguous("scales", arrays.scales, scale_words);
+    const std::size_t lines = arrays.scales.ndim() ? arrays.scales.shape(0) : 0;
+    require_shape("scales", arrays.scales, {lines, source.scales_a_line});
+    require_lines(arrays.lines, source.rows, lines);
+    if (arrays.zero_points) {
+        if (source.kind != Codes::kInteger) refuse("zero_points", "some", "none for this kind");
+        require_contiguous("zero_points", *arrays.zero_points, nb::dtype<std::uint8_t>());
+        require_shape("zero_points", *arrays.zero_points, {lines, source.scales_a_line});
+    }
+    if (arrays.global_scale.has_value() != (source.global != GlobalScale::kNone))
+        refuse("global_scale", arrays.global_scale ? "some" : "none", "some for 'nvfp4' only");
+    if (arrays.global_scale) {
+        require_contiguous("global_scale", *arrays.global_scale, nb::dtype<float>());
+        require_shape("global_scale", *arrays.global_scale, {source.rows});
+    }
+}
+
+void dequantize(const Kernels& kernels, const std::string& kind, int bits, std::size_t block,
+                const std::string& scale_dtype, bool is_divided, Array codes, Array scales,
+                Array lines, OutArray out, std::optional<Array> zero_points,
+                std::optional<Array> global_scale) {
+    const NamedKind& named = kind_of(kind);
+    const NamedScaleType& scale_type = scale_type_of(scale_dtype);
+    if (bits < named.fewest_bits || bits > named.most_bits)
+        refuse("bits", std::to_string(bits), "what codes of kind '" + kind + "' have");
+    if (!block) refuse("block", "0", "at least 1");
+    if (out.ndim() != 2)
+        refuse("out.shape", shape_text(shape_of(out)), "two dimensions, (rows, columns)");
+    Quantised source = {};
+    source.kind = named.codes;
+    source.bits = bits;
+    source.scale_type = scale_type.type;
+    source.rows = out.shape(0), source.cols = out.shape(1);
+    const std::size_t row_bits = source.cols * static_cast<std::size_t>(bits);
+    source.bytes_a_row =
+        named.codes == Codes::kInteger ? (row_bits + 31) / 32 * 4 : (row_bits + 7) / 8;
+    source.block = block;
+    source.scales_a_line = source.cols / block + (source.cols % block != 0);
+    if (named.has_global_scale)
+        source.global = is_divided ? GlobalScale::kDivides : GlobalScale::kMultiplies;
+
+    const auto bytes = [](const Array& array) {
+        return static_cast<const std::uint8_t*>(array.data());
+    };
+    check_arrays(source, scale_type.words, {codes, scales, lines, zero_points, global_scale, out});
+    source.codes = bytes(codes);
+    source.scales = bytes(scales);
+    source.lines = static_cast<const std::int64_t*>(lines.data());
+    if (zero_points) source.zero_points = bytes(*zero_points);
+    if (global_scale) source.global_scale = static_cast<const float*>(global_scale->data());
+    const nb::gil_scoped_release release;
+    kernels.dequantize(source, static_cast<float*>(out.data()));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -157,6 +270,10 @@ NB_MODULE(_native, m) {
         .def("decode", &decode, nb::arg("tables"), nb::arg("packed"), nb::arg("norms"),
              nb::arg("words"), nb::arg("dtype"))
         .def("cast", &cast, nb::arg("words"), nb::arg("dtype"), nb::arg("out"),
-             nb::arg("out_dtype"));
+             nb::arg("out_dtype"))
+        .def("dequantize", &dequantize, nb::arg("kind"), nb::arg("bits"), nb::arg("block"),
+             nb::arg("scale_dtype"), nb::arg("is_divided"), nb::arg("codes"), nb::arg("scales"),
+             nb::arg("lines"), nb::arg("out"), nb::arg("zero_points").none(),
+             nb::arg("global_scale").none());
     m.def("kernels_that_run_here", &kernels_that_run_here, nb::rv_policy::reference, "Best first.");
 }

@@ -4,4 +4,4 @@
 #include "kernels.inl"
 
 extern const tq3::Kernels kNeonKernels;
-const tq3::Kernels kNeonKernels = {"neon", encode, decode, cast};
+const tq3::Kernels kNeonKernels = {"neon", encode, decode, cast, dequantize};

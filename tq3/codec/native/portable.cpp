@@ -7,4 +7,4 @@ constexpr int kLanes = 4;
 #include "kernels.inl"
 
 extern const tq3::Kernels kPortableKernels;
-const tq3::Kernels kPortableKernels = {"portable", encode, decode, cast};
+const tq3::Kernels kPortableKernels = {"portable", encode, decode, cast, dequantize};

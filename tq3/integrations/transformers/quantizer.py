@@ -18,9 +18,9 @@ from tq3.format.config import stand_in
 from tq3.format.recognition import TRANSFORMERS_WEIGHTS, names_a_file
 from tq3.integrations.transformers import adapters, counting, dequantizing, experts, saving
 from tq3.integrations.transformers.convolving import convolve_in_float32
+from tq3.integrations.transformers.distribution import refuse_cuts
 from tq3.integrations.transformers.holding import hold_all
 from tq3.integrations.transformers.mapped import MappedFiles, copy_once
-from tq3.integrations.transformers.parallel import refuse_cuts
 from tq3.integrations.transformers.placing import (
     Place,
     check_names,

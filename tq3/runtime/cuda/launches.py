@@ -1,4 +1,4 @@
-"""A launch of a kernel as a value, and who carries launches out: a device or a stand-in of tests."""
+"""A launch of a kernel as a value, and who carries launches out: a device, or a test's own."""
 
 from __future__ import annotations
 

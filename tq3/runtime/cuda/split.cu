@@ -4,11 +4,18 @@
 #include "products.cuh"
 
 constexpr int kWarpsABlock = 8;
+// Of a multiprocessor, so that registers allow them. For sm_120 the compiler needs more registers
+// than three blocks leave it, or spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kBlocks = 2;
+#else
+constexpr int kBlocks = 3;
+#endif
 
 // Arguments as of multiply.cu. terms: (groups of the units, tokens, rows).
 // tokens: up to four. Columns of the grid share the units of a tile; rows of the grid are tiles.
 template <int bits, int group>
-__global__ void __launch_bounds__(kWarpsABlock* kLanes, 3)
+__global__ void __launch_bounds__(kWarpsABlock* kLanes, kBlocks)
     multiply_terms(const Words* __restrict__ words, const Floats* __restrict__ norms,
                    const signed char* __restrict__ quantised, const float* __restrict__ worths,
                    float* __restrict__ terms, int rows, int units, int tokens) {

@@ -41,7 +41,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "DeepSeek's FP4 (scale)": {".weight": "I8", ".scale": "F8_E8M0"},
     "FP8 (weight_scale)": {".weight": "F8_E4M3", ".weight_scale": "F32"},
     "INT8 (weight_scale)": {".weight": "I8", ".weight_scale": "F32"},
-    "MXFP4 or BitNet (weight_scale)": {".weight": "U8", ".weight_scale": "BF16"},
+    "BitNet or Gemma's QAT (weight_scale)": {".weight": "U8", ".weight_scale": "BF16"},
     "FP8 or compressed-tensors (weight_scale)": {".weight_scale": "F32"},
     "GPTQ or AWQ (qweight)": {".qweight": "I32", ".qzeros": "I32", ".scales": "F16"},
     "bitsandbytes, 4 bits (weight.absmax)": {".weight": "U8", ".weight.absmax": "U8"},

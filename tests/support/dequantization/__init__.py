@@ -1,0 +1,1 @@
+"""Quantised checkpoints, and what they mean."""

@@ -1,0 +1,139 @@
+"""Shapes of quantised weights: of the weights that are meant, and of the blocks that share a scale.
+
+The size of blocks comes from config.json, where it says one, and is held against the scales: a last
+block may be cut off, so that the shapes alone don't tell.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from tq3.dequantization.declared import PER_ROW, PER_TENSOR, Block, Declared, Integers
+from tq3.dequantization.layouts import Match
+from tq3.errors import BadInput
+from tq3.format.checkpoint import Located
+from tq3.format.files import CONFIG
+from tq3.format.quantised import Encoding
+
+_BY_32, _BY_16 = (1, 32), (1, 16)
+_USUAL = (PER_TENSOR, PER_ROW, (128, 128), (32, 32))
+Shape = tuple[int, ...]
+
+
+def logical_shape(found: Match) -> Shape:
+    """The shape of the weight that these codes are. Raises BadInput for what can't be one."""
+    shape, dtype = found.codes.info.shape, found.codes.info.dtype
+    if found.layout.codes == "_blocks":
+        if len(shape) < 3 or shape[-1] != 16:
+            raise _misfit(found.codes, "[..., rows, groups, 16]", "gpt-oss packs 32 codes in 16")
+        return (*shape[:-2], shape[-2] * 32)
+    if not 1 <= len(shape) <= 3 or 0 in shape:
+        raise _misfit(found.codes, "a matrix or a stack of matrices", "weights with a scale")
+    if dtype == "F4" and shape[-1] % 2:
+        raise _misfit(found.codes, "an even number of columns", "two codes in a byte")
+    is_paired = found.layout.kind in ("e2m1", "nvfp4") and dtype != "F4"
+    return (*shape[:-1], shape[-1] * 2) if is_paired else shape
+
+
+def packed_integers(found: Match, said: Declared) -> tuple[int, int, Shape]:
+    """Bits, columns that share a scale, shape. Raises BadInput where config.json does not say."""
+    codes, scales = found.codes.info.shape, found.scales.info.shape
+    is_symmetric = found.zero_points is None
+    are_matrices = len(codes) == len(scales) == 2 and 0 not in codes
+    for each in said.integers if are_matrices else ():
+        columns = scales[-1] * each.group if each.group else codes[-1] * 32 // each.bits
+        fits = -(-columns * each.bits // 32) == codes[-1]
+        if fits and columns and each.is_symmetric == is_symmetric:
+            return each.bits, each.group or columns, (codes[0], columns)
+    raise BadInput(
+        f"{CONFIG} does not say how these integers are packed"
+        if not said.integers
+        else f"{CONFIG} and the tensors contradict each other",
+        file=found.codes.file,
+        tensor=found.codes.info.name,
+        found=f"codes {list(codes)}, scales {list(scales)}, "
+        f"{'no zero points' if is_symmetric else 'zero points'}",
+        expected="num_bits and group_size in config_groups of quantization_config"
+        if not said.integers
+        else " or ".join(map(_in_words, said.integers)),
+        fix=f"get {CONFIG} and weights from one revision",
+    )
+
+
+def _in_words(integers: Integers) -> str:
+    by = f"groups of {integers.group}" if integers.group else "one scale for a row"
+    points = "symmetric" if integers.is_symmetric else "with zero points"
+    return f"{integers.bits} bits, {by}, {points}"
+
+
+def block_of(found: Match, shape: Shape, said: Declared, group: int | None) -> Block:
+    """Rows and columns that share a scale, whose number is that of the scales. Raises BadInput."""
+    kind, scales = found.layout.kind, found.scales
+    words: dict[Block, str] = {}
+    if group:
+        words = {(1, group): f"group_size {group}"}
+    elif kind == "nvfp4":
+        words = {_BY_16: "16 codes share a scale in NVFP4"}
+    elif kind == "e2m1":
+        words = {_BY_32: "32 codes share a scale in MXFP4"}
+    elif said.blocks:
+        words = {block: f"{text} of {CONFIG}" for block, text in said.blocks.items()}
+    else:
+        first = (_BY_32,) if scales.info.dtype in ("U8", "F8_E8M0") else ()
+        words = dict.fromkeys((*first, *_USUAL), f"no word in {CONFIG}")
+    *stack, rows, columns = (1, *shape)[-max(2, len(shape)) :]
+    for row_block, column_block in words:
+        block = row_block or rows, column_block or columns
+        if _fits(scales.info.shape, prod(stack), (-(-rows // block[0]), -(-columns // block[1]))):
+            return block
+    expected = " or ".join(
+        f"{list((*stack, *_grid((rows, columns), block)))} by {text}"
+        for block, text in words.items()
+    )
+    raise _misfit(scales, expected, f"of a weight of shape {list(shape)}")
+
+
+def check_others(found: Match, shape: Shape, encoding: Encoding) -> None:
+    """Raise BadInput for global scales or zero points that are none of this weight."""
+    if found.global_scale:
+        info, stack = found.global_scale.info, prod(shape[:-2])
+        if info.dtype != "F32" or info.n_elements not in (1, stack):
+            raise _misfit(found.global_scale, f"{stack} of F32", "one scale, or one for a matrix")
+    if found.zero_points:
+        rows, groups = encoding.grid(*shape[-2:])
+        expected = -(-rows * encoding.bits // 32), groups
+        if found.zero_points.info.dtype != "I32" or found.zero_points.info.shape != expected:
+            raise _misfit(found.zero_points, f"I32 {list(expected)}", "packed along the rows")
+
+
+def _grid(shape: tuple[int, int], block: Block) -> tuple[int, int]:
+    return (
+        -(-shape[0] // (block[0] or shape[0])),
+        -(-shape[1] // (block[1] or shape[1])),
+    )
+
+
+def _fits(shape: Shape, stack: int, grid: tuple[int, int]) -> bool:
+    """Whether scales of this shape are such a grid for each of a stack, or one for all."""
+    if grid == (1, 1) and prod(shape) == 1:
+        return True
+    whole: Shape = (stack, *grid) if stack > 1 else grid
+    plain: list[Shape] = [whole]
+    if stack > 1 and grid == (1, 1):
+        plain += [(stack,), (stack, 1)]
+    if grid[1] == 1:
+        plain += [whole[:-1]]
+    if stack == 1:
+        plain += [(1, *grid)]
+    return shape in plain
+
+
+def _misfit(tensor: Located, expected: str, why: str) -> BadInput:
+    return BadInput(
+        f"its shape does not fit: {why}",
+        file=tensor.file,
+        tensor=tensor.info.name,
+        found=f"{tensor.info.dtype} {list(tensor.info.shape)}",
+        expected=expected,
+        fix=f"get {CONFIG} and weights from one revision",
+    )

@@ -1,0 +1,245 @@
+"""From the headers of a quantised source and its config.json to the weights that are meant by them.
+
+A virtual tensor stands in the place of each weight's codes; the scales and what else makes it are
+gone. Nothing is decided here by values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tq3.dequantization.blocks import block_of, check_others, logical_shape, packed_integers
+from tq3.dequantization.declared import LEFT_OUT, Declared, declared
+from tq3.dequantization.layouts import OF_NO_WEIGHT, Match, match, of_no_use, scales_a_cache
+from tq3.errors import BadInput
+from tq3.format.checkpoint import Checkpoint, Located, Pieces
+from tq3.format.files import CONFIG
+from tq3.format.header import TensorInfo
+from tq3.format.quantised import Encoding
+from tq3.units import counted
+
+# No file is as large: virtual tensors lie behind what is in it.
+FIRST_VIRTUAL = 2**62
+_BITS = {"e4m3": 8, "e2m1": 4, "nvfp4": 4}
+_FLOATS_8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+
+
+def dequantised(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of the weights that are meant; the same one where none is quantised.
+
+    Raises BadInput where the tensors contradict each other, or config.json.
+    """
+    tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
+    matches = [found for each in checkpoint.tensors if (found := match(each, tensors))]
+    if not matches:
+        return checkpoint
+    said = declared(checkpoint.config)
+    _check_family(checkpoint.config)
+    _check_methods(said, matches, checkpoint.config)
+    _check_whole(tensors, matches)
+    _check_order(tensors, matches)
+    virtual = {found.codes.info.name: _virtual(found, said) for found in matches}
+    consumed = set(_consumed(matches, tensors))
+    _check_names(virtual, tensors, consumed)
+    formats = _formats(virtual.values())
+    left = [tensor for name, tensor in tensors.items() if name not in consumed]
+    return replace(
+        checkpoint,
+        tensors=_placed(virtual.get(tensor.info.name, tensor) for tensor in left),
+        config=_without_quantization(checkpoint.config),
+        notices=(*checkpoint.notices, *_notices(formats, len(consumed), virtual.values())),
+        source_quantization={**said.record, "formats": dict(formats)},
+    )
+
+
+def _virtual(found: Match, said: Declared) -> Located:
+    layout, codes = found.layout, found.codes
+    bits, groups = _BITS.get(layout.kind, 0), None
+    if layout.kind == "packed_int":
+        bits, groups, shape = packed_integers(found, said)
+    else:
+        shape = logical_shape(found)
+    encoding = Encoding(
+        layout.kind,
+        bits,
+        block_of(found, shape, said, groups),
+        found.scales.info.dtype,
+        is_divided=layout.is_divided,
+        has_zero_points=found.zero_points is not None,
+    )
+    check_others(found, shape, encoding)
+    info = TensorInfo(found.stem + layout.name, "F32", shape)
+    pieces = Pieces(encoding, codes, found.scales, found.global_scale, found.zero_points)
+    return Located(info, codes.file, codes.offset, pieces)
+
+
+def _placed(tensors: Iterable[Located]) -> tuple[Located, ...]:
+    """Virtual tensors get places of their own, one after the other in each file."""
+    free: Counter[str] = Counter()
+    placed = []
+    for tensor in tensors:
+        if tensor.pieces:
+            placed.append(replace(tensor, offset=FIRST_VIRTUAL + free[tensor.file]))
+            free[tensor.file] += tensor.info.n_bytes
+        else:
+            placed.append(tensor)
+    return tuple(placed)
+
+
+def _consumed(matches: Iterable[Match], tensors: Mapping[str, Located]) -> Iterator[str]:
+    for found in matches:
+        parts = found.scales, found.global_scale, found.zero_points
+        yield from (part.info.name for part in parts if part)
+        yield from of_no_use(found, tensors)
+    yield from (name for name, tensor in tensors.items() if scales_a_cache(tensor.info))
+
+
+def _check_order(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
+    """Raise BadInput for integers whose groups are not neighbours."""
+    for found in matches:
+        order = tensors.get(found.stem + ".weight_g_idx")
+        if found.layout.kind == "packed_int" and order:
+            raise BadInput(
+                "columns of one scale that are no neighbours can't be decoded",
+                file=order.file,
+                tensor=order.info.name,
+                expected="packed integers without actorder",
+                fix="compress the checkpoint that it was made from",
+            )
+
+
+def _check_whole(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
+    """Raise BadInput for floats of 8 bits without a scale, and for a scale without a weight."""
+    codes = {found.codes.info.name for found in matches}
+    scales = {found.scales.info.name for found in matches}
+    for name, tensor in tensors.items():
+        info = tensor.info
+        if info.dtype in _FLOATS_8 and name not in codes | scales:
+            raise BadInput(
+                "8-bit floats without a scale" if info.dtype == "F8_E4M3" else "unknown codes",
+                file=tensor.file,
+                tensor=name,
+                found=f"{info.dtype} {list(info.shape)}",
+                expected="F8_E4M3 with a scale beside it, such as weight_scale_inv",
+                fix="fetch the checkpoint again: without its scale a weight can't be known",
+            )
+        for ending, weight in OF_NO_WEIGHT.items():
+            stem = name.removesuffix(ending)
+            if stem != name and name not in scales and stem + weight not in codes:
+                other = tensors.get(stem + weight)
+                raise BadInput(
+                    "a scale, but its weight is not quantised"
+                    if other
+                    else "a scale without its weight",
+                    file=tensor.file,
+                    tensor=name,
+                    found=f"{other.info.dtype} {list(other.info.shape)} in {other.info.name!r}"
+                    if other
+                    else f"no tensor {stem + weight!r}",
+                    fix="fetch the checkpoint again, or take the scale out of it",
+                )
+
+
+def _check_names(
+    virtual: Mapping[str, Located], tensors: Mapping[str, Located], consumed: set[str]
+) -> None:
+    for codes, tensor in virtual.items():
+        name = tensor.info.name
+        other = tensors.get(name)
+        if name != codes and other and name not in consumed:
+            raise BadInput(
+                "there twice: quantised and as it is",
+                file=other.file,
+                tensor=name,
+                found=f"{codes!r} in {tensor.file}, too",
+                expected="one of them",
+            )
+    if both := consumed & virtual.keys():
+        raise BadInput("codes, and scales of others", tensor=min(both), fix="fetch it again")
+
+
+def _check_methods(said: Declared, matches: Iterable[Match], config: Mapping[str, Any]) -> None:
+    """Raise BadInput where config.json names a method that has no such weights."""
+    found = {each.layout.kind: each for each in matches}
+    for kind, example in found.items():
+        if not said.allows(kind):
+            raise BadInput(
+                f"{CONFIG} and the tensors contradict each other, or it is a method unknown to tq3",
+                file=example.codes.file,
+                tensor=example.codes.info.name,
+                found=f"{example.codes.info.dtype} with {example.scales.info.name!r}; "
+                f"{CONFIG} says quant_method {', '.join(said.methods)!r}",
+                expected="codes of that method",
+                fix=f"get {CONFIG} and weights from one revision, or compress the checkpoint that "
+                "it was made from",
+            )
+    experts = config.get("expert_dtype")
+    if experts == "fp4" and "e2m1" not in found or experts == "fp8" and "e2m1" in found:
+        example = next(iter(found.values()))
+        raise BadInput(
+            f"{CONFIG} and the tensors contradict each other",
+            file=CONFIG,
+            found=f"expert_dtype {experts!r}; {'FP4' if 'e2m1' in found else 'no FP4'} among the "
+            f"tensors of {example.codes.file}",
+            expected="the same of both",
+            fix=f"get {CONFIG} and weights from one revision",
+        )
+
+
+def _check_family(config: Mapping[str, Any]) -> None:
+    inner = (value for value in config.values() if isinstance(value, dict))
+    for each in (config, *inner):
+        model_type = each.get("model_type")
+        if isinstance(model_type, str) and model_type.startswith("mimo_v2"):
+            raise BadInput(
+                "its queries, keys and values are quantised in parts that tensors don't show",
+                file=CONFIG,
+                found=f"model_type {model_type!r}",
+                fix="compress a BF16 checkpoint of it: decoded by these scales alone, values would "
+                "be wrong by factors",
+            )
+
+
+def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json's content without what tells of the source's quantisation, at any depth."""
+    return {
+        key: _without_quantization(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in LEFT_OUT
+    }
+
+
+def _formats(tensors: Iterable[Located]) -> Counter[str]:
+    """In words, with the number of tensors of each, the most frequent first."""
+    words = Counter(_in_words(tensor) for tensor in tensors)
+    return Counter(dict(words.most_common()))
+
+
+def _in_words(tensor: Located) -> str:
+    assert tensor.pieces
+    encoding = tensor.pieces.encoding
+    rows, columns = encoding.block
+    shape = (1, *tensor.info.shape)
+    if (rows, columns) == shape[-2:]:
+        return f"{encoding.label} with a scale for each tensor"
+    if (rows, columns) == (1, shape[-1]):
+        return f"{encoding.label} with a scale for each row"
+    if rows == 1:
+        return f"{encoding.label} in groups of {columns}"
+    return f"{encoding.label} in blocks of {rows} x {columns}"
+
+
+def _notices(
+    formats: Mapping[str, int], n_consumed: int, tensors: Iterable[Located]
+) -> Iterator[str]:
+    told = ", ".join(f"{form} ({counted(n, 'tensor')})" for form, n in formats.items())
+    yield f"the source is quantised: {told}; {counted(n_consumed, 'scale')} consumed"
+    small = sum(t.n_bytes for t in tensors if t.pieces and t.pieces.encoding.bits < 8)
+    if small:
+        yield (
+            "its 4-bit weights are coded again: a second loss, for a gain of about a quarter; "
+            "a checkpoint of more bits, where there is one, gives a better model of the same size"
+        )
