@@ -54,7 +54,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, id=name, marks=pytest.mark.slow if name == "compiled" else ())
+        for name, way in WAYS.items()
+    ],
+)
 @pytest.mark.parametrize("path", [ops.path_for, lambda _: generic], ids=["kernels", "generic"])
 def test_an_input_of_another_width_is_refused(way, path, monkeypatch):
     """Up to the end of the last group, whose padding is nobody else's."""
