@@ -18,7 +18,7 @@ _TOO_LARGE = np.float32(65520)
 
 
 def stored_norms(norms: Floats, dtype: str) -> Norms:
-    """These norms as they are stored in `dtype`: F16 is the nearest, ties to even."""
+    """The norms as they are stored in `dtype`: F16 rounds to nearest, ties to even."""
     return norms.astype(np.float16) if dtype == "F16" else norms
 
 

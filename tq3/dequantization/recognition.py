@@ -213,7 +213,7 @@ def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _formats(tensors: Iterable[Located]) -> Counter[str]:
-    """In words, with the number of tensors of each, the most frequent first."""
+    """Count the tensors of each format, told in words, the most frequent first."""
     words = Counter(_in_words(tensor) for tensor in tensors)
     return Counter(dict(words.most_common()))
 

@@ -103,7 +103,7 @@ class _Weight:
             values[:] = rows.reshape(-1)[left : left + len(values)]
 
     def _decode(self, top: int, bottom: int, out: Floats) -> None:
-        """These rows of the stack.  (rows, columns)"""
+        """Decode the rows `top` to `bottom` of the stack into `out`.  (rows, columns)"""
         piece = self._pieces.codes
         codes = np.empty((bottom - top, self._row_bytes), np.uint8)
         start = piece.offset + top * self._row_bytes
@@ -129,7 +129,7 @@ class _Weight:
         return raw.view(kind).reshape(count, self._groups)
 
     def _zero_points(self, first: int, count: int) -> Bytes | None:
-        """Those of these lines, which lie packed along the lines.  (count, groups)"""
+        """The zero points of some lines; they lie packed along the lines.  (count, groups)"""
         if not self._pieces.zero_points:
             return None
         bits, aligned = self._encoding.bits, first // 32 * 32  # where a word begins
@@ -160,7 +160,7 @@ class _Kept:
         self._reading = [Lock() for _ in range(16)]
 
     def read(self, tensor: Located, start: int, length: int, unit: int) -> Bytes:
-        """These bytes of a tensor, which is read in pieces of whole units."""
+        """Read a range of a tensor's bytes, in pieces of whole units."""
         step = max(1, _PIECE_BYTES // unit) * unit
         first = start // step * step
         parts = [

@@ -141,7 +141,7 @@ class _Scaler:
 
 
 def storable(wanted: bytes, stored: Words, dtype: str, offset: float) -> bytes:
-    """For each gain of a norm, the exponent nearest to the wanted one that divides it faithfully.
+    """The exponent nearest to the wanted one that divides each gain of a norm faithfully.
 
     stored: the gains less `offset`, raw words of `dtype`. What is next to -1 has coarse steps
     there, by which a small gain would lose percents, or all of itself, while its readers' columns

@@ -140,7 +140,7 @@ def _config(transformers: Any, name: str, finding: dict[str, Any]) -> PreTrained
 
 
 def _method(config: PreTrainedConfig) -> str | None:
-    """By what the checkpoint says it is quantised; nothing in published TQ3 checkpoints."""
+    """The quantization method that the checkpoint names; None in published TQ3 checkpoints."""
     for part in (config, config.get_text_config()):
         declared = getattr(part, "quantization_config", None)
         if isinstance(declared, dict):
@@ -174,7 +174,7 @@ def _class(transformers: Any, config: PreTrainedConfig) -> Any:
 
 
 def _automatic(transformers: Any, config: PreTrainedConfig, names: list[str]) -> str:
-    """Of several classes that `auto_map` has for models the one for what config.json names."""
+    """The class for what config.json names, of several that `auto_map` has for models."""
     auto_map = getattr(config, "auto_map", None)
     entries = auto_map.items() if isinstance(auto_map, dict) else ()
     classes = {

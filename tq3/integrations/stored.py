@@ -39,7 +39,7 @@ class Matrix:
         return self.bits > 0
 
     def n_bytes(self, group: int) -> int:
-        """Of codes, and of norms as float32."""
+        """Bytes of the codes, and of the norms as float32."""
         return self.rows * self.groups * (group * self.bits // 8 + 4)
 
 
@@ -55,7 +55,7 @@ class Stored:
         return sum(matrix.is_packed for matrix in self.matrices.values())
 
     def renamed(self, rename: Callable[[str], str | None]) -> Stored:
-        """The same under the names that a host has for its modules."""
+        """The stored tensors under the names that a host has for its modules."""
         pairs = ((rename(name), matrix) for name, matrix in self.matrices.items())
         return Stored({name: matrix for name, matrix in pairs if name}, self.group)
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: in a folder of this machine, in the Hub cache, or on the Hub."""
+"""Open a checkpoint where it lies: in a folder of this machine, in the Hub cache, or on the Hub."""
 
 from __future__ import annotations
 

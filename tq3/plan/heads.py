@@ -32,7 +32,7 @@ def heads_by_shape(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def with_tied_head(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
-    """Where one tensor is head and embedding, what is asked for the head is meant for it.
+    """The recipe for a tied head: what is asked for the head is meant for the embedding, too.
 
     Raises UsageError where something else is asked for the embeddings, or no head is known.
     """

@@ -95,7 +95,7 @@ class Block:
 
     @property
     def bytes_in(self) -> int:
-        """Its share of the source's files, in which units need not have equal bytes."""
+        """The block's share of the source's bytes; units need not have equal ones."""
         total, units = self.task.bytes_in, self.task.units
         return total * (self.first + self.count) // units - total * self.first // units
 

@@ -117,7 +117,7 @@ def multiply_tiles(
     group: int,
     rotation: int,
 ) -> torch.Tensor:
-    """The same for many tokens: decode some rows in rotated space, multiply, forget them."""
+    """Multiply many tokens: decode some rows in rotated space, multiply, forget them."""
     kernels = get_kernels()
     rows, n = norms.shape
     columns = n * group

@@ -58,7 +58,7 @@ def decode(packed: torch.Tensor, norms: torch.Tensor, bits: int, group: int) -> 
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """As in `tq3.runtime.reference`, with less memory: eight codes lie in `bits` whole bytes.
+    """Unpack as `reference.unpack` does, in less memory: eight codes lie in `bits` whole bytes.
 
     (groups, group * bits / 8) uint8 -> (groups, group) int32
     """

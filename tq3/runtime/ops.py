@@ -201,7 +201,7 @@ def _fake_embedding(
 
 
 def no_gradient(ctx: object, *gradients: torch.Tensor) -> NoReturn:
-    """Of rows that are looked up: neither ids nor weights have one."""
+    """Refuse a gradient of rows that are looked up: neither ids nor weights have one."""
     raise NotImplementedError(
         "packed embeddings of tq3 are constants, which have no gradient: freeze them, or restore "
         "the checkpoint with `tq3 restore` to train them"

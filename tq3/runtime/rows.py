@@ -39,7 +39,7 @@ def decode_codes(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The same for codes, (rows * n, group), by torch's operations.
+    """Decode codes, (rows * n, group), by torch's operations.
 
     Operation for operation as `tq3.codec.reference.decode`, so to the same bits.
     """

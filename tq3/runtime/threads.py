@@ -28,7 +28,7 @@ class _State:
 
 
 def team() -> Threads:
-    """As many threads as torch uses."""
+    """A team of as many threads as torch uses."""
     _State.used = True
     return _team(torch.get_num_threads())
 

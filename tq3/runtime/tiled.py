@@ -148,7 +148,7 @@ def embedding(
 
 
 def launcher_of(x: torch.Tensor) -> Launcher:
-    """Where kernels for x run. Raises ValueError where none do."""
+    """The launcher of kernels for x. Raises ValueError where none run."""
     found = support.launcher(x.device)
     if found is None:
         expected = "a GPU that tq3's kernels run on; module.to() brings codes back from tiles"

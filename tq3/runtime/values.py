@@ -36,7 +36,7 @@ class WithoutValues(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the codes are."""
+        """The device that holds the codes."""
         return self.tq_packed.device
 
     @property

@@ -27,7 +27,7 @@ class Codes(nn.Parameter):
     """Constants: whoever wants to train them is told what to do instead."""
 
     def requires_grad_(self, requires_grad: bool = True) -> Codes:
-        """As of any tensor, if it is False."""
+        """Accept False, as of any tensor; codes and norms have no gradient."""
         if requires_grad:
             raise UsageError(
                 "codes and norms of packed weights are constants that can't be trained",
@@ -91,7 +91,7 @@ class PackedWeight(WithoutValues):
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Also called where a host puts a parameter of its own in the place of another."""
+        """Register a parameter; hosts call this, too, to replace one by theirs."""
         super().register_parameter(name, param)
         self._mark()
 

@@ -155,7 +155,7 @@ class Judge:
         return _total(self._blocks[task.name])
 
     def _kept(self, task: Task) -> Kept:
-        """By the source's values as they are, or by those in F16 if the tensor has these."""
+        """Judge a kept tensor by the source's values, or by those in F16 if it has these."""
         once, by_f16 = (
             sum((each.kept for each in blocks.get(task.name, ()) if each.kept), Kept())
             for blocks in (self._blocks, self._second)

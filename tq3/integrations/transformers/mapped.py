@@ -70,7 +70,7 @@ class Copied(ConversionOps):
     def convert(
         self, input_dict: dict[str, list[torch.Tensor] | torch.Tensor], **_: Any
     ) -> dict[str, list[torch.Tensor]]:
-        """The same tensors under the same names; of a name there may be several."""
+        """Copy tensors under the names that they have; of a name there may be several."""
         return {
             name: self._files.copied(found if isinstance(found, list) else [found], self._dtype)
             for name, found in input_dict.items()
@@ -124,7 +124,7 @@ def _is_in(tensor: torch.Tensor, spans: Iterable[tuple[int, int]]) -> bool:
 
 
 def _let_go(tensor: torch.Tensor) -> None:
-    """Of whole pages: those at its ends hold values of its neighbours, too."""
+    """Give whole pages back; those at a tensor's ends hold values of its neighbours, too."""
     first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:

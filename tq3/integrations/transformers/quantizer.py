@@ -178,7 +178,7 @@ class Tq3Quantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Of adapters: what is packed stays as it is."""
+        """Whether adapters can be trained; what is packed stays as it is."""
         return True
 
     @property

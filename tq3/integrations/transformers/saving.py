@@ -70,7 +70,7 @@ def state_to_save(
 def shapes_to_record(
     model: PreTrainedModel, places: Iterable[Place], state: Mapping[str, torch.Tensor], group: int
 ) -> dict[str, tuple[int, ...]]:
-    """By the names in the checkpoint, where they can't be derived from the tensors in `state`."""
+    """Shapes by name in the checkpoint, where they can't be derived from the tensors in `state`."""
     dense = {
         place.parameter: torch.empty(place.layout.shape, device="meta")
         for place in places

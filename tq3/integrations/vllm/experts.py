@@ -83,7 +83,7 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
                 replace_parameter(layer, name, part)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig:
-        """For vLLM's activation: its parameters, and no quantisation of the inputs."""
+        """The parameters of vLLM's activation, and no quantisation of the inputs."""
         return FusedMoEQuantConfig.make(
             gemm1_alpha=layer.swiglu_alpha,
             gemm1_beta=layer.swiglu_beta,

@@ -52,7 +52,7 @@ class KeptEmbeddingMethod(UnquantizedEmbeddingMethod):
     """
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Nothing: rows are looked up where they were loaded."""
+        """Do nothing: rows are looked up where they were loaded."""
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., columns) -> (..., rows)"""

@@ -167,7 +167,7 @@ def turns_of_a_block(on: Launcher, blocks: int, bits: int, group: int, columns: 
 
 
 def shared_bytes(bits: int, group: int, columns: int, turns: int) -> int:
-    """Of a block of share.cu: two units of codes and norms of each warp, and of activations with
+    """Shared memory of a block of share.cu: two units of codes and norms a warp, activations with
     their worths, and what waits for sums of other turns.
     """
     groups_a_unit, tokens = max(1, UNIT // group), columns * TOKENS_A_COLUMN

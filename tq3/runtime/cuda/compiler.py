@@ -134,7 +134,7 @@ def _answer(result: tuple[Any, ...]) -> Any:
 
 
 def _read(file: Path) -> Code | None:
-    """None for what is not there, was damaged, or may be another user's: it would be run."""
+    """A kept cubin; None if it is missing, damaged, or perhaps another user's: it would be run."""
     with suppress(OSError):
         folder = file.parent.stat()
         if folder.st_uid != os.getuid() or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -27,14 +27,14 @@ class Crossing(NamedTuple):
 
 
 def table(path: Path = PATH) -> dict[str, Crossing]:
-    """By architecture, such as "sm_90"; OTHERS for those that have no row."""
+    """Crossings by architecture, such as "sm_90"; OTHERS for those that have no row."""
     rows = json.loads(path.read_text())
     return {architecture: Crossing(**row) for architecture, row in rows.items()}
 
 
 @cache
 def crossing_of(architecture: str) -> Crossing:
-    """Of devices that code is compiled for as for `architecture`."""
+    """The crossing of devices that code is compiled for as for `architecture`."""
     rows = table()
     return rows.get(architecture, rows[OTHERS])
 

@@ -30,7 +30,7 @@ def linear(layer: Tiles, group: int, dtype: torch.dtype) -> None:
 
 
 def experts(layers: Tiles, group: int, dtype: torch.dtype) -> None:
-    """The same for several layers of one shape, as `layout.repack` stacks them."""
+    """Make experts ready: several layers of one shape, as `layout.repack` stacks them."""
     _load(layers, group, dtype)
     fixed.signs(group, layers.words.device)
     pairs.turns(len(layers.words), layers.words.device)
@@ -99,4 +99,4 @@ class Asked:
         self.load(call.kernel, call.instance)
 
     def sequence(self) -> None:
-        """Nothing is launched."""
+        """None, always: nothing is launched or captured."""
