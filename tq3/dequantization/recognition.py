@@ -237,9 +237,9 @@ def _notices(
 ) -> Iterator[str]:
     told = ", ".join(f"{form} ({counted(n, 'tensor')})" for form, n in formats.items())
     yield f"the source is quantised: {told}; {counted(n_consumed, 'scale')} consumed"
-    small = sum(t.n_bytes for t in tensors if t.pieces and t.pieces.encoding.bits < 8)
-    if small:
+    if any(t.pieces and t.pieces.encoding.bits < 8 for t in tensors):
         yield (
-            "its 4-bit weights are coded again: a second loss, for a gain of about a quarter; "
-            "a checkpoint of more bits, where there is one, gives a better model of the same size"
+            "weights of fewer than 8 bits are coded again: a second loss, for a gain of about a "
+            "quarter; a checkpoint of more bits, where there is one, gives a better model of the same "
+            "size"
         )
