@@ -118,7 +118,7 @@ def test_a_gpu_computes_and_generates_what_the_processor_does(case):
     assert_greedy(generated(model, 4).cpu(), restored)
 
 
-@pytest.mark.parametrize("size", ["tp_size", "ep_size", "fsdp_size"])
+@pytest.mark.parametrize("size", ["tp_size", "ep_size", "fsdp_size", "dp_replicate_size"])
 def test_processes_that_would_cut_matrices_are_refused(llama, size):
     """Transformers would leave packed layers whole and add their answers up, without a word."""
     config = transformers.AutoConfig.from_pretrained(llama.compressed)

@@ -236,7 +236,7 @@ def test_an_input_that_changes_in_place_is_quantised_anew():
 
 
 def test_a_layer_takes_few_calls():
-    """34 with Python 3.11 and torch 2.13, two of them the modules'; the operator alone takes 78."""
+    """30 with Python 3.11 and torch 2.13, two of them the modules'; the operator alone takes 78."""
     linear, x = packed_linear(bias=True), activations(1, 300)
     with torch.no_grad():
-        assert calls_of(lambda: linear(x)) <= 40
+        assert calls_of(lambda: linear(x)) <= 33

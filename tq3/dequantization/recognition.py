@@ -240,6 +240,5 @@ def _notices(
     if any(t.pieces and t.pieces.encoding.bits < 8 for t in tensors):
         yield (
             "weights of fewer than 8 bits are coded again: a second loss, for a gain of about a "
-            "quarter; a checkpoint of more bits, where there is one, gives a better model of the same "
-            "size"
+            "quarter; a checkpoint of more bits gives a better model of the same size"
         )

@@ -70,7 +70,7 @@ class Layer:
 
     def __init__(self, packed: torch.Tensor, norms: torch.Tensor, layout: GroupLayout) -> None:
         rows, n = norms.shape
-        self._columns = (layout.cols,)
+        self._columns = layout.cols
         self._linear = get_kernels().bound(layout.bits, layout.group, layout.group)
         self._places, self._sizes = (packed.data_ptr(), norms.data_ptr()), (rows, n)
         self._last = _Form(None, None, (), ())
@@ -94,7 +94,7 @@ class Layer:
     def _form(self, x: torch.Tensor) -> _Form | None:
         shape, number = x.shape, NUMBERS.get(x.dtype)
         columns = shape[-1] if shape else 0
-        if number is None or columns not in self._columns or not x.is_cpu:
+        if number is None or columns != self._columns or not x.is_cpu:
             return None
         tokens = x.numel() // columns
         if tokens > most_tokens(x.dtype):

@@ -195,7 +195,7 @@ class PackedWeight(WithoutValues):
         columns = self.group_layout.cols
         if x.shape[-1:] != (columns,):
             what = f"{self.tensor}: x.shape" if self.tensor else "x.shape"
-            refuse(what, tuple(x.shape), f"(..., {columns})")
+            refuse(what, x.shape, f"(..., {columns})")
 
     def _parts(self) -> tuple[torch.Tensor, torch.Tensor]:
         # Asked of the module, each would take longer than an operation of torch.

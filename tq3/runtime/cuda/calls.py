@@ -27,8 +27,6 @@ THREADS = 256
 SUMS_BYTES = 32 << 20
 # Of shared memory, which the driver keeps for each block.
 RESERVED_BYTES = 1024
-# Sums of section 2.5 of docs/kernels.md, for each result.
-PARTIAL_SUMS = 8
 DTYPES = {torch.bfloat16: "kBF16", torch.float16: "kF16", torch.float32: "kF32"}
 
 Activations = tuple[torch.Tensor, torch.Tensor]
@@ -157,7 +155,7 @@ def turns_of_a_block(on: Launcher, blocks: int, bits: int, group: int, columns: 
     many are half as many sums that go through memory.
     blocks: how many there would be if each had all
     """
-    turns = most = PARTIAL_SUMS // max(1, UNIT // group)
+    turns = most = fixed.PARTIAL_SUMS // max(1, UNIT // group)
     while turns > 1 and (
         blocks * most // turns < 2 * on.processors
         or 2 * (shared_bytes(bits, group, columns, turns) + RESERVED_BYTES) > on.shared_bytes
@@ -196,13 +194,13 @@ def _multiply_shared(
     tokens = quantised.shape[1]
     of_tokens = -(-tokens // (TOKENS_A_COLUMN * columns)) if jobs is None else len(jobs)
     turns = turns_of_a_block(on, of_tokens * -(-tiles // WARPS), bits, group, columns)
-    parts = PARTIAL_SUMS // max(1, UNIT // group) // turns
-    bytes_a_block = PARTIAL_SUMS // turns * tokens * WARPS * TILE * 4
+    parts = fixed.PARTIAL_SUMS // max(1, UNIT // group) // turns
+    bytes_a_block = fixed.PARTIAL_SUMS // turns * tokens * WARPS * TILE * 4
     step = max(1, SUMS_BYTES // bytes_a_block) * WARPS
     y = worths.new_empty(tokens, rows, dtype=dtype)
     for first in range(0, tiles, step):
         of_rows = min(step * TILE, rows - first * TILE)
-        sums = worths.new_empty(PARTIAL_SUMS // turns, tokens, of_rows)
+        sums = worths.new_empty(fixed.PARTIAL_SUMS // turns, tokens, of_rows)
         place = rows, first, of_rows, units, tokens, turns
         on.launch(
             Call(
