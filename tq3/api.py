@@ -73,9 +73,10 @@ def compress(
 def preview(source: StrPath, **options: Unpack[CompressKeywords]) -> Description:
     """What compress would write: every tensor's fate and reason, shards, bytes, peak memory.
 
-    options: those of `compress`, of which those of a run change nothing
+    options: those of `compress`; `workers` counts for the peak memory, `backend` is looked up, and
+    `resume`, `overwrite` and `download` are not looked at
 
-    Raises what `compress` would. Reads headers only.
+    Raises what `compress` would for the source, the recipe and the side files. Reads headers only.
     """
     get_backend(options.get("backend"))
     selection = Selection.of(options.get("also"), options.get("without"))
@@ -103,7 +104,7 @@ def inspect(path: StrPath, **options: Unpack[InspectKeywords]) -> Description:
     recipe = make_recipe(**asked)
     with open_source(path, HubOptions(revision=options.get("revision"))) as files:
         found = describe(files, recipe, check_workers(None, files.connections))
-    given = [flag(name) for name, value in asked.items() if value not in (None, False)]
+    given = [flag(name) for name, value in asked.items() if value not in (None, False, [], ())]
     if given and not found.planned:
         raise UsageError(
             "a TQ3 checkpoint: nothing is left to choose",

@@ -79,7 +79,7 @@ class _Pass:
         self._n_done = 0
 
     def run(self) -> Run[dict[str, bytes]]:
-        """LayerTensors by layer."""
+        """Go through the model layer by layer, and return the factors."""
         signal = yield from self._embedded()
         for layer in self._model.layers:
             signal += yield from self._attention(layer, signal)

@@ -16,6 +16,7 @@ from tq3.format import manifest
 from tq3.format.files import Files, read_object, read_text
 
 FILE_NAME = "tq3_eval.json"
+_AGAIN = "measure again with `tq3 eval --save`, or take the file away"
 # Keys of an evaluation that are kept: neither paths, nor what fills pages.
 _KEYS = ("text", "n_tokens", "context", "bos", "dtype", "bits_per_weight", "measures")
 
@@ -45,7 +46,7 @@ def read_quality(files: Files) -> dict[str, Any] | None:
         raise BadInput(
             "the figures of other weights than those of this folder",
             file=FILE_NAME,
-            fix="measure again with `tq3 eval --save`, or take the file away",
+            fix=_AGAIN,
         )
     return figures
 
@@ -69,6 +70,6 @@ def _number(measures: Mapping[str, Any], key: str) -> float:
             f"{key} is no figure",
             file=FILE_NAME,
             found=value,
-            fix="measure again with `tq3 eval --save`, or take the file away",
+            fix=_AGAIN,
         )
     return float(value)

@@ -24,7 +24,7 @@ _FIELDS = frozenset(field.name for field in fields(Recipe))
 
 @of_its_types
 def make_recipe(**options: Unpack[RecipeKeywords]) -> Recipe:
-    """The recipe that these options ask for; None is the same as an option that is not given.
+    """The recipe that these options ask for; None, where an option may be None, is not given.
 
     Raises UsageError for options that contradict each other, BadInput for a faulty recipe file.
     """
@@ -56,7 +56,9 @@ def kept_as(recipe: str | None) -> KeptDtype:
 
 
 def _check_alone(asked: Mapping[str, Any]) -> None:
-    others = [name for name, value in asked.items() if name != "recipe" and value is not False]
+    others = [
+        name for name, value in asked.items() if name != "recipe" and value not in (False, [], ())
+    ]
     if others:
         raise UsageError(
             "a Recipe, and other options that make one",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from tq3.errors import UsageError
+from tq3.format.command_line import flag
 from tq3.format.header import TensorInfo
 from tq3.format.recipe import Recipe
 from tq3.format.widths import BY_NAME, WIDTHS, Width, Widths
@@ -174,7 +175,7 @@ def advice_on_target(infos: Iterable[TensorInfo], recipe: Recipe) -> str:
     """
     by_role = {role: [info for info in infos if role_of(info.name) == role] for role in BY_NAME}
     left = [
-        f"--{role.replace('_', '-')} 4"
+        f"{flag(role)} 4"
         for role in sorted(BY_NAME, reverse=True)
         if any(_would_be_compressed(info, role, recipe) for info in by_role[role])
     ]
