@@ -99,3 +99,8 @@ def test_the_best_recipe_packs_head_and_embeddings_and_a_card_need_not_ask_for_i
     assert list(command_options(recipe_record(best))) == ["--recipe", "best"]
     asked = ["--recipe", "best", "--lm-head", "3"]
     assert list(command_options(recipe_record(other))) == asked
+
+
+def test_an_empty_list_is_not_given():
+    recipe = make_recipe(bits=2)
+    assert make_recipe(recipe=recipe, keep=[], only=()) == recipe
