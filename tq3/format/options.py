@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 from tq3.format.arguments import check_fields
-from tq3.format.recipe import GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
+from tq3.format.recipe import (
+    ExpertGroups,
+    GroupSize,
+    KeptDtype,
+    Nonfinite,
+    NormDtype,
+    Recipe,
+    Scale,
+)
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits
 
@@ -133,6 +141,16 @@ class RecipeKeywords(ShardKeywords, total=False):
             EXACT,
             default="float16 as published, source with a recipe other than native, a target, "
             "or widths for head and embeddings",
+        ),
+    ]
+    expert_groups: Annotated[
+        ExpertGroups | None,
+        Option(
+            "How fused experts that are stored with inputs as rows (gpt-oss in BF16, Llama 4) are "
+            "cut: rows as stored, or the inputs of each output, which hosts can serve packed.",
+            SMALL,
+            default="stored as published, inputs with a recipe other than native, a target, or "
+            "widths for head and embeddings",
         ),
     ]
     nonfinite: Annotated[
