@@ -206,6 +206,7 @@ def _line(
         reason=reason,
         norm_dtype=layout.norm_dtype if layout else None,
         loses=loses,
+        transposed=layout is not None and layout.transposed,
     )
 
 
