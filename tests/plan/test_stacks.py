@@ -10,6 +10,7 @@ from tq3.plan.stacks import with_inputs_as_rows
 
 GPT_OSS = {"model_type": "gpt_oss", "hidden_size": 160}
 LLAMA = {"model_type": "llama4", "text_config": {"model_type": "llama4_text", "hidden_size": 160}}
+ARIA = {"model_type": "aria_text", "hidden_size": 160}
 IN_MLP, IN_FEED_FORWARD = "model.layers.0.mlp.experts.", "l.3.feed_forward.experts."
 
 
@@ -19,14 +20,20 @@ def found(config, name, shape, dtype="BF16", *, transposed=False):
 
 
 @pytest.mark.parametrize(
-    ("config", "path"), [(GPT_OSS, IN_MLP), (LLAMA, IN_FEED_FORWARD)], ids=["gpt-oss", "llama 4"]
+    ("config", "gate_up", "down"),
+    [
+        (GPT_OSS, IN_MLP + "gate_up_proj", IN_MLP + "down_proj"),
+        (LLAMA, IN_FEED_FORWARD + "gate_up_proj", IN_FEED_FORWARD + "down_proj"),
+        (ARIA, IN_MLP + "fc1.weight", IN_MLP + "fc2.weight"),
+    ],
+    ids=["gpt-oss", "llama 4", "aria"],
 )
-def test_gate_and_up_read_the_hidden_channels_and_down_writes_them(config, path):
-    assert found(config, path + "gate_up_proj", (4, 160, 320))
-    assert found(config, path + "down_proj", (4, 96, 160))
-    assert found(config, path + "down_proj", (4, 160, 160))
-    assert not found(config, path + "gate_up_proj", (4, 320, 160))
-    assert not found(config, path + "down_proj", (4, 160, 96))
+def test_gate_and_up_read_the_hidden_channels_and_down_writes_them(config, gate_up, down):
+    assert found(config, gate_up, (4, 160, 320))
+    assert found(config, down, (4, 96, 160))
+    assert found(config, down, (4, 160, 160))
+    assert not found(config, gate_up, (4, 320, 160))
+    assert not found(config, down, (4, 160, 96))
 
 
 @pytest.mark.parametrize(

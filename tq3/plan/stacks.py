@@ -14,11 +14,13 @@ from tq3.format.checkpoint import Checkpoint
 from tq3.format.header import FLOATS, TensorInfo
 
 _OF_MLP = re.compile(r"(^|\.)mlp\.experts\.(gate_up|down)_proj$")
+_OF_ARIA = re.compile(r"(^|\.)mlp\.experts\.(fc[12]\.weight|(gate_up|down)_proj)$")
 _OF_FEED_FORWARD = re.compile(r"(^|\.)feed_forward\.experts\.(gate_up|down)_proj$")
 # model_type, also that of the text model, -> names.
 _TURNED = {
     "gpt_oss": _OF_MLP,
     "openai_privacy_filter": _OF_MLP,
+    "aria_text": _OF_ARIA,
     "llama4": _OF_FEED_FORWARD,
     "llama4_text": _OF_FEED_FORWARD,
 }
@@ -41,4 +43,5 @@ def _fits(info: TensorInfo, hidden: object) -> bool:
     """Whether gate and up read, and down writes, `hidden` channels in this order."""
     if len(info.shape) != 3 or info.dtype not in FLOATS:
         return False
-    return info.shape[1 if info.name.endswith("gate_up_proj") else 2] == hidden
+    reads = info.name.endswith(("gate_up_proj", "fc1.weight"))
+    return info.shape[1 if reads else 2] == hidden
