@@ -173,7 +173,8 @@ def test_two_ranks_have_experts_with_biases_whose_gate_and_up_are_interleaved(wo
         for rank in bytes_of_layers(llm):
             held, codes = rank["model.layers.0.mlp.experts.routed_experts"]
             assert codes == (2 * (512 * 2 + 192 * 2) if options else 4 * (256 * 2 + 192)) * 52
-            assert held - codes == (2 * (512 + 192) if options else 4 * (256 + 192)) * 4
+            biases = (2 * (512 + 192) if options else 4 * (256 + 192)) * 4
+            assert held - codes == biases + (4 * 4 if options else 0)  # and whose expert is where
 
 
 def test_experts_of_which_gate_and_up_are_kept_answer_as_the_dense_model(work):
