@@ -19,7 +19,6 @@ from tq3.format.options import (
     HubKeywords,
     InspectKeywords,
     MachineKeywords,
-    PushKeywords,
     RecipeKeywords,
     RestoreKeywords,
     RunKeywords,
@@ -27,6 +26,7 @@ from tq3.format.options import (
     VerifyKeywords,
 )
 from tq3.format.parts import make_part
+from tq3.format.push_options import PushKeywords
 from tq3.format.recipe import GroupSize
 from tq3.format.request import make_recipe
 from tq3.format.sizes import DEFAULT_SHARD_SIZE, parse_size
@@ -206,7 +206,7 @@ def push(
     """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub.
 
     yes: make a copy public although its source is gated, private or not for commercial use
-    options: see `tq3.format.options.PushKeywords`
+    options: see `tq3.format.push_options.PushKeywords`
     """
     from tq3.publication.push import push_checkpoint  # noqa: PLC0415  others need no Hub
 

@@ -1,4 +1,4 @@
-"""How a command shows an option that it shares with a Python function."""
+"""What one option of a command is, and where the command's help lists it."""
 
 from __future__ import annotations
 

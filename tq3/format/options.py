@@ -14,7 +14,15 @@ from typing import Annotated, Literal, TypedDict
 
 from tq3.format.arguments import check_fields
 from tq3.format.option import EXACT, FIRST, OUTPUT, RUN, SMALL, Option
-from tq3.format.recipe import GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
+from tq3.format.recipe import (
+    ExpertGroups,
+    GroupSize,
+    KeptDtype,
+    Nonfinite,
+    NormDtype,
+    Recipe,
+    Scale,
+)
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits
 
@@ -105,6 +113,16 @@ class RecipeKeywords(ShardKeywords, total=False):
             EXACT,
             default="float16 as published, source with a recipe other than native, a target, "
             "or widths for head and embeddings",
+        ),
+    ]
+    expert_groups: Annotated[
+        ExpertGroups | None,
+        Option(
+            "How fused experts that are stored with inputs as rows (gpt-oss in BF16, Llama 4) are "
+            "cut: rows as stored, or the inputs of each output, which hosts can serve packed.",
+            SMALL,
+            default="stored as published, inputs with a recipe other than native, a target, or "
+            "widths for head and embeddings",
         ),
     ]
     nonfinite: Annotated[
@@ -250,36 +268,6 @@ class VerifyKeywords(MachineKeywords, BesideKeywords, total=False):
         ),
     ]
     structure: Annotated[bool, Option("Look at listing, JSON files and headers alone.")]
-
-
-class CardKeywords(TypedDict, total=False):
-    """What a model card says beside what the checkpoint does."""
-
-    base_model: Annotated[
-        str | None,
-        Option("The source on the Hub; default what compress recorded.", OUTPUT, "ORG/NAME"),
-    ]
-    template: Annotated[
-        StrPath | None, Option("A template for the card, instead of ours.", OUTPUT, "FILE")
-    ]
-
-
-class PushKeywords(CardKeywords, total=False):
-    """The keywords of `tq3.push`."""
-
-    private: Annotated[bool, Option("Make the repository private, where it is new.")]
-    revision: Annotated[
-        str | None,
-        Option(
-            "Branch to push to, made where it is missing, or refs/pr/N; default main.",
-            metavar="REVISION",
-        ),
-    ]
-    create_pr: Annotated[bool, Option("Open a pull request instead of pushing to main.")]
-    dry_run: Annotated[bool, Option("Verify, show what would be uploaded; write nothing there.")]
-    overwrite_card: Annotated[
-        bool, Option("Replace a README.md that somebody wrote or edited.", OUTPUT)
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tq3.dequantization.declared import LEFT_OUT
-from tq3.dequantization.source import open_original
+from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import equalized
 from tq3.equalization.scalings import plan_scalings
@@ -27,7 +27,7 @@ from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
 from tq3.pipelines.findings import Finding, Kind
-from tq3.pipelines.first_plan import first_plan, worth_knowing
+from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
@@ -97,7 +97,7 @@ class Compression(Job):
         verbatim_config: bool,
         selection: Selection,
     ) -> None:
-        super().__init__(*open_original(files), selection)
+        super().__init__(*open_for(recipe, files), selection)
         if verbatim_config and self.checkpoint.source_quantization:
             raise UsageError(
                 "its config.json says that the weights are quantised as they were",
@@ -142,7 +142,8 @@ class Compression(Job):
     def scale(self, factors: Factors) -> None:
         """Read weights scaled by these factors from here on."""
         self._factors = factors
-        self.files = equalized(self.files, self.checkpoint, factors)
+        scaled = equalized(self.files, self.checkpoint, factors)
+        self.files = with_host_views(scaled, self.checkpoint)
 
     def request(self) -> dict[str, Any]:
         """What the whole output depends on beside the identity, and where the source lies."""
