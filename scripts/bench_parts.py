@@ -9,6 +9,7 @@ to read and write, whether from a disk or from its cache.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -82,7 +83,7 @@ def run(commands: list[list[str]]) -> list[Cost]:
     """Run these at once, and see what each has taken when it has ended."""
     started = time.perf_counter()
     running = [
-        subprocess.Popen([*COMMAND, *words, "--quiet"], stdout=subprocess.DEVNULL)
+        subprocess.Popen([*COMMAND, *words, "--json", "--quiet"], stdout=subprocess.PIPE)
         for words in commands
     ]
     return [ended(process, started) for process in running]
@@ -97,9 +98,9 @@ def ended(process: subprocess.Popen[bytes], started: float) -> Cost:
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, process.args
-    return Cost(
-        wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, moved["rchar"], moved["wchar"]
-    )
+    assert process.stdout
+    memory = json.loads(process.stdout.read())["peak_memory_bytes"]
+    return Cost(wall, used.ru_utime + used.ru_stime, memory, moved["rchar"], moved["wchar"])
 
 
 def in_words(rounds: list[list[Cost]]) -> str:

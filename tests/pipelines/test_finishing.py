@@ -46,7 +46,9 @@ def folder_of(out: Path, number: int) -> Path:
 
 def of_another_recipe(made: Path, out: Path) -> None:
     shutil.rmtree(folder_of(out, 2))
-    run_parts(made / "in", out, 3, [2], bits=4, **OPTIONS)
+    with pytest.raises(UsageError, match=r"part 1/3 in the target is of another run"):
+        run_parts(made / "in", out, 3, [2], bits=4, **OPTIONS)
+    run_parts(made / "in", out, 3, [2], bits=4, overwrite=True, **OPTIONS)
 
 
 def of_an_older_version(made: Path, out: Path) -> None:
@@ -59,7 +61,7 @@ def of_an_older_version(made: Path, out: Path) -> None:
 def of_another_source(made: Path, out: Path) -> None:
     shutil.rmtree(folder_of(out, 2))
     source = Path(shutil.copytree(made / "in", out.parent / "in", copy_function=shutil.copy))
-    run_parts(source, out, 3, [2], **OPTIONS)
+    run_parts(source, out, 3, [2], overwrite=True, **OPTIONS)
 
 
 def interrupted(_: Path, out: Path) -> None:

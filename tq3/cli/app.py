@@ -24,7 +24,7 @@ from tq3.format.options import (
     RestoreKeywords,
     VerifyKeywords,
 )
-from tq3.storage.parts import parts_in
+from tq3.storage.parts import is_divided
 
 app = typer.Typer(
     name="tq3",
@@ -99,7 +99,7 @@ def inspect(
 ) -> None:
     """Show a TQ3 checkpoint, what would become of another one, or which parts of one stand."""
     with Screen(json=json) as screen:
-        if parts_in(Path(path)) and not options:
+        if is_divided(Path(path)) and not options:
             screen.standing(tq3.parts(path))
             return
         screen.description(tq3.inspect(path, **options), tensors=tensors)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tq3.codec.backend import Backend, get_backend
-from tq3.errors import BadInput
 from tq3.events import Notice, Planned, Report, Run
 from tq3.format.equalization import Factors
 from tq3.format.options import RunOptions
@@ -25,8 +24,7 @@ from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan
 from tq3.plan.shares import idle, share
 from tq3.storage.part_factors import alone, read_factors, write_factors
-from tq3.storage.part_manifest import read_part_manifest
-from tq3.storage.parts import PartFolder, part_folder, parts_in
+from tq3.storage.parts import PartFolder
 from tq3.units import counted, size
 
 _POLL_SECONDS = 0.5
@@ -58,7 +56,9 @@ class _PartRun:
 
     def __init__(self, job: Job, folder: PartFolder, codec: Backend, workers: int) -> None:
         self._job, self._folder, self._codec, self._workers = job, folder, codec, workers
-        self._verdicts = known_verdicts(folder.folder, folder.part, job.identity())
+        self._verdicts = Verdicts()
+        for manifest in folder.others():
+            self._verdicts.take(manifest.verdicts)
         for record in folder.journal.verdicts:
             self._verdicts.take(record)
         self._told: set[str] = set()
@@ -75,6 +75,9 @@ class _PartRun:
         folder.keep_only(job.plan, numbers)
         if changed := changed_tensor(job, folder.journal):
             folder.start_anew([f"tensor {changed!r} has other values"])
+            self._verdicts = Verdicts()
+            learn(job, self._verdicts)
+            numbers = self._numbers
         yield Planned(part_of(job.plan, numbers), self._codec.name, self._workers)
         folder.go_on()
         tally = Tally(job.plan, folder.journal, job.files, self._workers, numbers)
@@ -131,19 +134,6 @@ class _PartRun:
             if notice.text not in self._told:
                 self._told.add(notice.text)
                 yield notice
-
-
-def known_verdicts(out: Path, part: Part, identity: Identity) -> Verdicts:
-    """What the parts of the same run have told so far, this one's last time included."""
-    verdicts = Verdicts()
-    for each in parts_in(out):
-        try:
-            manifest = read_part_manifest(part_folder(out, each))
-        except BadInput:
-            continue  # `finish` names it
-        if manifest and each.of == part.of and not identity.differences(manifest.identity):
-            verdicts.take(manifest.verdicts)
-    return verdicts
 
 
 def part_of(plan: Plan, numbers: range) -> Plan:

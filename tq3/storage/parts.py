@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tq3.errors import BadInput, UsageError
+from tq3.format import config as tq_config
 from tq3.format.manifest import digest
 from tq3.format.parts import Part
 from tq3.plan.identity import Identity
@@ -23,7 +25,12 @@ from tq3.storage.drafts import PARTS, WORK_FOLDER, DraftFolder
 from tq3.storage.failures import reading, writing
 from tq3.storage.journal import Journal
 from tq3.storage.locking import open_locked
-from tq3.storage.part_manifest import FILE_NAME, PartManifest, PartShard
+from tq3.storage.part_manifest import (
+    FILE_NAME,
+    PartManifest,
+    PartShard,
+    read_part_manifest,
+)
 from tq3.storage.records import read_records
 from tq3.storage.shard_drafts import ShardDrafts, shard_draft
 from tq3.storage.shard_file import flush_folder
@@ -31,6 +38,7 @@ from tq3.storage.target_checks import check_apart, check_free
 
 # Records of what need not be done again.
 _WORK = {"block", "publishing", "joined"}
+_WAITS = (0.02, 0.1, 0.2)
 _FOLDER = re.compile(r"(\d{4})-of-(\d{4})")
 
 
@@ -84,6 +92,25 @@ class PartFolder(ShardDrafts):
         with self._undo:
             if isinstance(error, BadInput) and self.journal.has_work:
                 self.journal.refuse()
+
+    def others(self) -> Iterator[PartManifest]:
+        """The manifests of the run's parts, of this one too, where it was complete before.
+
+        Raises UsageError for one of another run, unless it may go.
+        """
+        for part in parts_in(self.folder):
+            with suppress(BadInput):  # `finish` names a damaged one
+                manifest = read_part_manifest(part_folder(self.folder, part))
+                differences = manifest and self._identity.differences(manifest.identity)
+                if manifest and not differences:
+                    yield manifest
+                elif differences and not self._overwrite:
+                    raise UsageError(
+                        f"part {part} in the target is of another run",
+                        file=self.folder,
+                        found="; ".join(differences[:3]),
+                        fix="give all parts the same options, or --overwrite to start anew",
+                    )
 
     def keep_only(self, plan: Plan, numbers: Collection[int], before: Plan | None = None) -> None:
         """Give up what is done of shards that are not among these, or not as they were.
@@ -166,17 +193,22 @@ def parts_in(folder: Path) -> list[Part]:
     return sorted(parts, key=lambda part: (part.of, part.number))
 
 
+def is_divided(folder: Path) -> bool:
+    """Whether parts lie in a target that has no checkpoint yet."""
+    return bool(parts_in(folder)) and not (folder / tq_config.FILE_NAME).exists()
+
+
 def open_journal(folder: Path, part: Part) -> Journal:
     """A part's journal. Raises UsageError when another run has it open."""
     path = part_folder(folder, part) / DraftFolder.JOURNAL
-    try:
-        return Journal(path, shared=True)
-    except UsageError:
-        raise UsageError(
-            f"part {part} is being written by another run",
-            file=folder,
-            fix="wait for its end",
-        ) from None
+    for seconds in _WAITS:
+        try:
+            return Journal(path, shared=True)
+        except UsageError:
+            time.sleep(seconds)  # somebody may only have looked whether it is written
+    raise UsageError(
+        f"part {part} is being written by another run", file=folder, fix="wait for its end"
+    )
 
 
 @contextmanager
@@ -196,6 +228,8 @@ def held(folder: Path, parts: Iterable[Part]) -> Iterator[set[int]]:
                     undo.callback(os.close, open_locked(path, shared=True)[0])
                 except UsageError:
                     busy.add(part.number)
+                except PermissionError:
+                    continue  # who may only read can't tell
         yield busy
 
 

@@ -63,7 +63,8 @@ class TargetFolder(ShardDrafts):
             with writing(self.folder):
                 self._make(self.folder)
                 self._drafts = DraftFolder(self.folder / WORK_FOLDER)
-            self.journal = undo.enter_context(Journal(self._drafts.journal))
+            journal = Journal(self._drafts.journal, shared=joins_parts)
+            self.journal = undo.enter_context(journal)
             undo.callback(self._remove_useless)
             self._begin(resume)
             self._undo = undo.pop_all()
