@@ -144,7 +144,7 @@ STEPS = {"adopt": TargetFolder, "_take_name": TargetFolder, "join": Journal, "re
 def test_what_ends_while_it_joins_goes_on(made, out, tmp_path, name, before):
     parts = Path(shutil.copytree(out, tmp_path / "copy"))
     calls = number_of_calls(lambda: tq3.finish(parts), STEPS[name], name)
-    for call in sorted({0, 1, calls // 2, calls - 1} & {*range(calls)}):
+    for call in sorted({0, calls // 2} & {*range(calls)}):
         shutil.rmtree(out)
         shutil.copytree(made / "parts", out)
         with ended_at(name, call, before), pytest.raises(Stopped):

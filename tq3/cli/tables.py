@@ -47,6 +47,8 @@ def of_report(report: Report, out: Path) -> Table:
     if report.bytes_received is not None:
         add(table, "network", f"{size(report.bytes_received)} received")
     add(table, "peak memory", size(report.peak_memory_bytes))
+    if report.part:
+        add(table, "to do", f"tq3 finish {out}, when all {report.part.of} parts stand")
     if report.left_out:
         add(table, "not copied", list(_left_out(report.left_out)))
     return table

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tq3.errors import UsageError
 
 _MOST = 9999
-_WRITTEN = re.compile(r"(\d{1,4})/(\d{1,4})")
+_WRITTEN = re.compile(r"(\d{1,4})/(\d{1,4})", re.ASCII)
 
 
 class Part(NamedTuple):

@@ -39,7 +39,7 @@ from tq3.storage.target_checks import check_apart, check_free
 # Records of what need not be done again.
 _WORK = {"block", "publishing", "joined"}
 _WAITS = (0.02, 0.1, 0.2)
-_FOLDER = re.compile(r"(\d{4})-of-(\d{4})")
+_FOLDER = re.compile(r"(\d{4})-of-(\d{4})", re.ASCII)
 
 
 class PartFolder(ShardDrafts):
