@@ -45,6 +45,10 @@ LAYOUTS: dict[str, tuple[Quantised, dict[str, Any]]] = {
     "exponents without config": (fp8(UP, (192, 200), (1, 32), "U8"), {}),
     "0-d": (fp8(UP, (192, 200), (192, 200), grid=()), blocks(None)),
     "[1]": (fp8(UP, (192, 200), (192, 200), scales=".qscale_weight", grid=(1,)), {}),
+    "blocks of ModelOpt": (
+        fp8(UP, (192, 200), scales=".weight_scale", grid=(2, 1, 2, 1)),
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}},
+    ),
     "a row": (fp8(UP, (192, 200), (1, 200), "BF16", scales=".weight_scale"), {}),
     "a row, 1-D": (fp8(UP, (192, 200), (1, 200), scales=".weight_scale", grid=(192,)), {}),
     "experts": (

@@ -77,7 +77,7 @@ def block_of(found: Match, shape: Shape, said: Declared, group: int | None) -> B
     elif kind == "e2m1":
         words = {_BY_32: "32 codes share a scale in MXFP4"}
     elif said.blocks:
-        words = {block: f"{text} of {CONFIG}" for block, text in said.blocks.items()}
+        words = dict(said.blocks)
     else:
         first = (_BY_32,) if scales.info.dtype in ("U8", "F8_E8M0") else ()
         words = dict.fromkeys((*first, *_USUAL), f"no word in {CONFIG}")
@@ -124,7 +124,7 @@ def _fits(shape: Shape, stack: int, grid: tuple[int, int]) -> bool:
     if grid[1] == 1:
         plain += [whole[:-1]]
     if stack == 1:
-        plain += [(1, *grid)]
+        plain += [(1, *grid), (grid[0], 1, grid[1], 1)]  # the last one as ModelOpt stores blocks
     return shape in plain
 
 

@@ -1,11 +1,16 @@
-"""What config.json says of a quantised source: its method, blocks that share a scale, bits."""
+"""What config.json and its like say of a quantised source: method, blocks that share a scale, bits.
+
+ModelOpt writes a file of its own, and Mistral's format has another config, `params.json`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from tq3.format.files import CONFIG, Files, read_object
 from tq3.plan.quantised import declared_quantizations
 
 # Rows and columns that share a scale; 0 stands for all of them.
@@ -36,6 +41,9 @@ _BLOCKS = {
 }
 # Beside these keys a folder would mislead a host once its weights are decoded.
 LEFT_OUT = ("quantization_config", "compression_config", "expert_dtype", "store_dtype")
+PARAMS = "params.json"
+IN_PARAMS = "quantization"
+_BESIDE = ("hf_quant_config.json", PARAMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +75,37 @@ class Declared:
         return not self.methods or any(kind in _KINDS.get(name, ()) for name in self.methods)
 
 
-def declared(config: Mapping[str, Any]) -> Declared:
-    """Gather what config.json says, in whatever config inside of it."""
+def declared_beside(files: Files) -> dict[str, dict[str, Any]]:
+    """The files beside config.json that tell of the quantisation -> what they say. May raise."""
+    said = ((name, read_object(files, name)) for name in _BESIDE if files.has(name))
+    return {name: {IN_PARAMS: one[IN_PARAMS]} for name, one in said if one.get(IN_PARAMS)}
+
+
+def declared(
+    config: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Declared:
+    """Gather what config.json says, in whatever config inside of it, and the files beside it."""
     methods: dict[str, None] = {}
     blocks: dict[Block, str] = {}
     integers: dict[Integers, None] = {}
-    for value in declared_quantizations(config):
+    for file, value in _values({CONFIG: config, **beside}):
         method = str(value.get("quant_method", "modelopt" if "quant_algo" in value else ""))
         if "qformat_weight" in value:
             method = "fp8"
         methods |= {method: None} if method else {}
-        blocks |= dict(_blocks(method, value))
+        blocks |= {block: f"{text} of {file}" for block, text in _blocks(method, value)}
         integers |= dict.fromkeys(_integers(value))
     record = {key: config[key] for key in (*LEFT_OUT, "quantization") if config.get(key)}
-    record |= _nested_records(config)
+    record |= _nested_records(config) | dict(beside)
     return Declared(tuple(methods), blocks, tuple(integers), record)
+
+
+def _values(
+    configs: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for file, config in configs.items():
+        for value in declared_quantizations(config):
+            yield file, value
 
 
 def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]]:

@@ -40,7 +40,7 @@ def open_original(files: Source, fix: str | None = None) -> tuple[Source, Checkp
     fix: as for `plan.ordinary.check_ordinary`
     """
     stored = read_checkpoint(files)
-    checkpoint = dequantised(stored)
+    checkpoint = dequantised(stored, files)
     check_ordinary(checkpoint, fix)
     return (files if checkpoint is stored else DequantizedSource(files, checkpoint)), checkpoint
 
@@ -110,9 +110,9 @@ class _Weight:
             values[n_whole * width :] = self._row(top + n_whole)[:rest]
 
     def _row(self, number: int) -> Floats:
-        row = np.empty((1, self._columns), np.float32)
-        self._decode(number, number + 1, row)
-        return row[0]
+        row: Floats = np.empty(self._columns, np.float32)
+        self._decode(number, number + 1, row[None])
+        return row
 
     def _decode(self, top: int, bottom: int, out: Floats) -> None:
         """Decode the rows `top` to `bottom` of the stack into `out`.  (rows, columns)"""
