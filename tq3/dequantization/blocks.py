@@ -10,6 +10,7 @@ from math import prod
 
 from tq3.dequantization.declared import PER_ROW, PER_TENSOR, Block, Declared, Integers
 from tq3.dequantization.layouts import Match
+from tq3.dequantization.targets import meant_for
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Located
 from tq3.format.files import CONFIG
@@ -40,11 +41,23 @@ def packed_integers(found: Match, said: Declared) -> tuple[int, int, Shape]:
     codes, scales = found.codes.info.shape, found.scales.info.shape
     is_symmetric = found.zero_points is None
     are_matrices = len(codes) == len(scales) == 2 and 0 not in codes
-    for each in said.integers if are_matrices else ():
+    fitting: dict[tuple[int, int, Shape], Integers] = {}
+    for each in meant_for(found.stem, said.integers) if are_matrices else ():
         columns = scales[-1] * each.group if each.group else codes[-1] * 32 // each.bits
         fits = -(-columns * each.bits // 32) == codes[-1]
         if fits and columns and each.is_symmetric == is_symmetric:
-            return each.bits, each.group or columns, (codes[0], columns)
+            fitting.setdefault((each.bits, each.group or columns, (codes[0], columns)), each)
+    if len(fitting) == 1:
+        return next(iter(fitting))
+    if fitting:
+        raise BadInput(
+            f"these integers may be packed in {len(fitting)} ways, and targets don't tell in which",
+            file=found.codes.file,
+            tensor=found.codes.info.name,
+            found=" or ".join(map(_in_words, fitting.values())),
+            expected=f"one group in config_groups of {CONFIG} whose targets name {found.stem!r}",
+            fix=f"add the name to the targets of the group that is meant, in {CONFIG}",
+        )
     raise BadInput(
         f"{CONFIG} does not say how these integers are packed"
         if not said.integers

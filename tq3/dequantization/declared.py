@@ -48,11 +48,16 @@ _BESIDE = ("hf_quant_config.json", PARAMS)
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """How compressed-tensors packs whole numbers; group: columns that share a scale, 0 for all."""
+    """How compressed-tensors packs whole numbers.
+
+    group: columns that share a scale, 0 for all
+    targets: the modules that are packed so: names, classes, or "re:" and a pattern
+    """
 
     bits: int
     group: int
     is_symmetric: bool
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]
     algorithm = str(value.get("quant_algo", ""))
     for block in _BLOCKS.get(method, _BLOCKS.get(algorithm, ())):
         yield block, f"{method} {algorithm}".strip()
-    for weights in _groups(value):
+    for weights, _ in _groups(value):
         if weights.get("type") == "float" and weights.get("num_bits") == 8:
             yield from _blocks_of_group(weights)
 
@@ -139,7 +144,7 @@ def _blocks_of_group(weights: Mapping[str, Any]) -> Iterator[tuple[Block, str]]:
 
 
 def _integers(value: Mapping[str, Any]) -> Iterator[Integers]:
-    for weights in _groups(value):
+    for weights, targets in _groups(value):
         bits: Any = weights.get("num_bits")
         group: Any = weights.get("group_size")
         strategy = weights.get("strategy")
@@ -147,17 +152,20 @@ def _integers(value: Mapping[str, Any]) -> Iterator[Integers]:
             continue
         is_symmetric = weights.get("symmetric") is not False
         if strategy == "group" and _is_size(group):
-            yield Integers(bits, group, is_symmetric)
+            yield Integers(bits, group, is_symmetric, targets)
         elif strategy == "channel":
-            yield Integers(bits, 0, is_symmetric)
+            yield Integers(bits, 0, is_symmetric, targets)
 
 
-def _groups(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _groups(value: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], tuple[str, ...]]]:
+    """How the weights of each group are stored, and the modules that it is meant for."""
     groups = value.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
-            yield weights
+            targets = group.get("targets")
+            named = targets if isinstance(targets, list) else []
+            yield weights, tuple(each for each in named if isinstance(each, str))
 
 
 def _nested_records(config: Mapping[str, Any]) -> dict[str, Any]:
