@@ -172,7 +172,7 @@ def floor(source: Path, out: Path, n_out: int, workers: int) -> int:
     return 0
 
 
-def make_checkpoint(folder: Path, gigabytes: float, kind: str) -> Path:
+def make_checkpoint(folder: Path, gigabytes: float, kind: str = "BF16") -> Path:
     """A random checkpoint of layers, one shard a layer; the values do not change the speed."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)

@@ -81,6 +81,12 @@ def test_the_source_is_counted_in_the_bytes_that_it_has():
     assert weight.n_bytes == 192 * 256 + 16
 
 
+BYTES = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}},
+    }
+}
 STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
     "config says other blocks": (
         (FP8, SCALE),
@@ -158,6 +164,30 @@ STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
         ),
         {},
         ["F32 [3]", "1 of F32"],
+    ),
+    "bytes of whatever kind": (
+        (named("weight", "I8", 8, 32), named("weight_scale", "F32", 8, 1)),
+        {},
+        ["config.json does not say that these bytes are integers", "num_bits 8 and type int"],
+    ),
+    "bytes of Gemma's QAT": (
+        (named("weight", "I8", 8, 32), named("weight_scale", "F32", 8, 1)),
+        {"quantization_config": {"quant_method": "gemma"}},
+        ["quant_method 'gemma'"],
+    ),
+    "bytes in rows of five": (
+        (named("weight", "I8", 8, 5), named("weight_scale", "F32", 8, 1)),
+        BYTES,
+        ["I8 [8, 5]", "a multiple of 4 columns"],
+    ),
+    "zero points of bytes": (
+        (
+            named("weight", "I8", 8, 32),
+            named("weight_scale", "F32", 8, 1),
+            named("weight_zero_point", "I32", 1, 1),
+        ),
+        BYTES,
+        ["I32 [1, 1]", "I8 [8, 1]"],
     ),
     "MiMo": ((FP8, SCALE), {"model_type": "mimo_v2_flash"}, ["model_type 'mimo_v2_flash'"]),
 }

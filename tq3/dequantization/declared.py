@@ -67,12 +67,14 @@ class Declared:
     methods: of quantisation
     blocks: by which 8-bit floats may have scales, each with the words that say so; empty: any
     integers: each way in which they may be packed
+    bytes_blocks: as blocks, for integers of 8 bits that are not packed
     record: the keys as they are, for tq_config.json
     """
 
     methods: tuple[str, ...] = ()
     blocks: Mapping[Block, str] = field(default_factory=dict)
     integers: tuple[Integers, ...] = ()
+    bytes_blocks: Mapping[Block, str] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def allows(self, kind: str) -> bool:
@@ -93,6 +95,7 @@ def declared(
     methods: dict[str, None] = {}
     blocks: dict[Block, str] = {}
     integers: dict[Integers, None] = {}
+    bytes_blocks: dict[Block, str] = {}
     for file, value in _values({CONFIG: config, **beside}):
         method = str(value.get("quant_method", "modelopt" if "quant_algo" in value else ""))
         if "qformat_weight" in value:
@@ -100,9 +103,11 @@ def declared(
         methods |= {method: None} if method else {}
         blocks |= {block: f"{text} of {file}" for block, text in _blocks(method, value)}
         integers |= dict.fromkeys(_integers(value))
+        of_bytes = _blocks_of_groups(value, "int")
+        bytes_blocks |= {block: f"{text} of {file}" for block, text in of_bytes}
     record = {key: config[key] for key in (*LEFT_OUT, "quantization") if config.get(key)}
     record |= _nested_records(config) | dict(beside)
-    return Declared(tuple(methods), blocks, tuple(integers), record)
+    return Declared(tuple(methods), blocks, tuple(integers), bytes_blocks, record)
 
 
 def _values(
@@ -123,8 +128,12 @@ def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]
     algorithm = str(value.get("quant_algo", ""))
     for block in _BLOCKS.get(method, _BLOCKS.get(algorithm, ())):
         yield block, f"{method} {algorithm}".strip()
+    yield from _blocks_of_groups(value, "float")
+
+
+def _blocks_of_groups(value: Mapping[str, Any], kind: str) -> Iterator[tuple[Block, str]]:
     for weights, _ in _groups(value):
-        if weights.get("type") == "float" and weights.get("num_bits") == 8:
+        if weights.get("type") == kind and weights.get("num_bits") == 8:
             yield from _blocks_of_group(weights)
 
 

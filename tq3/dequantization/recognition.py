@@ -11,7 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tq3.dequantization.blocks import block_of, check_others, logical_shape, packed_integers
+from tq3.dequantization.blocks import (
+    block_of,
+    bytes_shape,
+    check_others,
+    logical_shape,
+    packed_integers,
+)
 from tq3.dequantization.declared import LEFT_OUT, Declared, declared, declared_beside
 from tq3.dequantization.layouts import OF_NO_WEIGHT, Match, match, of_no_use, scales_a_cache
 from tq3.errors import BadInput
@@ -60,7 +66,9 @@ def dequantised(checkpoint: Checkpoint, files: Files | None = None) -> Checkpoin
 def _virtual(found: Match, said: Declared) -> Located:
     layout, codes = found.layout, found.codes
     bits, groups = _BITS.get(layout.kind, 0), None
-    if layout.kind == "packed_int":
+    if layout.is_signed:
+        bits, shape = 8, bytes_shape(found, said)
+    elif layout.kind == "packed_int":
         bits, groups, shape = packed_integers(found, said)
     else:
         shape = logical_shape(found)
@@ -71,6 +79,7 @@ def _virtual(found: Match, said: Declared) -> Located:
         found.scales.info.dtype,
         is_divided=layout.is_divided,
         has_zero_points=found.zero_points is not None,
+        is_signed=layout.is_signed,
     )
     check_others(found, shape, encoding)
     info = TensorInfo(found.stem + layout.name, "F32", shape)

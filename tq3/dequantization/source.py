@@ -27,6 +27,8 @@ from tq3.plan.ordinary import check_ordinary
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
+_WORDS = {**SCALE_TYPE, "I8": np.uint8}
+_HIGHEST_BIT = np.uint8(0x80)
 # Codes that a thread reads at one time, as many as its memory is kept for.
 _ROOM_BYTES = 8 * 2**20
 # Scales are read in rows of about so many bytes, and the last ones of a model are kept.
@@ -120,6 +122,8 @@ class _Weight:
         codes = self._room.take((bottom - top) * self._row_bytes)
         start = piece.offset + top * self._row_bytes
         self._files.read_into(piece.file, start, codes.data)
+        if self._encoding.is_signed:
+            codes ^= _HIGHEST_BIT
         matrices, rows = np.divmod(np.arange(top, bottom), self._matrix_rows)
         lines = matrices * self._n_lines + rows // self._encoding.block[0]
         first, count = int(lines[0]), int(lines[-1] - lines[0]) + 1
@@ -137,13 +141,16 @@ class _Weight:
         """Raw words of these lines of a tensor with a value for each group.  (count, groups)"""
         width = self._groups * DTYPE_BITS[piece.info.dtype] // 8
         raw = self._kept.read(piece, first * width, count * width, width)
-        kind = SCALE_TYPE.get(piece.info.dtype, np.uint32)  # zero points are words of 32 bits
+        kind = _WORDS.get(piece.info.dtype, np.uint32)  # zero points are in words of 32 bits
         return raw.view(kind).reshape(count, self._groups)
 
     def _zero_points(self, first: int, count: int) -> Bytes | None:
         """The zero points of some lines; they lie packed along the lines.  (count, groups)"""
         if not self._pieces.zero_points:
             return None
+        if self._encoding.is_signed:
+            stored: Bytes = self._lines(self._pieces.zero_points, first, count)
+            return stored ^ _HIGHEST_BIT
         bits, aligned = self._encoding.bits, first // 32 * 32  # where a word begins
         stop = -(-(first + count) * bits // 32)
         start = aligned * bits // 32
