@@ -150,7 +150,8 @@ class _Weight:
             return None
         if self._encoding.is_signed:
             stored: Bytes = self._lines(self._pieces.zero_points, first, count)
-            return stored ^ _HIGHEST_BIT
+            codes: Bytes = stored ^ _HIGHEST_BIT
+            return codes
         bits, aligned = self._encoding.bits, first // 32 * 32  # where a word begins
         stop = -(-(first + count) * bits // 32)
         start = aligned * bits // 32
