@@ -54,12 +54,14 @@ class Declared:
     methods: of quantisation
     blocks: by which 8-bit floats may have scales, each with the words that say so; empty: any
     integers: each way in which they may be packed
+    beyond: what can't be decoded, in words
     record: the keys as they are, for tq_config.json
     """
 
     methods: tuple[str, ...] = ()
     blocks: Mapping[Block, str] = field(default_factory=dict)
     integers: tuple[Integers, ...] = ()
+    beyond: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def allows(self, kind: str) -> bool:
@@ -72,6 +74,7 @@ def declared(config: Mapping[str, Any]) -> Declared:
     methods: dict[str, None] = {}
     blocks: dict[Block, str] = {}
     integers: dict[Integers, None] = {}
+    beyond: list[str] = []
     for value in declared_quantizations(config):
         method = str(value.get("quant_method", "modelopt" if "quant_algo" in value else ""))
         if "qformat_weight" in value:
@@ -79,9 +82,10 @@ def declared(config: Mapping[str, Any]) -> Declared:
         methods |= {method: None} if method else {}
         blocks |= dict(_blocks(method, value))
         integers |= dict.fromkeys(_integers(value))
+        beyond += _beyond(value)
     record = {key: config[key] for key in (*LEFT_OUT, "quantization") if config.get(key)}
     record |= _nested_records(config)
-    return Declared(tuple(methods), blocks, tuple(integers), record)
+    return Declared(tuple(methods), blocks, tuple(integers), tuple(beyond), record)
 
 
 def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]]:
@@ -91,7 +95,7 @@ def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]
             yield from dict.fromkeys((PER_TENSOR, PER_ROW), "weight_block_size null").items()
         elif _is_pair(size):
             yield (size[0], size[1]), f"weight_block_size {size}"
-    algorithm = str(value.get("quant_algo", ""))
+    algorithm = str(value.get("quant_algo", "")).upper()  # ModelOpt writes some in small letters
     for block in _BLOCKS.get(method, _BLOCKS.get(algorithm, ())):
         yield block, f"{method} {algorithm}".strip()
     for weights in _groups(value):
@@ -126,6 +130,24 @@ def _integers(value: Mapping[str, Any]) -> Iterator[Integers]:
             yield Integers(bits, group, is_symmetric)
         elif strategy == "channel":
             yield Integers(bits, 0, is_symmetric)
+
+
+def _beyond(value: Mapping[str, Any]) -> Iterator[str]:
+    if _turns_activations(value.get("transform_config")):
+        yield "transform_config, by which a host rotates what goes into these weights"
+    for weights in _groups(value):
+        if weights.get("type") == "float" and weights.get("num_bits") == 6:
+            yield "floats of 6 bits"
+
+
+def _turns_activations(transforms: Any) -> bool:
+    """Whether more than weights is rotated: these lie rotated on the disk, and stay so."""
+    try:
+        schemes = transforms["config_groups"].values() if transforms else ()
+        places = [each["location"] for scheme in schemes for each in scheme["apply"]]
+    except (AttributeError, KeyError, TypeError):
+        return True
+    return any(place not in ("weight_input", "weight_output") for place in places)
 
 
 def _groups(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
