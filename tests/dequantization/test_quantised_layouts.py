@@ -108,6 +108,11 @@ STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
         ["F8_E4M3", "quant_method 'gptq'"],
     ),
     "no experts in FP4": ((FP8, SCALE), {"expert_dtype": "fp4"}, ["expert_dtype 'fp4'", "no FP4"]),
+    "no experts in FP4, said beside the blocks": (
+        (FP8, SCALE),
+        {"quantization_config": {**OF_BLOCKS, "expert_dtype": "fp4"}},
+        ["expert_dtype 'fp4'", "no FP4"],
+    ),
     "experts in FP4": (
         (named("weight", "I8", 8, 32), named("scale", "F8_E8M0", 8, 2)),
         {"expert_dtype": "fp8"},

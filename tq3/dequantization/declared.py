@@ -54,6 +54,7 @@ class Declared:
     methods: of quantisation
     blocks: by which 8-bit floats may have scales, each with the words that say so; empty: any
     integers: each way in which they may be packed
+    experts: their type, "fp4" or "fp8"
     beyond: what can't be decoded, in words
     record: the keys as they are, for tq_config.json
     """
@@ -61,6 +62,7 @@ class Declared:
     methods: tuple[str, ...] = ()
     blocks: Mapping[Block, str] = field(default_factory=dict)
     integers: tuple[Integers, ...] = ()
+    experts: object = None
     beyond: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,6 +76,7 @@ def declared(config: Mapping[str, Any]) -> Declared:
     methods: dict[str, None] = {}
     blocks: dict[Block, str] = {}
     integers: dict[Integers, None] = {}
+    experts = config.get("expert_dtype")
     beyond: list[str] = []
     for value in declared_quantizations(config):
         method = str(value.get("quant_method", "modelopt" if "quant_algo" in value else ""))
@@ -82,10 +85,11 @@ def declared(config: Mapping[str, Any]) -> Declared:
         methods |= {method: None} if method else {}
         blocks |= dict(_blocks(method, value))
         integers |= dict.fromkeys(_integers(value))
+        experts = experts or value.get("expert_dtype")  # there in DeepSeek V4.1
         beyond += _beyond(value)
     record = {key: config[key] for key in (*LEFT_OUT, "quantization") if config.get(key)}
     record |= _nested_records(config)
-    return Declared(tuple(methods), blocks, tuple(integers), tuple(beyond), record)
+    return Declared(tuple(methods), blocks, tuple(integers), experts, tuple(beyond), record)
 
 
 def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]]:

@@ -129,7 +129,7 @@ def match(tensor: Located, tensors: Mapping[str, Located]) -> Match | None:
 
 def of_no_use(found: Match, tensors: Mapping[str, Located]) -> Iterator[str]:
     """Names of what lies beside a weight and says nothing of its values."""
-    endings = _ACTIVATIONS
+    endings: tuple[str, ...] = _ACTIVATIONS
     if not found.layout.name:  # the names of fused experts go on without a dot
         endings += tuple(ending.replace(".", "_") for ending in _ACTIVATIONS)
     yield from (found.stem + ending for ending in endings if found.stem + ending in tensors)

@@ -52,7 +52,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     said = declared(checkpoint.config)
     _check_family(checkpoint.config)
-    _check_methods(said, matches, checkpoint.config)
+    _check_methods(said, matches)
     _check_meant(said)
     _check_whole(tensors, matches)
     _check_alone(tensors, matches)
@@ -182,7 +182,7 @@ def _check_names(
         raise BadInput("codes, and scales of others", tensor=min(both), fix="fetch it again")
 
 
-def _check_methods(said: Declared, matches: Iterable[Match], config: Mapping[str, Any]) -> None:
+def _check_methods(said: Declared, matches: Iterable[Match]) -> None:
     """Raise BadInput where config.json names a method that has no such weights."""
     found = {each.layout.kind: each for each in matches}
     for kind, example in found.items():
@@ -197,7 +197,7 @@ def _check_methods(said: Declared, matches: Iterable[Match], config: Mapping[str
                 fix=f"get {CONFIG} and weights from one revision, or compress the checkpoint that "
                 "it was made from",
             )
-    experts = config.get("expert_dtype")
+    experts = said.experts
     if experts == "fp4" and "e2m1" not in found or experts == "fp8" and "e2m1" in found:
         example = next(iter(found.values()))
         raise BadInput(
