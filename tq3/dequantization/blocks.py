@@ -90,7 +90,7 @@ def block_of(found: Match, shape: Shape, said: Declared, group: int | None) -> B
         f"{list((*stack, *_grid((rows, columns), block)))} by {text}"
         for block, text in words.items()
     )
-    raise _misfit(scales, expected, f"of a weight of shape {list(shape)}")
+    raise _misfit(scales, expected, f"the weight has shape {list(shape)}")
 
 
 def is_open(encoding: Encoding, shape: Shape) -> bool:

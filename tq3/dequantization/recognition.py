@@ -201,7 +201,7 @@ def _check_methods(said: Declared, matches: Iterable[Match]) -> None:
     if experts == "fp4" and "e2m1" not in found or experts == "fp8" and "e2m1" in found:
         example = next(iter(found.values()))
         raise BadInput(
-            f"{CONFIG} and the tensors contradict each other",
+            "what it says and the tensors contradict each other",
             file=CONFIG,
             found=f"expert_dtype {experts!r}; {'FP4' if 'e2m1' in found else 'no FP4'} among the "
             f"tensors of {example.codes.file}",
