@@ -17,7 +17,7 @@ import tq3
 import tq3.integrations.transformers
 from tq3.plan.plan import Task
 
-PROMPT = torch.arange(40).reshape(2, 20) * 7 % 128
+PROMPT = torch.arange(40).reshape(2, 20) * 7 % 512
 # Integer kernels round levels: 0.1 % of each product. Routers turn that into other experts.
 BOUND, BOUND_OF_EXPERTS = 1e-2, 1e-1
 # A last block that is cut off: for Transformers 5.23, 192 rows with 2 scales are 96 and 96.

@@ -41,13 +41,13 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
-    "vocab_size": 128,
+    "vocab_size": 512,
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
 LATENT = {
     "q_lora_rank": 128,
-    "kv_lora_rank": 128,
+    "kv_lora_rank": 512,  # as the published ones; vLLM knows no other
     "qk_nope_head_dim": 64,
     "qk_rope_head_dim": 64,
     "v_head_dim": 64,
@@ -58,6 +58,8 @@ LATENT = {
     "n_group": 1,
     "topk_group": 1,
     "first_k_dense_replace": 1,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
     "num_key_value_heads": 4,
 }
 _LINEAR = r"\.(q|k|v|o|up|gate|down|q_a|q_b|kv_a|kv_b)_proj(_with_mqa)?\.weight$"
@@ -149,7 +151,7 @@ FAMILIES = (
         "deepseek_v4",
         transformers.DeepseekV4ForCausalLM,
         transformers.DeepseekV4Config(
-            vocab_size=128,
+            vocab_size=512,
             hidden_size=256,
             moe_intermediate_size=128,
             num_hidden_layers=3,
@@ -198,6 +200,7 @@ FAMILIES = (
         _groups(_NVFP4, "nvfp4-pack-quantized"),
     ),
 )
+BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def write(family: Family, folder: Path) -> None:
