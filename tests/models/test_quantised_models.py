@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +21,9 @@ from tq3.plan.plan import Task
 PROMPT = torch.arange(40).reshape(2, 20) * 7 % 512
 # Integer kernels round levels: 0.1 % of each product. Routers turn that into other experts.
 BOUND, BOUND_OF_EXPERTS = 1e-2, 1e-1
-# A last block that is cut off: for Transformers 5.23, 192 rows with 2 scales are 96 and 96.
-MISREAD = {f"model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight" for layer in (0, 1)}
-HOSTED = ("qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v4")
+# Not deepseek_v3: Transformers 5.23 refuses its 576 rows with 5 scales, without a GPU.
+HOSTED = ("qwen3", "qwen3_moe", "gpt_oss", "deepseek_v4")
 QUICK = ("qwen3", "gpt_oss")
-SERVED = [family for family in FAMILIES if family.name != "gpt_oss"]
 
 
 class Case(NamedTuple):
@@ -63,11 +62,14 @@ def of(families):
 
 @of(FAMILIES)
 def test_its_codes_are_those_of_the_weights_that_are_meant(case, tmp_path):
-    tq3.compress(case.dense, tmp_path / "out")
-    wanted = {n: t for n, t in read_tensors(tmp_path / "out").items() if ".tq_" in n}
-    found = read_tensors(case.compressed)
-    assert wanted.items() <= found.items()
-    assert len(wanted) == sum(".tq_" in name for name in found) > 10
+    tq3.compress(case.dense, tmp_path / "out", expert_groups="inputs")
+    theirs, found = read_tensors(tmp_path / "out"), read_tensors(case.compressed)
+    coded = {name: one for name, one in found.items() if ".tq_" in name}
+    assert coded.items() <= theirs.items()
+    assert len(coded) > 10
+    # Routers of a quantised source are kept (docs/format.md, section 5).
+    others = {name for name in theirs.keys() - coded.keys() if ".tq_" in name}
+    assert all(re.search(r"\.(gate|router)\.weight\.tq_", name) for name in others)
     assert not [name for name in found if "scale" in name and "hc_" not in name]
 
 
@@ -107,19 +109,10 @@ def test_transformers_decodes_the_source_to_the_same_weights(case):
         load(case, folder, torch.bfloat16).state_dict() for folder in (case.source, case.dense)
     )
     different = {name for name, one in ours.items() if not torch.equal(theirs[name], one)}
-    assert different == (MISREAD if case.family.name == "deepseek_v3" else set())
+    assert not different
 
 
-@of([family for family in FAMILIES if family.name == "gpt_oss"])
-def test_transformers_decodes_blocks_of_gpt_oss_to_the_same_weights_transposed(case):
-    theirs = load(case, case.source, torch.bfloat16).state_dict()
-    for name, one in read_tensors(case.dense).items():
-        ours = torch.from_numpy(one.values.copy()).to(torch.bfloat16)
-        stored = theirs[name].transpose(1, 2) if ours.ndim == 3 else theirs[name]
-        assert torch.equal(stored, ours), name
-
-
-@of(SERVED)
+@of(FAMILIES)
 def test_packed_it_answers_as_restored_and_near_the_source(case, tmp_path):
     tq3.restore(case.compressed, tmp_path / "restored", dtype="float32")
     folders = (case.compressed, tmp_path / "restored", case.dense)

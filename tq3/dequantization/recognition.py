@@ -28,14 +28,12 @@ from tq3.dequantization.layouts import (
     scales_a_cache,
 )
 from tq3.errors import BadInput
-from tq3.format.checkpoint import Checkpoint, Located, Pieces
+from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, Pieces
 from tq3.format.files import CONFIG
 from tq3.format.header import TensorInfo
 from tq3.format.quantised import Encoding
 from tq3.units import counted
 
-# No file is as large: virtual tensors lie behind what is in it.
-FIRST_VIRTUAL = 2**62
 _MADE_FROM = "compress the checkpoint that it was made from"
 _BITS = {"e4m3": 8, "e2m1": 4, "nvfp4": 4}
 _FLOATS_8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -93,7 +91,8 @@ def _virtual(found: Match, said: Declared) -> Located:
         found.width if is_open(encoding, shape) else None,
     )
     pieces = Pieces(encoding, codes, found.scales, *others)
-    return Located(info, codes.file, codes.offset, pieces)
+    transposed = layout.transposed and len(shape) == 3
+    return Located(info, codes.file, codes.offset, pieces, transposed)
 
 
 def _placed(tensors: Iterable[Located]) -> tuple[Located, ...]:

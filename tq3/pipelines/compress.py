@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tq3.dequantization.declared import LEFT_OUT
-from tq3.dequantization.source import open_original
+from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
 from tq3.equalization.scalings import plan_scalings
@@ -25,7 +25,7 @@ from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
 from tq3.pipelines.findings import Finding, Kind
-from tq3.pipelines.first_plan import first_plan, worth_knowing
+from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
@@ -85,7 +85,7 @@ class _Compression(Job):
         verbatim_config: bool,
         selection: Selection,
     ) -> None:
-        super().__init__(*open_original(files), selection)
+        super().__init__(*open_for(recipe, files), selection)
         if verbatim_config and self.checkpoint.source_quantization:
             raise UsageError(
                 "its config.json says that the weights are quantised as they were",
@@ -115,7 +115,8 @@ class _Compression(Job):
         check_continuation(out, expected, resume=options.resume and not options.overwrite)
         yield Notice("a first pass measures the columns, which --equalize scales")
         self._factors = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
-        self.files = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
+        scaled = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
+        self.files = with_host_views(scaled, self.checkpoint)
 
     def options(self) -> dict[str, Any]:
         """The recipe."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from math import prod
 
 from tq3.format.checkpoint import Located
 from tq3.format.header import FLOATS, TensorInfo, build_header
@@ -102,7 +103,8 @@ class Block:
     @property
     def weights(self) -> int:
         """Weights that are encoded or decoded."""
-        return self.count * self.task.layout.unit_cols if self.task.layout else 0
+        layout = self.task.layout
+        return prod(layout.shape) * self.count // self.task.units if layout else 0
 
     def span(self, n_bytes: int) -> tuple[int, int]:
         """The block's place in a tensor of `n_bytes`: first byte, number of bytes."""

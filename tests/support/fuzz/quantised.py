@@ -14,10 +14,10 @@ from math import prod
 from typing import Any
 
 from tq3.dequantization.layouts import LAYOUTS, NOT_ALONE, OF_NO_WEIGHT
-from tq3.dequantization.recognition import FIRST_VIRTUAL, dequantised
+from tq3.dequantization.recognition import dequantised
 from tq3.dequantization.source import DequantizedSource
 from tq3.errors import BadInput
-from tq3.format.checkpoint import Checkpoint, Located
+from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located
 from tq3.format.header import DTYPE_BITS, TensorInfo
 
 ENDINGS = sorted(

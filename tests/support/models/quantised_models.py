@@ -217,7 +217,7 @@ def write(family: Family, folder: Path) -> None:
     for name, one in _published(family, read_tensors(folder / "saved")):
         quantised = _quantised(family, name, one)
         stored |= quantised.tensors if quantised else {name: one}
-        meant |= {quantised.name: tensor(quantised.values, "F32")} if quantised else {name: one}
+        meant |= {name: _meant(quantised, one)} if quantised else {name: one}
     tiny_checkpoint(folder / "source", stored, 3, config | dict(family.said))
     tiny_checkpoint(folder / "dense", meant, 1, config)
 
@@ -233,8 +233,13 @@ def _published(family: Family, saved: Tensors) -> Iterator[tuple[str, Tensor]]:
 def _quantised(family: Family, name: str, one: Tensor) -> Quantised | None:
     for pattern, quantise in family.layouts.items():
         if re.search(pattern, name):
-            values = one.values
-            if values.ndim == 3:  # gpt-oss: saved as (experts, columns, rows)
-                values = np.ascontiguousarray(values.swapaxes(1, 2))
-            return quantise(name.removesuffix(".weight"), values)
+            values = one.values  # of gpt-oss (experts, columns, rows), quantised the other way
+            values = values.swapaxes(1, 2) if values.ndim == 3 else values
+            return quantise(name.removesuffix(".weight"), np.ascontiguousarray(values))
     return None
+
+
+def _meant(quantised: Quantised, saved: Tensor) -> Tensor:
+    """As Transformers would save what remains of it."""
+    values = quantised.values
+    return tensor(values.swapaxes(1, 2) if len(saved.shape) == 3 else values, "F32")
