@@ -37,11 +37,18 @@ class Layout:
     is_divided: bool = False
     zero_points: str = ""
     width: str = ""
+    is_signed: bool = False
     transposed: bool = False
 
 
 _OF_WEIGHT = (".weight_scale_inv", ".weight_scale", ".scale", ".qscale_weight")
-_ACTIVATIONS = (".input_scale", ".activation_scale", ".qscale_act", ".input_global_scale")
+_ACTIVATIONS = (
+    ".input_scale",
+    ".activation_scale",
+    ".qscale_act",
+    ".input_global_scale",
+    ".input_zero_point",
+)
 # First match wins: what is told by more comes first.
 LAYOUTS = (
     Layout("e2m1", "_blocks", ("U8",), ("_scales",), _EXPONENTS, name="", transposed=True),
@@ -73,6 +80,15 @@ LAYOUTS = (
         global_scale=".weight_scale_2",
     ),
     Layout("e2m1", ".weight", ("I8", "U8", "F4"), _OF_WEIGHT, _EXPONENTS),
+    Layout(
+        "packed_int",
+        ".weight",
+        ("I8",),
+        (".weight_scale",),
+        _FLOATS,
+        zero_points=".weight_zero_point",
+        is_signed=True,
+    ),
     Layout("e4m3", ".weight", ("F8_E4M3",), _OF_WEIGHT, (*_FLOATS, *_EXPONENTS)),
     Layout(
         "e4m3",

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tq3.dequantization.declared import LEFT_OUT
+from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
 from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
@@ -19,7 +19,7 @@ from tq3.format.arguments import Unpack, of_its_types
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.files import CONFIG, Source, read_text
-from tq3.format.json_text import remove_everywhere
+from tq3.format.json_text import remove_everywhere, remove_key
 from tq3.format.options import RunKeywords, RunOptions, StrPath
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
@@ -169,13 +169,19 @@ class _Compression(Job):
         return self._learned
 
     def texts(self) -> dict[str, str]:
-        """config.json with the keys by which hosts recognise the folder, where there is one."""
-        if self._verbatim_config or not self.files.has(CONFIG):
-            return {}
-        text = read_text(self.files, CONFIG)
-        if self.checkpoint.source_quantization:
-            text = remove_everywhere(text, LEFT_OUT)
-        return {CONFIG: mark(text, self._described(None))}
+        """config.json with the keys by which hosts recognise the folder, where there is one.
+
+        And what else would tell a host of a quantisation that the source had.
+        """
+        texts = {}
+        if self.files.has(CONFIG) and not self._verbatim_config:
+            text = read_text(self.files, CONFIG)
+            if self.checkpoint.source_quantization:
+                text = remove_everywhere(text, LEFT_OUT)
+            texts[CONFIG] = mark(text, self._described(None))
+        if PARAMS in self.checkpoint.source_quantization and not self.selection.leaves(PARAMS):
+            texts[PARAMS] = remove_key(read_text(self.files, PARAMS), IN_PARAMS)
+        return texts
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """tq_config.json of the plan as it was carried out."""
