@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tq3.errors import UsageError
 
-_MOST = 9999
+_MOST = 999  # each has an open file while they are joined
 _WRITTEN = re.compile(r"(\d{1,4})/(\d{1,4})", re.ASCII)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,24 +70,7 @@ def find_parts(out: Path, busy: Collection[int] | None = None) -> Standing:
     Raises UsageError where there are none, or such of several divisions.
     """
     found = parts_in(out)
-    if not found:
-        raise UsageError(
-            "no parts of a divided run are here",
-            file=out,
-            fix="write them first: tq3 compress SOURCE OUT --part 1/N, and so on to N/N",
-        )
-    divisions = sorted({part.of for part in found})
-    if len(divisions) > 1:
-        raise UsageError(
-            "parts of several divisions",
-            file=out,
-            found="; ".join(
-                f"of {of}: {numbers_in_words([part.number for part in found if part.of == of])}"
-                for of in divisions
-            ),
-            fix="run each part with --overwrite, which removes those of another division",
-        )
-    of = divisions[0]
+    of = _division(out, found)
     if busy is None:
         with held(out, found) as now:
             busy = now
@@ -109,6 +92,28 @@ def find_parts(out: Path, busy: Collection[int] | None = None) -> Standing:
     foreign = _foreign(manifests)
     whole = {n: manifest for n, manifest in manifests.items() if n not in foreign}
     return Standing(str(out), of, whole, {**faults, **foreign})
+
+
+def _division(out: Path, found: Sequence[Part]) -> int:
+    """By how many the run is divided that these are parts of."""
+    if not found:
+        raise UsageError(
+            "no parts of a divided run are here",
+            file=out,
+            fix="write them first: tq3 compress SOURCE OUT --part 1/N, and so on to N/N",
+        )
+    divisions = sorted({part.of for part in found})
+    if len(divisions) > 1:
+        raise UsageError(
+            "parts of several divisions",
+            file=out,
+            found="; ".join(
+                f"of {of}: {numbers_in_words([part.number for part in found if part.of == of])}"
+                for of in divisions
+            ),
+            fix="run each part with --overwrite, which removes those of another division",
+        )
+    return divisions[0]
 
 
 def faults_in_words(faults: Mapping[int, str]) -> str:
