@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -75,26 +76,33 @@ def parse() -> argparse.Namespace:
 
 
 def compare(source: Path, options: argparse.Namespace, workers: int, cold: bool) -> None:
-    """Alternate floor and program; print medians and the ratio of each pair."""
-    n_out, out, scale = output_bytes(source), options.folder / "out", options.scale
+    """Alternate floor and program, with and without equalized columns; print medians."""
+    n_out, out = output_bytes(source), options.folder / "out"
     prepare = drop_from_cache if cold else read_all
-    floors, runs = [], []
+    ways = ("--no-equalize", "--equalize")
+    floors: list[Run] = []
+    runs: dict[str, list[Run]] = {way: [] for way in ways}
     for _ in range(options.rounds):
         floors.append(timed(prepare, source, out, lambda: floor(source, out, n_out, workers)))
-        runs.append(
-            timed(prepare, source, out, lambda: program(source, out, workers, options.scale))
-        )
+        for way in ways:
+            words = (way, "--scale", options.scale, "--workers", str(workers))
+            run = partial(program, source, out, words)
+            runs[way].append(timed(prepare, source, out, run))
     n_in = sum(file.stat().st_size for file in shards(source))
-    ratio = median(run.seconds / low.seconds for run, low in zip(runs, floors, strict=True))
-    peak = max(run.peak_memory_bytes for run in runs)
-    seconds, low_seconds = (median(run.seconds for run in each) for each in (runs, floors))
+    low = median(run.seconds for run in floors)
     print(
-        f"{n_in / 1e9:5.2f} GB, {scale}, {workers} workers, {'cold' if cold else 'warm'}: "
-        f"tq3 {seconds:6.2f} s = {n_in / seconds / 1e9:5.2f} GB/s, "
-        f"floor {low_seconds:6.2f} s = {n_in / low_seconds / 1e9:5.2f} GB/s, "
-        f"ratio {ratio:.2f}, peak memory {peak / 1e6:.0f} MB",
-        flush=True,
+        f"{n_in / 1e9:5.2f} GB, {options.scale}, {workers} workers, {'cold' if cold else 'warm'}: "
+        f"floor {low:6.2f} s = {n_in / low / 1e9:5.2f} GB/s"
     )
+    for way in ways:
+        seconds = median(run.seconds for run in runs[way])
+        ratio = median(a.seconds / b.seconds for a, b in zip(runs[way], floors, strict=True))
+        peak = max(run.peak_memory_bytes for run in runs[way])
+        print(
+            f"  {way:13} {seconds:6.2f} s = {n_in / seconds / 1e9:5.2f} GB/s, "
+            f"ratio {ratio:.2f}, peak memory {peak / 1e6:.0f} MB",
+            flush=True,
+        )
 
 
 def timed(prepare: Callable[[Path], None], source: Path, out: Path, run: Callable[[], int]) -> Run:
@@ -107,12 +115,10 @@ def timed(prepare: Callable[[Path], None], source: Path, out: Path, run: Callabl
     return Run(time.perf_counter() - start, peak)
 
 
-def program(source: Path, out: Path, workers: int, scale: str) -> int:
+def program(source: Path, out: Path, words: tuple[str, ...]) -> int:
     """The whole command, start of the interpreter included; gives its peak memory."""
-    command = [PROGRAM, "compress", str(source), str(out), "--json", "--scale", scale]
-    result = subprocess.run(
-        [*command, "--workers", str(workers)], check=True, capture_output=True, text=True
-    )
+    command = [PROGRAM, "compress", str(source), str(out), "--json", *words]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(json.loads(result.stdout)["peak_memory_bytes"])
 
 
@@ -151,19 +157,23 @@ def make_checkpoint(folder: Path, gigabytes: float) -> Path:
     words = memoryview((noise.view(np.uint32) >> 16).astype(np.uint16)).cast("B")
     per_layer = 2 * sum(int(np.prod(shape)) for shape in LAYER.values())
     weight_map: dict[str, str] = {}
+    table = TensorInfo("model.embed_tokens.weight", "BF16", (1024, 4096))
     for layer in range(max(1, round(gigabytes * 1e9 / per_layer))):
         infos = [
             TensorInfo(f"model.layers.{layer}.{name}", "BF16", shape)
             for name, shape in LAYER.items()
         ]
+        infos += [table] if layer == 0 else []
+        n_bytes = sum(info.n_bytes for info in infos)
         file = folder / f"layer-{layer}.safetensors"
         with file.open("wb") as out:
             out.write(build_header(infos, {"format": "pt"})[0])
-            for start in range(0, per_layer, len(words)):
-                out.write(words[: min(len(words), per_layer - start)])
+            for start in range(0, n_bytes, len(words)):
+                out.write(words[: min(len(words), n_bytes - start)])
         weight_map |= {info.name: file.name for info in infos}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text("{}")
+    config = {"model_type": "llama", "head_dim": 128}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -109,10 +109,9 @@ class _Tensors:
         """The full name of a part that must be there."""
         if part not in self.left:
             raise BadInput(
-                "can't equalize: a tensor of the layer is missing",
+                "a tensor of the layer is missing",
                 file=self.file,
                 tensor=self.prefix + part,
-                fix="compress without --equalize",
             )
         del self.left[part]
         return self.prefix + part
@@ -127,11 +126,9 @@ def text_model(checkpoint: Checkpoint) -> TextModel:
     config = checkpoint.config
     if "model_type" not in config:
         raise UsageError(
-            "--equalize goes by model_type in config.json",
+            "which tensors feed which is decided by model_type",
             file=CONFIG,
             found="no model_type" if config else "no such file, or nothing in it",
-            expected=f"one of {', '.join(FAMILIES)}",
-            fix="put config.json beside the weights, or compress without --equalize",
         )
     text_config = config.get("text_config")
     text_config = text_config if isinstance(text_config, dict) else config
@@ -139,17 +136,15 @@ def text_model(checkpoint: Checkpoint) -> TextModel:
     family = FAMILIES.get(kinds[0]) if kinds[1] in FAMILIES else None
     if family is None:
         raise UsageError(
-            "--equalize knows no such architecture",
+            "not known which tensors of this architecture feed which",
             file=CONFIG,
             found=f"model_type {next(kind for kind in kinds if kind not in FAMILIES)!r}",
-            expected=f"one of {', '.join(FAMILIES)}",
-            fix="compress without --equalize",
         )
     shapes = {tensor.info.name: tensor.info.shape for tensor in checkpoint.tensors}
     prefix = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in shapes), None)
     layers = _layers(f"{prefix}layers.", shapes, checkpoint) if prefix else []
     if prefix is None or not layers:
-        raise BadInput("can't equalize: no layers of a text model", file=checkpoint.weight_files[0])
+        raise BadInput("no layers of a text model", file=checkpoint.weight_files[0])
     found = tuple(_layer(tensors, family) for tensors in layers)
     return TextModel(family, f"{prefix}embed_tokens.weight", found, _head_dim(text_config))
 
@@ -189,10 +184,9 @@ def _layer(tensors: _Tensors, family: Family) -> LayerTensors:
     unknown = [part for part in tensors.left if not _UNTOUCHED.fullmatch(part)]
     if unknown:
         raise BadInput(
-            "can't equalize: not known what this tensor reads",
+            "not known what this tensor reads",
             file=tensors.file,
             tensor=tensors.prefix + unknown[0],
-            fix="compress without --equalize",
         )
     return layer
 
@@ -225,7 +219,7 @@ def _head_dim(config: Mapping[str, Any]) -> int:
             found = hidden // heads
     if type(found) is not int or found < 1:
         raise BadInput(
-            "can't equalize: no head_dim",
+            "no head_dim",
             file=CONFIG,
             found=found,
             expected="head_dim, or hidden_size and num_attention_heads, as whole numbers",

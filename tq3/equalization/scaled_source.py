@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tq3.codec import reference
 from tq3.codec.backend import Backend, as_words, get_backend
 from tq3.codec.reference import Words
-from tq3.equalization.scalings import Scaling, Scalings, plan_scalings
+from tq3.equalization.scalings import FIX, Scaling, Scalings, plan_scalings
+from tq3.errors import BadInput, UsageError
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.equalization import LARGEST, STEPS, Factors
 from tq3.format.files import ForwardingSource, Source
@@ -37,11 +38,15 @@ Floats = NDArray[np.float32]
 def equalized(files: Source, checkpoint: Checkpoint, factors: Factors) -> Source:
     """`files` with every tensor scaled by the recorded factors; without any `files` themselves.
 
-    checkpoint: what `files` hold. Raises UsageError or BadInput where the factors are not for it.
+    checkpoint: what `files` hold. Raises BadInput where the factors are not for it.
     """
     if not factors:
         return files
-    scalings = plan_scalings(checkpoint)
+    try:
+        scalings = plan_scalings(checkpoint)
+    except (UsageError, BadInput) as error:
+        before = "not the source whose columns were equalized"
+        raise BadInput.retold(error, before, file=error.file, fix=FIX) from None
     scalings.check(factors)
     return ScaledSource(files, checkpoint, scalings, factors)
 
@@ -61,7 +66,7 @@ class ScaledSource(ForwardingSource):
                 continue  # it begins where the next one does, and would be taken for it
             self._starts.setdefault(tensor.file, []).append(tensor.offset)
             self._tensors.setdefault(tensor.file, []).append(tensor)
-        self._scalings = scalings.by_name
+        self._scalings = scalings.only(factors)
         # A few tensors are read at one time. All factors as floats could take a gigabyte.
         self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], factors))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from tq3.equalization.channels import LayerTensors, Mlp, TextModel, text_model
@@ -11,6 +11,9 @@ from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import FILE_NAME
 from tq3.format.equalization import Factors
 from tq3.format.header import FLOATS
+
+# Where recorded factors are not for a source.
+FIX = "name the checkpoint that it was made from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +61,36 @@ class Scalings:
     def links(self) -> dict[str, Link]:
         return {link.name: link for each in self.by_name.values() for link in each.links}
 
+    def links_into(self, names: Collection[str]) -> frozenset[str]:
+        """Names of the links that one of these tensors takes in."""
+        taken = (each.columns for name, each in self.by_name.items() if name in names)
+        return frozenset(link.name for link in taken if link)
+
+    def only(self, links: Collection[str]) -> dict[str, Scaling]:
+        """What these links alone do to each tensor that they scale."""
+
+        def kept(link: Link | None) -> Link | None:
+            return link if link and link.name in links else None
+
+        found = {
+            name: replace(each, columns=kept(each.columns), rows=kept(each.rows))
+            for name, each in self.by_name.items()
+        }
+        return {name: each for name, each in found.items() if each.links}
+
     def check(self, factors: Factors) -> None:
         """Raise BadInput for recorded factors that are not those of these channels."""
         links = self.links
-        for name in sorted(links.keys() | factors.keys()):
+        for name, exponents in sorted(factors.items()):
             wanted = links[name].stack * links[name].size if name in links else 0
-            if len(factors.get(name, b"")) != wanted:
+            if len(exponents) != wanted:
                 raise BadInput(
                     "tq3.equalization does not fit the source",
                     file=FILE_NAME,
                     tensor=name,
-                    found=f"{len(factors.get(name, b''))} factors",
+                    found=f"{len(exponents)} factors",
                     expected=wanted,
-                    fix="name the checkpoint that it was made from",
+                    fix=FIX,
                 )
 
 
@@ -168,10 +188,9 @@ class _Planner:
 
     def _misfit(self, name: str, found: str, expected: str) -> BadInput:
         return BadInput(
-            "can't equalize: its shape does not fit",
+            "its shape does not fit",
             file=self._tensors[name].file,
             tensor=name,
             found=found,
             expected=expected,
-            fix="compress without --equalize",
         )

@@ -77,13 +77,6 @@ class RecipeKeywords(ShardKeywords, total=False):
             "Choose widths so that all weight files have at most this size: 13GiB.", FIRST, "SIZE"
         ),
     ]
-    equalize: Annotated[
-        bool,
-        Option(
-            "Rescale channels so that less is lost: the model computes the same, but kept tensors "
-            "differ from the source's. Reads the weights twice."
-        ),
-    ]
     target_bpw: Annotated[
         float | None,
         Option(
@@ -119,6 +112,15 @@ class RecipeKeywords(ShardKeywords, total=False):
     sensitive_patterns: Annotated[
         Globs,
         Option("Part of the name of a sensitive tensor.", SMALL, "TEXT", "--sensitive-pattern"),
+    ]
+    equalize: Annotated[
+        bool | None,
+        Option(
+            "Rescale channels so that less is lost: the same function by other weights, kept ones "
+            "too, read twice. --equalize refuses where that is impossible.",
+            EXACT,
+            default="wherever the architecture is known",
+        ),
     ]
     keep: Annotated[Globs, Option("Leave tensors of these names uncompressed.", EXACT, "GLOB")]
     only: Annotated[

@@ -26,6 +26,7 @@ class Recipe:
     Fields are the options of the same name (`tq3.format.options.RecipeKeywords`), but for
     max_shard_bytes: tensor bytes of one output file
     widths: by role, in place of `bits` and `sensitive_bits`
+    equalize: None for wherever that is possible; what a run records says whether it was
     """
 
     bits: Bits = 3
@@ -40,7 +41,7 @@ class Recipe:
     scale: Scale = "search"
     norms: NormDtype = "float32"
     widths: Widths | None = None
-    equalize: bool = False
+    equalize: bool | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -56,9 +56,7 @@ def kept_as(recipe: str | None) -> KeptDtype:
 
 
 def _check_alone(asked: Mapping[str, Any]) -> None:
-    others = [
-        name for name, value in asked.items() if name != "recipe" and value not in (False, [], ())
-    ]
+    others = [name for name, value in asked.items() if name != "recipe" and value not in ([], ())]
     if others:
         raise UsageError(
             "a Recipe, and other options that make one",
