@@ -340,6 +340,15 @@ def test_what_is_kept_stays_as_it_is_where_nothing_compressed_would_gain(source,
     assert tq3.verify(tmp_path / "tq3", source=source).faults == ()
 
 
+def test_layers_beyond_those_that_config_json_counts_are_left_alone(tmp_path):
+    """DeepSeek and GLM number the layer that predicts further tokens like the others."""
+    source = tiny_checkpoint(tmp_path / "in", llama(3), config=CONFIG | {"num_hidden_layers": 2})
+    tq3.compress(source, tmp_path / "tq3")
+    links = recorded(tmp_path / "tq3")
+    assert {name.split(".")[2] for name in links} == {"0", "1"}
+    assert tq3.verify(tmp_path / "tq3", source=source).faults == ()
+
+
 def test_no_equalize_keeps_every_weight_and_records_nothing(source, tmp_path):
     tq3.compress(source, tmp_path / "tq3", equalize=False)
     assert (

@@ -115,9 +115,10 @@ class _Scaler:
             repeated = np.broadcast_to(runs, (len(runs), scaling.repeats, scaling.run))
             self._columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
         if link := scaling.rows:
-            divided = np.ones((stack, rows), np.float32)
-            inverses = factors_of(factors[link.name], sign=-1).reshape(stack, link.size)
-            divided[:, rows - link.size :] = inverses
+            n_runs = scaling.row_runs
+            divided = np.ones((stack, n_runs, rows // n_runs), np.float32)
+            inverses = factors_of(factors[link.name], sign=-1)
+            divided[:, :, -(link.size // n_runs) :] = inverses.reshape(stack, n_runs, -1)
             self._rows = divided.reshape(-1)
 
     def scale(self, words: Words, first: int, dtype: str, codec: Backend) -> None:
@@ -133,16 +134,16 @@ class _Scaler:
 
     def _stretch(self, first: int, count: int) -> Floats:
         """The factors of `count` elements.  (count,) float32"""
-        _, rows, columns = self._shape
+        stack, rows, columns = self._shape
         top, left = divmod(first, columns)
-        bottom = -(-(first + count) // columns)
-        numbers = np.arange(top, bottom)
-        factors = np.ones((len(numbers), columns), np.float32)
+        numbers = np.arange(top, -(-(first + count) // columns))
+        factors: Floats = np.ones((1, 1), np.float32)
         if self._columns is not None:
-            factors *= self._columns[numbers // rows]
+            factors = self._columns[numbers // rows] if stack > 1 else self._columns
         if self._rows is not None:
-            factors *= self._rows[numbers, None]
-        return factors.reshape(-1)[left : left + count]
+            factors = factors * self._rows[numbers, None]
+        whole = np.broadcast_to(factors, (len(numbers), columns))
+        return whole.reshape(-1)[left : left + count]
 
 
 def storable(wanted: bytes, stored: Words, dtype: str, offset: float) -> bytes:
@@ -175,9 +176,11 @@ def _rescale(words: Words, dtype: str, factors: Floats, offset: float, codec: Ba
     values = np.empty((1, len(words)), np.float32)
     codec.cast(words.reshape(1, -1), dtype, values.view(np.uint32), "F32")
     with np.errstate(over="ignore", invalid="ignore"):
-        values += np.float32(offset)
+        if offset:
+            values += np.float32(offset)
         values *= factors
-        values -= np.float32(offset)
+        if offset:
+            values -= np.float32(offset)
     codec.cast(values.view(np.uint32), "F32", words.reshape(1, -1), dtype)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from tq3.equalization.channels import LayerTensors, Mlp, TextModel, text_model
+from tq3.equalization.channels import text_model
+from tq3.equalization.layers import LayerTensors, Mlp, TextModel, Value
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.config import FILE_NAME
@@ -34,7 +35,7 @@ class Scaling:
 
     columns: factors multiply them; each `run` of factors stands `repeats` times, for heads of
     queries that share values
-    rows: factors divide as many of them, the last ones
+    rows: factors divide as many of them, the last ones, or the last ones of each of `row_runs`
     offset: what is added to a stored value to get the one that is scaled
     """
 
@@ -43,6 +44,7 @@ class Scaling:
     run: int = 0
     repeats: int = 1
     rows: Link | None = None
+    row_runs: int = 1
     offset: float = 0.0
 
     @property
@@ -114,44 +116,51 @@ class _Planner:
 
     def add(self, layer: LayerTensors) -> None:
         """Add the scalings of all tensors of a layer."""
-        norms = layer.norm, layer.mlp_norm, *(layer.after or ())
-        for name in (*norms, layer.out, *(mlp.down for mlp in layer.mlps)):
-            self._check_rows(name, self._hidden)
-        for mlp in layer.mlps:
+        mlps = [mlp for block in layer.blocks for mlp in block.mlps]
+        norms = (layer.norm, *(block.norm for block in layer.blocks), *(layer.after or ()))
+        for name in (*norms, layer.out, *(mlp.down for mlp in mlps)):
+            if name:
+                self._check_rows(name, self._hidden)
+        for mlp in mlps:
             self._check_rows(mlp.gate, self._shape(mlp.up)[1])
         self._norm(layer.norm, layer.readers)
-        read_by_mlps = tuple(name for mlp in layer.mlps for name in mlp.readers)
-        self._norm(layer.mlp_norm, (*layer.others, *read_by_mlps))
+        for latent in layer.latents:
+            self._norm(latent.norm, latent.readers)
+        for block in layer.blocks:
+            self._norm(block.norm, block.readers)
         if layer.value:
             self._heads(layer.value, layer.out)
-        for mlp in layer.mlps:
+        for mlp in mlps:
             self._mlp(mlp)
 
-    def _norm(self, norm: str, readers: tuple[str, ...]) -> None:
+    def _norm(self, norm: str | None, readers: tuple[str, ...]) -> None:
+        if norm is None:
+            return  # nothing could be divided
         stack, size, _ = self._shape(norm)
         link = Link(norm, stack, size)
         offset = self._model.family.offset
         self.found[norm] = Scaling((stack, size, 1), rows=link, offset=offset)
+        self._bias(norm, link)
         for reader in readers:
             self._read(reader, link)
 
-    def _heads(self, value: str, out: str) -> None:
-        run, (_, n_values, _), (_, _, n_columns) = (
-            self._model.head_dim,
-            self._shape(value),
-            self._shape(out),
-        )
-        if n_values % run or n_columns % n_values:
+    def _heads(self, value: Value, out: str) -> None:
+        _, _, n_columns = self._shape(out)
+        n_rows = self._shape(value.matrix)[1]
+        n_values = n_rows if value.size is None else value.size
+        run = n_values // value.heads if value.heads > 1 else self._model.head_dim
+        fits = run and n_values and not n_values % run and not n_columns % n_values
+        if not fits or n_rows % value.heads or n_rows < n_values:
             raise self._misfit(out, f"{n_columns} columns", f"heads of {run}, values {n_values}")
         link = Link(out, 1, n_values)
-        self._read(out, link, run, n_columns // n_values)
-        self._feed(value, link)
+        self._read(out, link, run or 0, n_columns // n_values)
+        self._feed(value.matrix, link, n_rows, value.heads)
 
     def _mlp(self, mlp: Mlp) -> None:
         stack, _, size = self._shape(mlp.down)
         link = Link(mlp.down, stack, size)
         self._read(mlp.down, link)
-        self._feed(mlp.up, link, halves=2 if mlp.up == mlp.gate else 1)
+        self._feed(mlp.up, link, size * (2 if mlp.up == mlp.gate else 1))
 
     def _read(self, name: str, link: Link, run: int = 0, repeats: int = 1) -> None:
         shape = self._shape(name)
@@ -160,14 +169,19 @@ class _Planner:
         scaling = Scaling(shape, columns=link, run=run or link.size, repeats=repeats)
         self.found[name] = scaling
 
-    def _feed(self, name: str, link: Link, halves: int = 1) -> None:
+    def _feed(self, name: str, link: Link, n_rows: int, row_runs: int = 1) -> None:
         shape = self._shape(name)
-        if shape[:2] != (link.stack, halves * link.size):
-            raise self._misfit(name, f"{shape[1]} rows", f"{halves * link.size} for {link.name}")
-        self.found[name] = replace(self.found[name], rows=link)
+        if shape[:2] != (link.stack, n_rows):
+            raise self._misfit(name, f"{shape[1]} rows", f"{n_rows} for {link.name}")
+        read = self.found.get(name, Scaling(shape))
+        self.found[name] = replace(read, rows=link, row_runs=row_runs)
+        self._bias(name, link, row_runs)
+
+    def _bias(self, name: str, link: Link, row_runs: int = 1) -> None:
         bias = name.removesuffix(".weight") + ".bias"
         if bias in self._tensors:
-            self.found[bias] = Scaling((1, link.size, 1), rows=link)
+            shape = self._shape(bias)
+            self.found[bias] = Scaling(shape, rows=link, row_runs=row_runs)
 
     def _width(self, table: str) -> int:
         if len(self._tensors[table].info.shape) != 2:

@@ -58,7 +58,13 @@ def option_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[s
     before, after = _other_options(old), _other_options(new)
     if old.get("widths") != new.get("widths"):  # it follows from them, unless it is asked for
         before["keep_dtype"] = after.get("keep_dtype")
+    if _norms_of_recipe(old) != _norms_of_recipe(new):
+        before["norms"] = after.get("norms")
     yield from _changes(before, after)
+
+
+def _norms_of_recipe(record: Mapping[str, Any]) -> Any:
+    return (record.get("widths") or {}).get("norms")
 
 
 def _width_options(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 from tq3.format.arguments import check_fields
-from tq3.format.recipe import GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
+from tq3.format.recipe import GroupSize, KeptDtype, Nonfinite, Recipe, Scale
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
-from tq3.format.widths import Bits
+from tq3.format.widths import Bits, NormDtype
 
 FloatDtype = Literal["bfloat16", "float16", "float32"]
 Globs = str | Sequence[str] | None
@@ -94,9 +94,9 @@ class RecipeKeywords(ShardKeywords, total=False):
     norms: Annotated[
         NormDtype | None,
         Option(
-            "How norms are stored. float16 makes files smaller; readers of other makes may "
-            "misread it.",
+            "How norms are stored. float16 makes files smaller; other readers may misread it.",
             SMALL,
+            default="float32; float16 with --recipe best or a target",
         ),
     ]
     group_size: Annotated[GroupSize | None, Option("Weights that share a norm.", SMALL)]

@@ -7,12 +7,11 @@ from typing import Literal, get_args
 
 from tq3.format.arguments import check_fields
 from tq3.format.sizes import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
-from tq3.format.widths import Bits, Widths
+from tq3.format.widths import Bits, NormDtype, Widths
 
 GroupSize = Literal[32, 64, 128, 256]
 # How a group's codes are chosen: docs/format.md, section 4.
 Scale = Literal["norm", "search"]
-NormDtype = Literal["float32", "float16"]
 KeptDtype = Literal["float16", "source"]
 Nonfinite = Literal["error", "keep"]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)

@@ -41,9 +41,10 @@ def make_recipe(**options: Unpack[RecipeKeywords]) -> Recipe:
             settings[name] = texts
     if "max_shard_size" in asked:
         settings["max_shard_bytes"] = parse_size(asked["max_shard_size"])
-    return Recipe(
-        **{"keep_dtype": kept_as(widths.name if widths else None), **settings}, widths=widths
-    )
+    if widths:
+        usual = {"norms": widths.norms} if widths.norms else {}
+        settings = {"keep_dtype": kept_as(widths.name), **usual, **settings}
+    return Recipe(**settings, widths=widths)
 
 
 def kept_as(recipe: str | None) -> KeptDtype:
