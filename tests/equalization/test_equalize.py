@@ -340,6 +340,15 @@ def test_what_is_kept_stays_as_it_is_where_nothing_compressed_would_gain(source,
     assert tq3.verify(tmp_path / "tq3", source=source).faults == ()
 
 
+def test_a_model_that_was_saved_without_its_head_has_names_without_a_prefix(source, tmp_path):
+    tensors = {name.removeprefix("model."): each for name, each in llama().items()}
+    bare = tiny_checkpoint(tmp_path / "bare", tensors, config=CONFIG)
+    for path in (source, bare):
+        tq3.compress(path, tmp_path / f"{path.name}-tq3")
+    of_all, found = recorded(tmp_path / "source-tq3"), recorded(tmp_path / "bare-tq3")
+    assert found == {name.removeprefix("model."): each for name, each in of_all.items()}
+
+
 def test_layers_beyond_those_that_config_json_counts_are_left_alone(tmp_path):
     """DeepSeek and GLM number the layer that predicts further tokens like the others."""
     source = tiny_checkpoint(tmp_path / "in", llama(3), config=CONFIG | {"num_hidden_layers": 2})

@@ -34,7 +34,12 @@ def with_tensor(name: str, found: Tensor | None) -> dict[str, Tensor]:
 MISFITS: dict[str, tuple[Any, Any, Any]] = {
     "this architecture feed which": (llama(), {"model_type": "gpt2"}, UsageError),
     "found model_type 'bert'": (llama(), CONFIG | {"text_config": {"model_type": "bert"}}, None),
-    "no layers": ({"x.weight": random_tensor(8, 128)}, CONFIG, None),
+    "no token embeddings": ({"x.weight": random_tensor(8, 128)}, CONFIG, None),
+    "no layers": (
+        {"x.weight": random_tensor(8, 128), "model.embed_tokens.weight": random_tensor(32, 128)},
+        CONFIG,
+        None,
+    ),
     "no head_dim": (llama(), {"model_type": "llama"}, None),
     "hidden_size and num_attention_heads, as whole": (
         llama(),

@@ -17,8 +17,9 @@ from tq3.errors import BadInput, UsageError
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.files import CONFIG
 
-# Where the layers of the text model lie; vision towers and MTP are left alone.
-_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
+# Where the layers of the text model lie; vision towers and MTP are left alone. Models of embeddings
+# are often saved without a head, and without a prefix then.
+_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
 _LINEAR_READERS = tuple(
     f"linear_attn.in_proj_{part}.weight" for part in ("qkv", "z", "qkvz", "a", "b", "ba")
 )
@@ -100,8 +101,10 @@ def text_model(checkpoint: Checkpoint) -> TextModel:
         )
     shapes = {tensor.info.name: tensor.info.shape for tensor in checkpoint.tensors}
     prefix = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in shapes), None)
-    layers = _layers(f"{prefix}layers.", shapes, checkpoint, text_config) if prefix else []
-    if prefix is None or not layers:
+    if prefix is None:
+        raise BadInput("no token embeddings", file=checkpoint.weight_files[0])
+    layers = _layers(f"{prefix}layers.", shapes, checkpoint, text_config)
+    if not layers:
         raise BadInput("no layers of a text model", file=checkpoint.weight_files[0])
     found = tuple(_layer(tensors, family, text_config) for tensors in layers)
     has_values = any(layer.value for layer in found)
