@@ -66,12 +66,22 @@ MISFITS: dict[str, tuple[Any, Any, Any]] = {
         CONFIG,
         None,
     ),
-    "128 rows, expected 100": (
+    r"\[128\], expected \[100\]": (
         with_tensor("model.embed_tokens.weight", random_tensor(32, 100)),
         CONFIG,
         None,
     ),
     "a matrix": (with_tensor("model.embed_tokens.weight", random_tensor(128)), CONFIG, None),
+    r"\[128, 2\], expected \[128\]": (
+        with_tensor(LAYER + "input_layernorm.weight", random_tensor(128, 2)),
+        CONFIG,
+        None,
+    ),
+    r"\[63\], expected \[64\]": (
+        llama() | {LAYER + "self_attn.v_proj.bias": random_tensor(63)},
+        CONFIG,
+        None,
+    ),
     "expected 190": (
         with_tensor(LAYER + "mlp.up_proj.weight", random_tensor(190, WIDTH)),
         CONFIG,

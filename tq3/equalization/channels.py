@@ -169,8 +169,8 @@ def _attention(tensors: _Tensors, config: Mapping[str, Any]) -> _Attention:
     if tensors.has("self_attn.qkv_proj.weight"):
         both = tensors.take("self_attn.qkv_proj.weight")
         tensors.take_any(("self_attn.qkv_proj.bias",))
-        n_heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
-        size = _whole(config, "head_dim", "num_attention_heads") * (n_heads or 0)
+        heads = "num_key_value_heads" if "num_key_value_heads" in config else "num_attention_heads"
+        size = _whole(config, "head_dim", "num_attention_heads") * _whole(config, heads)
         return (both,), (), Value(both, size), out
     # Gemma 4: layers that share keys and values of another one have none, or keys alone.
     names = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")

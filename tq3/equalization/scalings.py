@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tq3.equalization.channels import text_model
@@ -117,12 +117,7 @@ class _Planner:
     def add(self, layer: LayerTensors) -> None:
         """Add the scalings of all tensors of a layer."""
         mlps = [mlp for block in layer.blocks for mlp in block.mlps]
-        norms = (layer.norm, *(block.norm for block in layer.blocks), *(layer.after or ()))
-        for name in (*norms, layer.out, *(mlp.down for mlp in mlps)):
-            if name:
-                self._check_rows(name, self._hidden)
-        for mlp in mlps:
-            self._check_rows(mlp.gate, self._shape(mlp.up)[1])
+        self._check(layer, mlps)
         self._norm(layer.norm, layer.readers)
         for latent in layer.latents:
             self._norm(latent.norm, latent.readers)
@@ -133,14 +128,36 @@ class _Planner:
         for mlp in mlps:
             self._mlp(mlp)
 
+    def _check(self, layer: LayerTensors, mlps: Sequence[Mlp]) -> None:
+        """Whatever the widths of links say nothing of."""
+        norms = [layer.norm, *(layer.after or ())]
+        norms += [norm for block in layer.blocks for norm in (block.norm, block.after)]
+        for name in filter(None, norms):
+            self._check_vector(name, self._hidden)
+        self._check_rows(layer.out, self._hidden)
+        for mlp in mlps:
+            self._check_rows(mlp.down, self._hidden, self._shape(mlp.down)[0])
+            stack, n_rows, _ = self._shape(mlp.up)
+            self._check_rows(mlp.gate, n_rows, stack)
+        for latent in layer.latents:
+            n_rows, size = (self._shape(name)[1] for name in (latent.source, latent.norm))
+            self._check_vector(latent.norm, size)
+            if n_rows < size:
+                raise self._misfit(latent.source, f"{n_rows} rows", f"{size} for {latent.norm}")
+        if layer.scalar:
+            self._check_vector(layer.scalar, 1)
+
     def _norm(self, norm: str | None, readers: tuple[str, ...]) -> None:
-        if norm is None:
-            return  # nothing could be divided
+        if norm is None:  # nothing could be divided
+            for reader in readers:
+                if (columns := self._shape(reader)[2]) != self._hidden:
+                    raise self._misfit(reader, f"{columns} columns", f"{self._hidden}")
+            return
         stack, size, _ = self._shape(norm)
         link = Link(norm, stack, size)
         offset = self._model.family.offset
         self.found[norm] = Scaling((stack, size, 1), rows=link, offset=offset)
-        self._bias(norm, link)
+        self._bias(norm, link, size)
         for reader in readers:
             self._read(reader, link)
 
@@ -150,7 +167,8 @@ class _Planner:
         n_values = n_rows if value.size is None else value.size
         run = n_values // value.heads if value.heads > 1 else self._model.head_dim
         fits = run and n_values and not n_values % run and not n_columns % n_values
-        if not fits or n_rows % value.heads or n_rows < n_values:
+        fits = fits and not n_rows % value.heads and n_rows >= n_values
+        if not fits or (value.heads > 1 and n_columns != n_values):
             raise self._misfit(out, f"{n_columns} columns", f"heads of {run}, values {n_values}")
         link = Link(out, 1, n_values)
         self._read(out, link, run or 0, n_columns // n_values)
@@ -175,11 +193,12 @@ class _Planner:
             raise self._misfit(name, f"{shape[1]} rows", f"{n_rows} for {link.name}")
         read = self.found.get(name, Scaling(shape))
         self.found[name] = replace(read, rows=link, row_runs=row_runs)
-        self._bias(name, link, row_runs)
+        self._bias(name, link, n_rows, row_runs)
 
-    def _bias(self, name: str, link: Link, row_runs: int = 1) -> None:
+    def _bias(self, name: str, link: Link, n_rows: int, row_runs: int = 1) -> None:
         bias = name.removesuffix(".weight") + ".bias"
         if bias in self._tensors:
+            self._check_vector(bias, n_rows)
             shape = self._shape(bias)
             self.found[bias] = Scaling(shape, rows=link, row_runs=row_runs)
 
@@ -188,9 +207,16 @@ class _Planner:
             raise self._misfit(table, f"{list(self._tensors[table].info.shape)}", "a matrix")
         return self._shape(table)[2]
 
-    def _check_rows(self, name: str, n_rows: int) -> None:
-        if self._shape(name)[1] != n_rows:
-            raise self._misfit(name, f"{self._shape(name)[1]} rows", f"{n_rows}")
+    def _check_vector(self, name: str, size: int) -> None:
+        if self._shape(name) != (1, size, 1):
+            raise self._misfit(name, f"{list(self._tensors[name].info.shape)}", f"[{size}]")
+
+    def _check_rows(self, name: str, n_rows: int, stack: int = 1) -> None:
+        found, expected = self._shape(name)[:2], (stack, n_rows)
+        if found != expected:
+            one = found[0] == expected[0]
+            texts = (f"{n} rows" if one else f"{s} x {n} rows" for s, n in (found, expected))
+            raise self._misfit(name, *texts)
 
     def _shape(self, name: str) -> tuple[int, int, int]:
         info = self._tensors[name].info
