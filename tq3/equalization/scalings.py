@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from tq3.equalization.channels import text_model
 from tq3.equalization.layers import LayerTensors, Mlp, TextModel, Value
@@ -139,6 +140,9 @@ class _Planner:
             self._check_rows(mlp.down, self._hidden, self._shape(mlp.down)[0])
             stack, n_rows, _ = self._shape(mlp.up)
             self._check_rows(mlp.gate, n_rows, stack)
+        read_by = (latent.readers for latent in layer.latents)
+        for name in (*layer.readers, *chain.from_iterable(read_by)):
+            self._check_rows(name, self._shape(name)[1])  # a matrix, not several
         for latent in layer.latents:
             n_rows, size = (self._shape(name)[1] for name in (latent.source, latent.norm))
             self._check_vector(latent.norm, size)

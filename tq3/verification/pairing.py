@@ -27,10 +27,10 @@ def pair_up(structure: Structure, original: Checkpoint) -> tuple[list[Task], lis
     for name, source in sources.items():
         pair: Task | Fault | None = None
         if name in structure.layouts:
-            parts = stored[name + PACKED], stored[name + NORMS]
-            pair = _coded(name, parts, source, structure.layouts[name])
+            parts, layout = (stored[name + PACKED], stored[name + NORMS]), structure.layouts[name]
+            pair = _coded(name, parts, source if layout.transposed else source.of_host, layout)
         elif name in kept:
-            pair = _kept(kept[name], source)
+            pair = _kept(kept[name], source.of_host)
         if isinstance(pair, Task):
             tasks.append(pair)
         elif pair:
