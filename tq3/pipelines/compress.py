@@ -10,9 +10,9 @@ from typing import Any
 
 from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
 from tq3.dequantization.orientation import with_host_views
+from tq3.equalization.choice import choose_scalings
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import equalized
-from tq3.equalization.scalings import plan_scalings
 from tq3.errors import BadInput, UsageError
 from tq3.events import Notice, Report, Run
 from tq3.format import config as tq_config
@@ -46,6 +46,8 @@ from tq3.storage.sidecars import RENAMED
 from tq3.storage.target_checks import check_continuation, check_target
 from tq3.version import __version__
 
+_PASS = "columns are equalized (--no-equalize leaves weights as they are): a first pass reads them"
+
 
 @of_its_types
 def compress_checkpoint(
@@ -72,8 +74,7 @@ def compress_checkpoint(
     options, asked = RunOptions(**run), make_part(part)
     with open_source(source, hub) as files:
         job = Compression(files, recipe, verbatim_config, selection)
-        if recipe.equalize:
-            yield from job.equalize(Path(out), options, asked)
+        yield from job.equalize(Path(out), options, asked)
         if asked:
             return (yield from run_part(job, Path(out), asked, options, job.request()))
         return (yield from run_job(job, out, options))
@@ -117,16 +118,23 @@ class Compression(Job):
     def equalize(self, out: Path, options: RunOptions, part: Part | None) -> Run[None]:
         """Estimate the factors by a first pass over the weights, and read scaled ones from then on.
 
+        Nothing is scaled where the recipe says so, or where it leaves that open and it can't be.
         What is refused is refused before that pass is spoken of. Parts share one such pass.
         """
         workers = check_workers(options.workers, self.files.connections)
         overwrite, resume = options.overwrite, options.resume and not options.overwrite
-        self.sidecars()
-        scalings = plan_scalings(self.checkpoint)
+        copied = self.sidecars().copied
+        choice = choose_scalings(self.checkpoint, self.plan, copied, self._recipe.equalize)
+        self._recipe = replace(self._recipe, equalize=choice.scalings is not None)
+        self._notices += [Notice(choice.why_not)] if choice.why_not else []
+        if choice.scalings is None:
+            return
+        scalings, again = choice.scalings, ", fetched twice unless --download keeps them"
 
         def estimate() -> Run[Factors]:
-            yield Notice("a first pass measures the columns, which --equalize scales")
-            return (yield from estimate_factors(self.files, self.checkpoint, scalings, workers))
+            yield Notice(_PASS if self.files.folder else _PASS + again)
+            found = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
+            return {name: found[name] for name in found if name in choice.links}
 
         if part:
             check_part(out, part, self.files.folder, overwrite=overwrite)
