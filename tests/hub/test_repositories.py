@@ -132,7 +132,7 @@ def test_what_stands_for_tq_config_in_config_json_is_found_on_the_hub_too(
     tq3.compress(str(models / MODEL), folder)
     shapes = parse_tq_config((folder / "tq_config.json").read_text()).shapes
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["tq3"] = stand_in(shapes)
+    config["quantization_config"]["tq3"] = stand_in(shapes, {})
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tq_config.json").unlink()
     (folder / "tq3_manifest.json").unlink()

@@ -9,9 +9,9 @@ from typing import Any
 
 from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
 from tq3.dequantization.orientation import with_host_views
+from tq3.equalization.choice import choose_scalings
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
-from tq3.equalization.scalings import plan_scalings
 from tq3.errors import BadInput, UsageError
 from tq3.events import Notice, Report, Run
 from tq3.format import config as tq_config
@@ -41,6 +41,8 @@ from tq3.storage.sidecars import RENAMED
 from tq3.storage.target_checks import check_continuation, check_target
 from tq3.version import __version__
 
+_PASS = "columns are equalized (--no-equalize leaves weights as they are): a first pass reads them"
+
 
 @of_its_types
 def compress_checkpoint(
@@ -65,8 +67,7 @@ def compress_checkpoint(
     options = RunOptions(**run)
     with open_source(source, hub) as files:
         job = _Compression(files, recipe, verbatim_config, selection)
-        if recipe.equalize:
-            yield from job.equalize(Path(out), options)
+        yield from job.equalize(Path(out), options)
         return (yield from run_job(job, out, options))
 
 
@@ -105,17 +106,24 @@ class _Compression(Job):
     def equalize(self, out: Path, options: RunOptions) -> Run[None]:
         """Estimate the factors by a first pass over the weights, and read scaled ones from then on.
 
+        Nothing is scaled where the recipe says so, or where it leaves that open and it can't be.
         What is refused is refused before that pass is spoken of.
         """
         workers = check_workers(options.workers, self.files.connections)
-        self.sidecars()
-        scalings = plan_scalings(self.checkpoint)
+        copied = self.sidecars().copied
+        choice = choose_scalings(self.checkpoint, self.plan, copied, self._recipe.equalize)
+        self._recipe = replace(self._recipe, equalize=choice.scalings is not None)
+        self._notices += [Notice(choice.why_not)] if choice.why_not else []
+        if choice.scalings is None:
+            return
         check_target(out, self.files.folder, overwrite=options.overwrite)
         expected = partial(before_factors, self.identity())
         check_continuation(out, expected, resume=options.resume and not options.overwrite)
-        yield Notice("a first pass measures the columns, which --equalize scales")
-        self._factors = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
-        scaled = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
+        again = "" if self.files.folder else ", fetched twice unless --download keeps them"
+        yield Notice(_PASS + again)
+        found = yield from estimate_factors(self.files, self.checkpoint, choice.scalings, workers)
+        self._factors = {name: found[name] for name in found if name in choice.links}
+        scaled = ScaledSource(self.files, self.checkpoint, choice.scalings, self._factors)
         self.files = with_host_views(scaled, self.checkpoint)
 
     def options(self) -> dict[str, Any]:
