@@ -78,6 +78,7 @@ CASES = {
     ),
     "int8": _case(weights(8, group_size=16)),
     "int8-asymmetric": _case(weights(8, symmetric=False), torch.float32),
+    "int8-bytes": _case(preset("W8A8")),
     "fp8-tensor": _case(floats("tensor"), torch.float32),
     "fp8-block": _case(floats("block", block_structure=[32, 32]), rows=40, columns=88),
     "fp8-block-f32": _case(floats("block", block_structure=[16, 64]), torch.float32),
