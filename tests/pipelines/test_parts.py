@@ -87,7 +87,7 @@ def test_joined_parts_are_the_bytes_of_one_run(source, tmp_path, of):
         (mixed_tensors(), {}, {"keep": "*", "also": "notes"}),
         (mixed_tensors(), {}, {"recipe": "mixed", "verbatim_config": True}),
         (around(QUANTISED), {"quantization_config": FP8, "expert_dtype": "fp4"}, {}),
-        (whole_llama(), whole_llama_config(), {"equalize": True}),
+        (whole_llama(), whole_llama_config(), {}),  # equalized unasked
         (small_norms(), {}, {"norms": "float16"}),
         (too_large(mixed_tensors(), 0, 2), {}, {}),
         (with_nan(with_nan(expert_tensors(), LATE), LATER), {}, {"nonfinite": "keep"}),
