@@ -17,6 +17,9 @@ KeptDtype = Literal["float16", "source"]
 Nonfinite = Literal["error", "keep"]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 SCALES: tuple[str, ...] = get_args(Scale)
+# What codes stand for: a level each, or with the two before them (docs/format.md, section 10).
+Code = Literal["scalar", "trellis"]
+CODES: tuple[str, ...] = get_args(Code)
 
 
 @dataclass(frozen=True, slots=True)
