@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ CASES = [
         (bits, group, scale) for bits in BITS for group in GROUPS for scale in SCALES
     )
 ]
-_expected = {}
+_expected: dict[Any, Any] = {}
 
 
 def expected_of(bits, group, scale, dtype):
