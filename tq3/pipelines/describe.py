@@ -26,6 +26,7 @@ from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.policy import Decision, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
+from tq3.plan.routers import why_router_stays
 from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import RENAMED
 
@@ -165,7 +166,7 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
                 layout=None,
                 dtype=info.dtype,
                 n_bytes=info.n_bytes,
-                reason=recorded or _why_kept(info.name, decisions[info.name], recipe),
+                reason=recorded or _why_kept(info.name, decisions[info.name], recipe, config),
                 loses=what_may_be_lost(info.dtype),
             )
 
@@ -177,11 +178,13 @@ def _what_is_lost(task: Task) -> str | None:
     return what_is_lost(task.sources[0].info.dtype, task.targets[0].dtype)
 
 
-def _why_kept(name: str, decision: Decision, recipe: Recipe) -> str:
+def _why_kept(name: str, decision: Decision, recipe: Recipe, config: TqConfig) -> str:
     """The reason by the rules that apply to name, shape and type: the writer recorded none."""
-    if decision.compress:
-        return why_exact(name, recipe) or "kept by its writer"
-    return decision.reason
+    if not decision.compress:
+        return decision.reason
+    is_quantised = bool(config.source_quantization)
+    stays = why_router_stays(name, recipe, is_quantised=is_quantised)
+    return stays or why_exact(name, recipe) or "kept by its writer"
 
 
 def _line(

@@ -28,6 +28,7 @@ from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, decide, why_exact
 from tq3.plan.precision import dtype_where_kept, main_dtype
 from tq3.plan.readers import substrings
+from tq3.plan.routers import keep_routers
 
 _Fates = Sequence[tuple[Located, Decision]]
 
@@ -44,6 +45,8 @@ def plan_compression(
     decisions = {info.name: decide(info, recipe, main) for info in infos}
     if not recipe.only:
         decisions |= dict.fromkeys(heads_by_shape(checkpoint), Decision(False, AS_A_HEAD))
+    is_quantised = bool(checkpoint.source_quantization)
+    decisions = keep_routers(decisions, recipe, is_quantised=is_quantised)
     # Values never change a width: that would change the width of every other tensor.
     asked = _fates(checkpoint, keep_together(decisions))
     chosen, wider = widen(_choose_widths(asked, recipe, main))
