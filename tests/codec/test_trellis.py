@@ -21,6 +21,7 @@ from support.codec.matrices import (
 
 from tq3.codec import tables, trellis
 from tq3.codec.backend import available_backends, get_backend
+from tq3.codec.expected import expected_error
 from tq3.format.recipe import SCALES
 
 BITS = tables.TRELLIS_BITS
@@ -120,7 +121,9 @@ def test_the_error_of_gaussian_weights(bits, group, scale):
     )
     restored = trellis.decode(packed, norms, bits, group, 512)
     groups, difference = (x.reshape(-1, group) for x in (weights, weights - restored))
-    assert np.mean((difference**2).sum(1) / (groups**2).sum(1)) <= MOST[bits, group, scale]
+    error = np.mean((difference**2).sum(1) / (groups**2).sum(1))
+    assert error <= MOST[bits, group, scale]
+    assert error == pytest.approx(expected_error(scale, bits, group, "trellis"), rel=0.03)
 
 
 @every_bits

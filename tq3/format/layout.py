@@ -6,10 +6,22 @@ from dataclasses import dataclass
 from math import prod
 
 from tq3.format.header import TensorInfo
+from tq3.format.recipe import Code
 
 PACKED = ".tq_packed"
+TRELLIS = ".tq_trellis"
 NORMS = ".tq_norms"
 NORM_DTYPES = ("F32", "F16")
+# What codes stand for -> the end of the name under which they are stored.
+SUFFIXES: dict[Code, str] = {"scalar": PACKED, "trellis": TRELLIS}
+
+
+def stem_of_codes(name: str) -> tuple[str, Code] | None:
+    """The compressed tensor whose codes have this name, and what they stand for; or None."""
+    for code, suffix in SUFFIXES.items():
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), code
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +29,14 @@ class GroupLayout:
     """Rows of weights cut into groups: leading dimensions are rows, a last group is padded.
 
     norm_dtype: of the stored norms, one of `NORM_DTYPES`
+    code: what codes stand for
     """
 
     shape: tuple[int, ...]
     bits: int
     group: int
     norm_dtype: str = "F32"
+    code: Code = "scalar"
 
     @property
     def rows(self) -> int:
@@ -57,6 +71,6 @@ class GroupLayout:
     def tensors(self, name: str) -> tuple[TensorInfo, TensorInfo]:
         """The two tensors that stand for `name` in the checkpoint: packed codes, norms."""
         n_groups = self.rows * self.groups_per_row
-        packed = TensorInfo(name + PACKED, "U8", (n_groups, self.group_bytes))
+        packed = TensorInfo(name + SUFFIXES[self.code], "U8", (n_groups, self.group_bytes))
         norms = TensorInfo(name + NORMS, self.norm_dtype, (self.rows, self.groups_per_row))
         return packed, norms

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 from tq3.format.arguments import check_fields
-from tq3.format.recipe import GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
+from tq3.format.recipe import Code, GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits
 
@@ -112,6 +112,15 @@ class RecipeKeywords(ShardKeywords, total=False):
         Option(
             "How codes are chosen: search for the smallest error, or from the norm, as published. "
             "Same size, same readers.",
+            SMALL,
+        ),
+    ]
+    code: Annotated[
+        Code | None,
+        Option(
+            "What codes of 3 and 4 bits stand for: levels, as published, or the path through a "
+            "trellis: three fifths of the error in as many bytes, but slower to make. Readers of "
+            "other makes can't read it, and no host serves it packed yet.",
             SMALL,
         ),
     ]

@@ -79,7 +79,8 @@ class Worker:
         # Not from the room, which holds what is read and written: a hundredth of a block.
         norms = np.empty((block.count, len(packed) // block.count), np.float32)
         scale = block.task.scale
-        self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms, scale)
+        how = scale, layout.code
+        self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms, *how)
         if not np.isfinite(norms).all():
             return Done(block, nonfinite(block, words, dtype))
         if layout.norm_dtype == "F16" and not fits_float16(norms).all():
@@ -96,10 +97,12 @@ class Worker:
         if not is_norm(norms).all():
             return Done(block, bad_norm(block, norms))
         words = as_words(self._target(block, 0), dtype).reshape(block.count, layout.unit_cols)
-        self._backend.decode(packed, norms, layout.bits, layout.group, words, dtype)
+        self._backend.decode(packed, norms, layout.bits, layout.group, words, dtype, layout.code)
         if not all_finite(words, dtype):
             exact = np.empty(words.shape, np.uint32)
-            self._backend.decode(packed, norms, layout.bits, layout.group, exact, "F32")
+            self._backend.decode(
+                packed, norms, layout.bits, layout.group, exact, "F32", layout.code
+            )
             return Done(block, overflow(block, exact, "F32", dtype))
         return self._write(block, shard, packed, words)
 
@@ -137,7 +140,7 @@ class Worker:
         codes = packed.reshape(count, n, -1)[:rows, :groups].reshape(rows * groups, -1)
         gains = norms[:rows, :groups].copy()
         decoded = np.empty(some.shape, np.uint32)
-        self._backend.decode(codes, gains, layout.bits, layout.group, decoded, "F32")
+        self._backend.decode(codes, gains, layout.bits, layout.group, decoded, "F32", layout.code)
         dtype = block.task.sources[0].info.dtype
         exact = reference.to_float32(some, dtype).astype(np.float64)
         error = exact - decoded.view(np.float32)

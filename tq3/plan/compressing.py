@@ -108,6 +108,7 @@ def describe_compression(
         measured_error=error,
         factors=factors,
         source_quantization=source_quantization,
+        code=recipe.code,
     )
 
 
@@ -185,7 +186,8 @@ def _task(
     if decision.compress and bits is not None:
         is_half = recipe.norms == "float16" and name not in learned.float32_norms
         norm_dtype = "F16" if is_half else "F32"
-        layout = GroupLayout(tensor.info.shape, bits, recipe.group_size, norm_dtype)
+        code = recipe.code_for(bits)
+        layout = GroupLayout(tensor.info.shape, bits, recipe.group_size, norm_dtype, code)
         return _encode_task(tensor, layout, recipe, decision.reason)
     reason = decision.reason
     if decision.compress:

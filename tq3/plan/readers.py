@@ -22,7 +22,8 @@ def obstacles(
     config: tq_config.json, as it is or would be: only it decides what names can tell
     """
     halves = ("norms are F16: they take them for F32",) if "F16" in norm_dtypes else ()
-    return (*_obstacles(widths, config), *halves)
+    trellis = ("codes are those of a trellis, not levels",) if config.code == "trellis" else ()
+    return (*_obstacles(widths, config), *halves, *trellis)
 
 
 def missing_config(files: Files) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import (
     FILE_NAME,
-    FORMAT,
+    FORMATS,
     TqConfig,
     find_in_model_config,
     group_of,
@@ -100,7 +100,7 @@ class Tq3Config(QuantizationConfig):
     ) -> Any:
         """Our name for a checkpoint whose config.json is in our format, or None."""
         method, written = hf_quant_cfg.get("quant_method"), hf_quant_cfg.get("format")
-        if method not in NAMES or written != FORMAT:
+        if method not in NAMES or written not in FORMATS.values():
             return None
         ours = [name for name in NAMES if is_ours(name)]
         if user_quant is not None:
