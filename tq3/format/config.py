@@ -10,15 +10,12 @@ from typing import Any
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.equalization import Factors, factors_from_record, factors_record
+from tq3.format.formats import FORMATS, code_of, refuse_trellis
 from tq3.format.json_reading import parse_object
 from tq3.format.recipe import GROUP_SIZES, Code, GroupSize, Recipe
 from tq3.format.widths import WIDTHS, parse_widths
 
 FILE_NAME = "tq_config.json"
-FORMAT = "tq3_native"
-# What codes stand for -> the format of a checkpoint that may have such. Readers of the one refuse
-# the other.
-FORMATS: dict[Code, str] = {"scalar": FORMAT, "trellis": "tq3_trellis"}
 FORMAT_VERSION = 1
 QUANTIZER_SEED = 42
 _NO_RECIPE = "tq3.recipe is not a recipe"
@@ -135,38 +132,17 @@ def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
 
 
 def group_of(declared: Mapping[str, Any], file: str = FILE_NAME) -> GroupSize:
-    """The group size in tq_config.json, or in config.json, of codes that kernels multiply.
+    """The group size in tq_config.json, or in config.json, of codes that hosts can serve packed.
 
     Raises BadInput for another format.
     """
-    if declared.get("format") == FORMATS["trellis"]:
-        raise BadInput(
-            "its codes are those of a trellis, which no host can serve packed yet",
-            file=file,
-            fix="`tq3 restore` makes an ordinary checkpoint of it, which every host loads",
-        )
-    if (found := declared.get("format")) != FORMAT:
-        raise _unknown_format(found, file)
+    refuse_trellis(declared.get("format"), file)
     group: GroupSize = _choice(declared, "group_size", GROUP_SIZES, file)
     return group
 
 
-def _code_of(raw: Mapping[str, Any]) -> Code:
-    """What codes stand for, by the format."""
-    found = raw.get("format")
-    for code, name in FORMATS.items():
-        if found == name:
-            return code
-    raise _unknown_format(found, FILE_NAME)
-
-
-def _unknown_format(found: object, file: str) -> BadInput:
-    fix = "another package may have written it; pip install -U tq3 reads newer ones"
-    return BadInput("unknown format", file=file, found=found, expected=FORMAT, fix=fix)
-
-
 def _from_object(raw: Mapping[str, Any]) -> TqConfig:
-    code = _code_of(raw)
+    code = code_of(raw.get("format"), FILE_NAME)
     group: GroupSize = _choice(raw, "group_size", GROUP_SIZES)
     ours = _typed(raw, "tq3", dict, {})
     version = _typed(ours, "format_version", int, FORMAT_VERSION)

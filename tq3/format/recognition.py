@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tq3.format.config import FORMATS, TqConfig
+from tq3.format.config import TqConfig
+from tq3.format.formats import FORMATS
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 

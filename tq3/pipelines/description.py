@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tq3.format import config as tq_config
 from tq3.format.config import MeasuredError
+from tq3.format.formats import FORMATS
 from tq3.format.layout import NORM_DTYPES
 from tq3.format.recipe import Code
 from tq3.pipelines.roles import Choice
@@ -138,7 +138,7 @@ class Description:
     @property
     def format(self) -> str:
         """The name of the checkpoint's format."""
-        return tq_config.FORMATS[self.code]
+        return FORMATS[self.code]
 
     def to_dict(self) -> dict[str, Any]:
         """The description as plain data, for --json."""

@@ -32,12 +32,12 @@ from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import (
     FILE_NAME,
-    FORMATS,
     TqConfig,
     find_in_model_config,
     group_of,
     parse_tq_config,
 )
+from tq3.format.formats import FORMATS
 from tq3.format.layout import PACKED
 from tq3.format.recognition import ALIAS, METHOD
 from tq3.integrations.stored import Stored, read_shapes
