@@ -81,6 +81,12 @@ def test_the_source_is_counted_in_the_bytes_that_it_has():
     assert weight.n_bytes == 192 * 256 + 16
 
 
+BYTES = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}},
+    }
+}
 STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
     "config says other blocks": (
         (FP8, SCALE),
@@ -159,6 +165,30 @@ STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
         {},
         ["F32 [3]", "1 of F32"],
     ),
+    "bytes of whatever kind": (
+        (named("weight", "I8", 8, 32), named("weight_scale", "F32", 8, 1)),
+        {},
+        ["config.json does not say that these bytes are integers", "num_bits 8 and type int"],
+    ),
+    "bytes of Gemma's QAT": (
+        (named("weight", "I8", 8, 32), named("weight_scale", "F32", 8, 1)),
+        {"quantization_config": {"quant_method": "gemma"}},
+        ["quant_method 'gemma'"],
+    ),
+    "bytes in rows of five": (
+        (named("weight", "I8", 8, 5), named("weight_scale", "F32", 8, 1)),
+        BYTES,
+        ["I8 [8, 5]", "a multiple of 4 columns"],
+    ),
+    "zero points of bytes": (
+        (
+            named("weight", "I8", 8, 32),
+            named("weight_scale", "F32", 8, 1),
+            named("weight_zero_point", "I32", 1, 1),
+        ),
+        BYTES,
+        ["I32 [1, 1]", "I8 [8, 1]"],
+    ),
     "MiMo": ((FP8, SCALE), {"model_type": "mimo_v2_flash"}, ["model_type 'mimo_v2_flash'"]),
 }
 
@@ -178,6 +208,50 @@ def test_integers_that_contradict_config_json_are_refused_with_both_sides():
     text = str(refusal(codes, scales, quantization_config=method))
     assert "codes [8, 5], scales [8, 1], no zero points" in text
     assert "4 bits, groups of 32, symmetric" in text
+
+
+def of_two_groups(first: list[str], second: list[str]) -> dict[str, Any]:
+    """Two ways to pack that give tensors of the same shapes."""
+    weights = {"type": "int", "strategy": "group"}
+    ways = {"num_bits": 4, "group_size": 128}, {"num_bits": 8, "group_size": 64}
+    groups = {
+        f"group_{i}": {"targets": targets, "weights": {**weights, **way}}
+        for i, (targets, way) in enumerate(zip((first, second), ways, strict=True))
+    }
+    return {"quant_method": "compressed-tensors", "config_groups": groups}
+
+
+PACKED = named("weight_packed", "I32", 8, 16), named("weight_scale", "BF16", 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (["Linear"], [r"re:.*\.(up|gate)_proj$"], "INT8 with a scale for each row"),
+        ([r"re:.*mlp.*"], ["Linear"], "INT4 with a scale for each row"),
+        ([r"re:.*up_proj"], [UP], "INT8 with a scale for each row"),
+        (["Linear"], [r"re:.*attn.*"], "INT4 with a scale for each row"),
+    ],
+)
+def test_targets_say_which_of_several_groups_is_meant(first, second, words):
+    found = shown(*PACKED, quantization_config=of_two_groups(first, second))
+    assert found.source_quantization["formats"] == {words: 1}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["Linear"], ["Linear"]),
+        ([], []),
+        (["re:.*mlp"], ["re:.*proj"]),
+        (["Linear"], ["re:(.+)+up_proj$"]),
+        (["Linear"], ["re:("]),
+    ],
+)
+def test_what_targets_do_not_tell_is_refused_where_shapes_do_not_either(first, second):
+    text = str(refusal(*PACKED, quantization_config=of_two_groups(first, second)))
+    assert "4 bits, groups of 128, symmetric or 8 bits, groups of 64, symmetric" in text
+    assert f"whose targets name '{UP}'" in text
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class Layout:
     scales: endings, one of which is there; scale_dtypes: theirs
     global_scale, zero_points: endings; the first has to be there
     beside: endings of what is of no use for the weights
+    transposed: whether hosts have stacks of such weights as [experts, columns, rows]
     """
 
     kind: str
@@ -36,14 +37,22 @@ class Layout:
     global_scale: str = ""
     is_divided: bool = False
     zero_points: str = ""
+    is_signed: bool = False
     beside: tuple[str, ...] = ()
+    transposed: bool = False
 
 
 _OF_WEIGHT = (".weight_scale_inv", ".weight_scale", ".scale", ".qscale_weight")
-_ACTIVATIONS = (".input_scale", ".activation_scale", ".qscale_act", ".input_global_scale")
+_ACTIVATIONS = (
+    ".input_scale",
+    ".activation_scale",
+    ".qscale_act",
+    ".input_global_scale",
+    ".input_zero_point",
+)
 # First match wins: what is told by more comes first.
 LAYOUTS = (
-    Layout("e2m1", "_blocks", ("U8",), ("_scales",), _EXPONENTS, name=""),
+    Layout("e2m1", "_blocks", ("U8",), ("_scales",), _EXPONENTS, name="", transposed=True),
     Layout(
         "nvfp4",
         ".weight_packed",
@@ -72,6 +81,15 @@ LAYOUTS = (
         global_scale=".weight_scale_2",
     ),
     Layout("e2m1", ".weight", ("I8", "U8", "F4"), _OF_WEIGHT, _EXPONENTS),
+    Layout(
+        "packed_int",
+        ".weight",
+        ("I8",),
+        (".weight_scale",),
+        _FLOATS,
+        zero_points=".weight_zero_point",
+        is_signed=True,
+    ),
     Layout("e4m3", ".weight", ("F8_E4M3",), _OF_WEIGHT, (*_FLOATS, *_EXPONENTS)),
     Layout(
         "e4m3",

@@ -11,24 +11,30 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tq3.dequantization.blocks import block_of, check_others, logical_shape, packed_integers
-from tq3.dequantization.declared import LEFT_OUT, Declared, declared
+from tq3.dequantization.blocks import (
+    block_of,
+    bytes_shape,
+    check_others,
+    logical_shape,
+    packed_integers,
+)
+from tq3.dequantization.declared import LEFT_OUT, Declared, declared, declared_beside
 from tq3.dequantization.layouts import OF_NO_WEIGHT, Match, match, of_no_use, scales_a_cache
 from tq3.errors import BadInput
-from tq3.format.checkpoint import Checkpoint, Located, Pieces
-from tq3.format.files import CONFIG
+from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, Pieces
+from tq3.format.files import CONFIG, Files
 from tq3.format.header import TensorInfo
 from tq3.format.quantised import Encoding
 from tq3.units import counted
 
-# No file is as large: virtual tensors lie behind what is in it.
-FIRST_VIRTUAL = 2**62
 _BITS = {"e4m3": 8, "e2m1": 4, "nvfp4": 4}
 _FLOATS_8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
-def dequantised(checkpoint: Checkpoint) -> Checkpoint:
+def dequantised(checkpoint: Checkpoint, files: Files | None = None) -> Checkpoint:
     """A checkpoint of the weights that are meant; the same one where none is quantised.
+
+    files: where it lies, which may say more of the quantisation than its config.json
 
     Raises BadInput where the tensors contradict each other, or config.json.
     """
@@ -36,7 +42,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     matches = [found for each in checkpoint.tensors if (found := match(each, tensors))]
     if not matches:
         return checkpoint
-    said = declared(checkpoint.config)
+    said = declared(checkpoint.config, declared_beside(files) if files else {})
     _check_family(checkpoint.config)
     _check_methods(said, matches, checkpoint.config)
     _check_whole(tensors, matches)
@@ -58,7 +64,9 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
 def _virtual(found: Match, said: Declared) -> Located:
     layout, codes = found.layout, found.codes
     bits, groups = _BITS.get(layout.kind, 0), None
-    if layout.kind == "packed_int":
+    if layout.is_signed:
+        bits, shape = 8, bytes_shape(found, said)
+    elif layout.kind == "packed_int":
         bits, groups, shape = packed_integers(found, said)
     else:
         shape = logical_shape(found)
@@ -69,11 +77,13 @@ def _virtual(found: Match, said: Declared) -> Located:
         found.scales.info.dtype,
         is_divided=layout.is_divided,
         has_zero_points=found.zero_points is not None,
+        is_signed=layout.is_signed,
     )
     check_others(found, shape, encoding)
     info = TensorInfo(found.stem + layout.name, "F32", shape)
     pieces = Pieces(encoding, codes, found.scales, found.global_scale, found.zero_points)
-    return Located(info, codes.file, codes.offset, pieces)
+    transposed = layout.transposed and len(shape) == 3
+    return Located(info, codes.file, codes.offset, pieces, transposed)
 
 
 def _placed(tensors: Iterable[Located]) -> tuple[Located, ...]:

@@ -13,42 +13,23 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 from tq3.format.arguments import check_fields
-from tq3.format.recipe import Code, GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
+from tq3.format.option import EXACT, FIRST, OUTPUT, RUN, SMALL, Option
+from tq3.format.recipe import (
+    Code,
+    ExpertGroups,
+    GroupSize,
+    KeptDtype,
+    Nonfinite,
+    NormDtype,
+    Recipe,
+    Scale,
+)
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits
 
 FloatDtype = Literal["bfloat16", "float16", "float32"]
 Globs = str | Sequence[str] | None
 StrPath = str | os.PathLike[str]
-
-# Where a command's help lists an option: first what most people need, under "Options".
-FIRST = "Options"
-SMALL = "What to make small"
-EXACT = "What to keep exact"
-RUN = "How to run"
-OUTPUT = "Output"
-PANELS = (FIRST, SMALL, EXACT, RUN, OUTPUT)
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """How a command shows a keyword.
-
-    text: what it does; panel: one of PANELS
-    metavar: what stands for its value
-    name: of the option, where it is not the keyword's
-    default: what happens without it: in words where no field of its name says so, or True
-    """
-
-    text: str
-    panel: str = FIRST
-    metavar: str | None = None
-    name: str | None = None
-    default: str | bool | None = None
-
-    def flag(self, keyword: str) -> str:
-        """The option of this keyword: `--lm-head` of `lm_head`."""
-        return self.name or f"--{keyword.replace('_', '-')}"
 
 
 class ShardKeywords(TypedDict, total=False):
@@ -142,6 +123,16 @@ class RecipeKeywords(ShardKeywords, total=False):
             EXACT,
             default="float16 as published, source with a recipe other than native, a target, "
             "or widths for head and embeddings",
+        ),
+    ]
+    expert_groups: Annotated[
+        ExpertGroups | None,
+        Option(
+            "How fused experts that are stored with inputs as rows (gpt-oss in BF16, Llama 4) are "
+            "cut: rows as stored, or the inputs of each output, which hosts can serve packed.",
+            SMALL,
+            default="stored as published, inputs with a recipe other than native, a target, or "
+            "widths for head and embeddings",
         ),
     ]
     nonfinite: Annotated[

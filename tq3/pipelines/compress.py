@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tq3.dequantization.declared import LEFT_OUT
-from tq3.dequantization.source import open_original
+from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
+from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
 from tq3.equalization.scalings import plan_scalings
@@ -19,13 +19,13 @@ from tq3.format.arguments import Unpack, of_its_types
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.files import CONFIG, Source, read_text
-from tq3.format.json_text import remove_everywhere
+from tq3.format.json_text import remove_everywhere, remove_key
 from tq3.format.options import RunKeywords, RunOptions, StrPath
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
 from tq3.pipelines.findings import Finding, Kind
-from tq3.pipelines.first_plan import first_plan, worth_knowing
+from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
@@ -85,7 +85,7 @@ class _Compression(Job):
         verbatim_config: bool,
         selection: Selection,
     ) -> None:
-        super().__init__(*open_original(files), selection)
+        super().__init__(*open_for(recipe, files), selection)
         if verbatim_config and self.checkpoint.source_quantization:
             raise UsageError(
                 "its config.json says that the weights are quantised as they were",
@@ -115,7 +115,8 @@ class _Compression(Job):
         check_continuation(out, expected, resume=options.resume and not options.overwrite)
         yield Notice("a first pass measures the columns, which --equalize scales")
         self._factors = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
-        self.files = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
+        scaled = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
+        self.files = with_host_views(scaled, self.checkpoint)
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
@@ -168,13 +169,19 @@ class _Compression(Job):
         return self._learned
 
     def texts(self) -> dict[str, str]:
-        """config.json with the keys by which hosts recognise the folder, where there is one."""
-        if self._verbatim_config or not self.files.has(CONFIG):
-            return {}
-        text = read_text(self.files, CONFIG)
-        if self.checkpoint.source_quantization:
-            text = remove_everywhere(text, LEFT_OUT)
-        return {CONFIG: mark(text, self._described(None))}
+        """config.json with the keys by which hosts recognise the folder, where there is one.
+
+        And what else would tell a host of a quantisation that the source had.
+        """
+        texts = {}
+        if self.files.has(CONFIG) and not self._verbatim_config:
+            text = read_text(self.files, CONFIG)
+            if self.checkpoint.source_quantization:
+                text = remove_everywhere(text, LEFT_OUT)
+            texts[CONFIG] = mark(text, self._described(None))
+        if PARAMS in self.checkpoint.source_quantization and not self.selection.leaves(PARAMS):
+            texts[PARAMS] = remove_key(read_text(self.files, PARAMS), IN_PARAMS)
+        return texts
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """tq_config.json of the plan as it was carried out."""

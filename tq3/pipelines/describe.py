@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from math import prod
 
-from tq3.dequantization.source import KEPT_BYTES, open_original
+from tq3.dequantization.orientation import held_bytes
+from tq3.dequantization.source import KEPT_BYTES
 from tq3.equalization.scalings import plan_scalings
 from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
@@ -15,7 +16,7 @@ from tq3.format.layout import NORMS, GroupLayout, stem_of_codes
 from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
 from tq3.pipelines.description import Description, TensorLine
-from tq3.pipelines.first_plan import first_plan, worth_knowing
+from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.roles import describe_choice
 from tq3.pipelines.side_files import side_files
 from tq3.plan.allocation import unreachable_target
@@ -42,7 +43,7 @@ def describe(files: Source, recipe: Recipe, workers: int) -> Description:
     config = find_tq_config(files, checkpoint.config)
     if config:
         return _describe_tq3(files, checkpoint, config)
-    files, checkpoint = open_original(files)
+    files, checkpoint = open_for(recipe, files)
     plan = plan_compression(checkpoint, recipe)
     return _describe_plan(files, checkpoint, plan, recipe, workers)
 
@@ -56,7 +57,7 @@ def describe_plan(
     verbatim_config: bool = False,
 ) -> Description:
     """What compress would write. Raises BadInput or UsageError, as compress does."""
-    files, checkpoint = open_original(files)
+    files, checkpoint = open_for(recipe, files)
     plan = first_plan(files, checkpoint, recipe)
     written = () if verbatim_config else (CONFIG,)
     return _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
@@ -210,6 +211,7 @@ def _line(
         reason=reason,
         norm_dtype=layout.norm_dtype if layout else None,
         loses=loses,
+        transposed=layout is not None and layout.transposed,
     )
 
 
@@ -218,5 +220,6 @@ def _peak_memory(plan: Plan, workers: int) -> int:
     units = (task.bytes_held // task.units for task in plan.tasks if task.units)
     blocks = workers * max(BLOCK_BYTES, *units, 0)
     is_quantised = any(source.pieces for task in plan.tasks for source in task.sources)
-    scales = KEPT_BYTES if is_quantised else 0
-    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks + scales
+    kept = KEPT_BYTES if is_quantised else 0
+    kept += held_bytes(source for task in plan.tasks for source in task.sources)
+    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks + kept

@@ -182,19 +182,26 @@ def _task(
 ) -> Task:
     name = tensor.info.name
     if exact_because := learned.exact.get(name):
-        return replace(copy_task(tensor, exact_because), must_be_finite=False)
+        return replace(copy_task(tensor.of_host, exact_because), must_be_finite=False)
     if decision.compress and bits is not None:
         is_half = recipe.norms == "float16" and name not in learned.float32_norms
         norm_dtype = "F16" if is_half else "F32"
-        code = recipe.code_for(bits)
-        layout = GroupLayout(tensor.info.shape, bits, recipe.group_size, norm_dtype, code)
+        layout = GroupLayout(
+            tensor.info.shape,
+            bits,
+            recipe.group_size,
+            norm_dtype,
+            tensor.transposed,
+            recipe.code_for(bits),
+        )
         return _encode_task(tensor, layout, recipe, decision.reason)
     reason = decision.reason
     if decision.compress:
         reason = why_exact(name, recipe) or reason
+    kept = tensor.of_host
     if recipe.keep_dtype == "source":
-        return copy_task(tensor, reason)
-    return cast_task(tensor, dtype_where_kept(tensor.nominal, source_dtype), reason)
+        return copy_task(kept, reason)
+    return cast_task(kept, dtype_where_kept(kept.nominal, source_dtype), reason)
 
 
 def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: str) -> Task:

@@ -29,9 +29,9 @@ def pair_up(structure: Structure, original: Checkpoint) -> tuple[list[Task], lis
         if name in structure.layouts:
             layout = structure.layouts[name]
             parts = stored[name + SUFFIXES[layout.code]], stored[name + NORMS]
-            pair = _coded(name, parts, source, layout)
+            pair = _coded(name, parts, source if layout.transposed else source.of_host, layout)
         elif name in kept:
-            pair = _kept(kept[name], source)
+            pair = _kept(kept[name], source.of_host)
         if isinstance(pair, Task):
             tasks.append(pair)
         elif pair:

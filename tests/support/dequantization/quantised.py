@@ -115,6 +115,26 @@ def packed_int(
     return Quantised(tensors, f"{stem}.weight", numbers * wide)
 
 
+def signed_bytes(
+    stem: str, shape: Shape, block: tuple[int, int], *, zero_points: bool = False, **scale: Any
+) -> Quantised:
+    """Whole numbers of 8 bits in a byte each, as compressed-tensors' int-quantized has them."""
+    random = _random(stem)
+    codes = random.integers(-128, 128, shape)
+    stored, wide = _scales(random, shape, block, "BF16", -10, **scale)
+    tensors = {
+        f"{stem}.weight": Tensor("I8", shape, codes.astype(np.int8).tobytes()),
+        f"{stem}.weight_scale": stored,
+    }
+    if zero_points:
+        points = random.integers(-128, 128, stored.shape)
+        tensors[f"{stem}.weight_zero_point"] = Tensor(
+            "I8", stored.shape, points.astype(np.int8).tobytes()
+        )
+        codes = codes - points.repeat(block[0], 0)[: shape[0]].repeat(block[1], 1)[:, : shape[1]]
+    return Quantised(tensors, f"{stem}.weight", codes.astype(np.float32) * wide)
+
+
 def plain(some: Sequence[Quantised]) -> dict[str, Tensor]:
     """The same weights as F32."""
     return {each.name: tensor(each.values, "F32") for each in some}
