@@ -207,7 +207,7 @@ def _add_coding(table: Table, d: Description) -> None:
         tensors = (f"{dtype} of {counted(n, 'tensor')}" for dtype, n in d.norm_dtypes.items())
         add(table, "norms", ", ".join(tensors))
     if d.code == "trellis":
-        add(table, "codes", "a path through a trellis")
+        add(table, "codes", "of 3 and 4 bits: a path through a trellis")
     if d.scale:
         add(table, "scales", _SCALES[d.scale])
     if d.equalized:
