@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from math import prod
 
 from tq3.dequantization.orientation import held_bytes
@@ -13,10 +14,12 @@ from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Files, Source
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.parts import Part
 from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
+from tq3.pipelines.part import share_in_words
 from tq3.pipelines.roles import describe_choice
 from tq3.pipelines.side_files import side_files
 from tq3.plan.allocation import unreachable_target
@@ -55,12 +58,18 @@ def describe_plan(
     selection: Selection = BY_POLICY,
     *,
     verbatim_config: bool = False,
+    part: Part | None = None,
 ) -> Description:
-    """What compress would write. Raises BadInput or UsageError, as compress does."""
+    """What compress would write, and in a notice what `part` would of it.
+
+    Raises BadInput or UsageError, as compress does.
+    """
     files, checkpoint = open_for(recipe, files)
     plan = first_plan(files, checkpoint, recipe)
     written = () if verbatim_config else (CONFIG,)
-    return _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
+    found = _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
+    shared = share_in_words(plan, part) if part else ()
+    return replace(found, notices=(*found.notices, *shared))
 
 
 def _describe_plan(
