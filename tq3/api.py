@@ -6,6 +6,8 @@ error is a UsageError, BadInput, StorageError or NetworkError.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tq3.codec.backend import get_backend
 from tq3.errors import UsageError
 from tq3.events import OnEvent, Report, follow
@@ -13,16 +15,18 @@ from tq3.format.arguments import Unpack, of_its_types, only
 from tq3.format.command_line import flag
 from tq3.format.options import (
     CompressKeywords,
+    FinishKeywords,
     HubKeywords,
     InspectKeywords,
     MachineKeywords,
-    PushKeywords,
     RecipeKeywords,
     RestoreKeywords,
     RunKeywords,
     StrPath,
     VerifyKeywords,
 )
+from tq3.format.parts import make_part
+from tq3.format.push_options import PushKeywords
 from tq3.format.recipe import GroupSize
 from tq3.format.request import make_recipe
 from tq3.format.sizes import DEFAULT_SHARD_SIZE, parse_size
@@ -31,9 +35,11 @@ from tq3.hub.options import HubOptions
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import describe, describe_plan
 from tq3.pipelines.description import Description
+from tq3.pipelines.finish import finish_parts
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import open_source, options_of_both
 from tq3.pipelines.restore import restore_checkpoint
+from tq3.pipelines.standing import Standing, find_parts
 from tq3.publication.result import Publication
 from tq3.storage.selection import Selection
 from tq3.verification.checks import Verification
@@ -53,6 +59,7 @@ def compress(
     source: a folder, or as a text the id of a repository on the Hub
     recipe: a `Recipe`, which then has all the options of one, or the name or file of widths by role
     on_event: hears of the progress
+    part: "3/16" or (3, 16) writes the shards of that part, and `finish` joins them
     options: see `tq3.format.options.CompressKeywords`
 
     After an error `out` has no checkpoint, and the same call goes on from what was done.
@@ -64,9 +71,30 @@ def compress(
         verbatim_config=options.get("verbatim_config", False),
         selection=Selection.of(options.get("also"), options.get("without")),
         hub=HubOptions(**only(HubKeywords, options)),
+        part=options.get("part"),
         **only(RunKeywords, options),
     )
     return follow(run, on_event)
+
+
+@of_its_types
+def finish(
+    out: StrPath, *, on_event: OnEvent | None = None, **options: Unpack[FinishKeywords]
+) -> Report:
+    """Join the parts in the unfinished target `out`: the bytes that one run would have written.
+
+    options: see `tq3.format.options.FinishKeywords`
+
+    Raises BadInput that names the parts which are missing, damaged, of another run, or to be run
+    again; then nothing is changed.
+    """
+    return follow(finish_parts(out, **options), on_event)
+
+
+@of_its_types
+def parts(out: StrPath) -> Standing:
+    """Which parts stand in the unfinished target `out`. Raises UsageError where there are none."""
+    return find_parts(Path(out))
 
 
 @of_its_types
@@ -88,6 +116,7 @@ def preview(source: StrPath, **options: Unpack[CompressKeywords]) -> Description
             check_workers(options.get("workers"), files.connections),
             selection,
             verbatim_config=options.get("verbatim_config", False),
+            part=make_part(options.get("part")),
         )
 
 
@@ -104,7 +133,7 @@ def inspect(path: StrPath, **options: Unpack[InspectKeywords]) -> Description:
     recipe = make_recipe(**asked)
     with open_source(path, HubOptions(revision=options.get("revision"))) as files:
         found = describe(files, recipe, check_workers(None, files.connections))
-    given = [flag(name) for name, value in asked.items() if value not in (None, False, [], ())]
+    given = [flag(name, value) for name, value in asked.items() if value not in (None, [], ())]
     if given and not found.planned:
         raise UsageError(
             "a TQ3 checkpoint: nothing is left to choose",
@@ -177,7 +206,7 @@ def push(
     """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub.
 
     yes: make a copy public although its source is gated, private or not for commercial use
-    options: see `tq3.format.options.PushKeywords`
+    options: see `tq3.format.push_options.PushKeywords`
     """
     from tq3.publication.push import push_checkpoint  # noqa: PLC0415  others need no Hub
 
@@ -197,9 +226,9 @@ def save_tq3_checkpoint(
 
     sensitive_bits: width of `o_proj` and `down_proj`, where it differs from `bits`
 
-    The scale of each group is searched for, as `compress` does it by default: files of the same
-    size, for the same readers, with a smaller error. `compress(..., scale="norm")` codes as the
-    existing writer does.
+    The scale of each group is searched for and columns are equalized, as `compress` does it by
+    default: files of the same size, for the same readers, with a smaller error.
+    `compress(..., scale="norm", equalize=False)` codes as the existing writer does.
     """
     return compress(
         model_id,

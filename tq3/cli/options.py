@@ -47,6 +47,7 @@ OutArg = Annotated[Path, _folder("OUT", "Folder to write; new or empty.")]
 OutOrNoneArg = Annotated[
     Path | None, _folder("OUT", "Folder to write; new or empty. Not needed for --dry-run.")
 ]
+UnfinishedArg = Annotated[Path, _folder("OUT", "Folder that the parts were written into.")]
 Tq3FolderArg = Annotated[Path, _folder("OUT", "Folder of a TQ3 checkpoint.")]
 
 DryRunOpt = Annotated[
@@ -120,9 +121,13 @@ def takes_keywords(function: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str, kind: Any, option: Option) -> inspect.Parameter:
     default, flag, text = _DEFAULTS.get(name), option.flag(name), option.text
+    parsed: Any
     if kind is bool:
         parsed, default = bool, bool(default)
         flag = f"{flag}/--no-{name}" if default else flag
+    elif members(kind) == [bool, type(None)]:
+        parsed, flag = bool | None, f"{flag}/--no-{name}"
+        text += f" [default: {option.default}]"
     else:
         parsed = _parsed(kind)
         text += " Repeatable." if parsed == list[str] else ""

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from tq3.cli.cells import add, columns, facts
 from tq3.events import Report
+from tq3.format.parts import numbers_in_words
 from tq3.pipelines.description import Description
+from tq3.pipelines.standing import Standing
 from tq3.publication.result import Publication
 from tq3.units import count, counted, size
 from tq3.verification.checks import Comparison, Verification
@@ -27,7 +29,7 @@ _NO_MANIFEST = "none: there is no manifest"
 def of_report(report: Report, out: Path) -> Table:
     """The figures of a finished run."""
     table = facts()
-    add(table, "written", str(out))
+    add(table, "written", f"part {report.part} of {out}" if report.part else str(out))
     sizes = f"{size(report.source_bytes)} -> {size(report.output_bytes)}"
     add(table, "size", sizes if report.restored else f"{sizes}, ratio {report.ratio:.2f}")
     if report.restored:
@@ -45,8 +47,23 @@ def of_report(report: Report, out: Path) -> Table:
     if report.bytes_received is not None:
         add(table, "network", f"{size(report.bytes_received)} received")
     add(table, "peak memory", size(report.peak_memory_bytes))
+    if report.part:
+        add(table, "to do", f"tq3 finish {out}, when all {report.part.of} parts stand")
     if report.left_out:
         add(table, "not copied", list(_left_out(report.left_out)))
+    return table
+
+
+def of_standing(standing: Standing) -> Table:
+    """Which parts of a divided run stand, and what is wrong with the others."""
+    table = facts()
+    add(table, "unfinished", standing.path)
+    shown = numbers_in_words(sorted(standing.whole)) or "none"
+    add(table, "parts that stand", f"{shown} of {standing.of}, {size(standing.n_bytes)} written")
+    for number, why in sorted(standing.faults.items()):
+        add(table, f"part {number}", why)
+    if not standing.faults:
+        add(table, "to do", f"tq3 finish {standing.path}")
     return table
 
 
@@ -81,6 +98,10 @@ def of_verification(v: Verification) -> Iterator[Table]:
         yield _rounded(rounded[:_ALIKE])
     if v.faults:
         yield _faults(v)
+
+
+_OWN_READERS = "tq3's own: tq3.load, vLLM with its plugin, tq3 restore"
+_EVERY_READER = "tq3's own, and others of the published format"
 
 
 def of_publication(p: Publication) -> Table:
@@ -185,8 +206,8 @@ def _overview(d: Description) -> Table:
         add(table, "relative error", shown)
     add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
     _add_side_files(table, d)
-    if d.choice.obstacles:
-        add(table, "other readers", [f"can't: {why}" for why in d.choice.obstacles])
+    obstacles = [f"others can't: {why}" for why in d.choice.obstacles]
+    add(table, "readers", [_OWN_READERS, *obstacles] if obstacles else _EVERY_READER)
     if d.peak_memory_bytes:
         add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table

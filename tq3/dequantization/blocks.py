@@ -131,11 +131,16 @@ def block_of(found: Match, shape: Shape, said: Declared, group: int | None) -> B
         f"{list((*stack, *_grid((rows, columns), block)))} by {text}"
         for block, text in words.items()
     )
-    raise _misfit(scales, expected, f"of a weight of shape {list(shape)}")
+    raise _misfit(scales, expected, f"the weight has shape {list(shape)}")
+
+
+def is_open(encoding: Encoding, shape: Shape) -> bool:
+    """Whether fewer columns would have the same codes and scales, padded to words of 32 bits."""
+    return encoding.kind == "packed_int" and encoding.block[1] == shape[-1]
 
 
 def check_others(found: Match, shape: Shape, encoding: Encoding) -> None:
-    """Raise BadInput for global scales or zero points that are none of this weight."""
+    """Raise BadInput for global scales, zero points or a shape that are none of this weight."""
     if found.global_scale:
         info, stack = found.global_scale.info, prod(shape[:-2])
         if info.dtype != "F32" or info.n_elements not in (1, stack):
@@ -151,6 +156,8 @@ def check_others(found: Match, shape: Shape, encoding: Encoding) -> None:
         expected = -(-rows * encoding.bits // 32), groups
         if found.zero_points.info.dtype != "I32" or found.zero_points.info.shape != expected:
             raise _misfit(found.zero_points, f"I32 {list(expected)}", "packed along the rows")
+    if found.width and (found.width.info.dtype, found.width.info.shape) != ("I64", (2,)):
+        raise _misfit(found.width, "I64 [2]", "rows and columns")
 
 
 def _grid(shape: tuple[int, int], block: Block) -> tuple[int, int]:

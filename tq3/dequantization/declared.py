@@ -68,6 +68,8 @@ class Declared:
     blocks: by which 8-bit floats may have scales, each with the words that say so; empty: any
     integers: each way in which they may be packed
     bytes_blocks: as blocks, for integers of 8 bits that are not packed
+    experts: their type, "fp4" or "fp8"
+    beyond: what can't be decoded, in words
     record: the keys as they are, for tq_config.json
     """
 
@@ -75,6 +77,8 @@ class Declared:
     blocks: Mapping[Block, str] = field(default_factory=dict)
     integers: tuple[Integers, ...] = ()
     bytes_blocks: Mapping[Block, str] = field(default_factory=dict)
+    experts: object = None
+    beyond: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def allows(self, kind: str) -> bool:
@@ -96,6 +100,8 @@ def declared(
     blocks: dict[Block, str] = {}
     integers: dict[Integers, None] = {}
     bytes_blocks: dict[Block, str] = {}
+    experts = config.get("expert_dtype")
+    beyond: list[str] = []
     for file, value in _values({CONFIG: config, **beside}):
         method = str(value.get("quant_method", "modelopt" if "quant_algo" in value else ""))
         if "qformat_weight" in value:
@@ -103,11 +109,15 @@ def declared(
         methods |= {method: None} if method else {}
         blocks |= {block: f"{text} of {file}" for block, text in _blocks(method, value)}
         integers |= dict.fromkeys(_integers(value))
+        experts = experts or value.get("expert_dtype")  # there in DeepSeek V4.1
+        beyond += _beyond(value)
         of_bytes = _blocks_of_groups(value, "int")
         bytes_blocks |= {block: f"{text} of {file}" for block, text in of_bytes}
     record = {key: config[key] for key in (*LEFT_OUT, "quantization") if config.get(key)}
     record |= _nested_records(config) | dict(beside)
-    return Declared(tuple(methods), blocks, tuple(integers), bytes_blocks, record)
+    return Declared(
+        tuple(methods), blocks, tuple(integers), bytes_blocks, experts, tuple(beyond), record
+    )
 
 
 def _values(
@@ -125,7 +135,7 @@ def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]
             yield from dict.fromkeys((PER_TENSOR, PER_ROW), "weight_block_size null").items()
         elif _is_pair(size):
             yield (size[0], size[1]), f"weight_block_size {size}"
-    algorithm = str(value.get("quant_algo", ""))
+    algorithm = str(value.get("quant_algo", "")).upper()  # ModelOpt writes some in small letters
     for block in _BLOCKS.get(method, _BLOCKS.get(algorithm, ())):
         yield block, f"{method} {algorithm}".strip()
     yield from _blocks_of_groups(value, "float")
@@ -164,6 +174,24 @@ def _integers(value: Mapping[str, Any]) -> Iterator[Integers]:
             yield Integers(bits, group, is_symmetric, targets)
         elif strategy == "channel":
             yield Integers(bits, 0, is_symmetric, targets)
+
+
+def _beyond(value: Mapping[str, Any]) -> Iterator[str]:
+    if _turns_activations(value.get("transform_config")):
+        yield "transform_config, by which a host rotates what goes into these weights"
+    for weights, _ in _groups(value):
+        if weights.get("type") == "float" and weights.get("num_bits") == 6:
+            yield "floats of 6 bits"
+
+
+def _turns_activations(transforms: Any) -> bool:
+    """Whether more than weights is rotated: these lie rotated on the disk, and stay so."""
+    try:
+        schemes = transforms["config_groups"].values() if transforms else ()
+        places = [each["location"] for scheme in schemes for each in scheme["apply"]]
+    except (AttributeError, KeyError, TypeError):
+        return True
+    return any(place not in ("weight_input", "weight_output") for place in places)
 
 
 def _groups(value: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], tuple[str, ...]]]:

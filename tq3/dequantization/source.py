@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tq3.codec.backend import get_backend
 from tq3.codec.quantised import SCALE_TYPE, unpack
 from tq3.dequantization.recognition import dequantised
+from tq3.errors import BadInput
 from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, read_checkpoint
 from tq3.format.files import ForwardingSource, Source
 from tq3.format.header import DTYPE_BITS
@@ -93,11 +94,13 @@ class _Weight:
             self._encoding = replace(self._encoding, block=(self._matrix_rows, self._columns))
         self._row_bytes = self._encoding.row_bytes(self._columns)
         self._n_lines, self._groups = self._encoding.grid(self._matrix_rows, self._columns)
+        self._is_checked = self._pieces.width is None
 
     def read_into(self, offset: int, values: Floats) -> None:
         """Fill `values` from the element at the virtual place `offset` on.  (n,)"""
         first, odd = divmod(offset - self._tensor.offset, values.itemsize)
         assert not odd and first + len(values) <= self._tensor.info.n_elements, "of one tensor"
+        self._check_width()
         # Whole rows go where they belong; of the first and the last one a part may be wanted.
         width = self._columns
         top, left = divmod(first, width)
@@ -115,6 +118,24 @@ class _Weight:
         row: Floats = np.empty(self._columns, np.float32)
         self._decode(number, number + 1, row[None])
         return row
+
+    def _check_width(self) -> None:
+        """Raise BadInput where the last columns are padding, which no header tells."""
+        if self._is_checked or not self._pieces.width:
+            return
+        piece = self._pieces.width
+        stored = np.frombuffer(self._files.read(piece.file, piece.offset, 16), "<i8").tolist()
+        if stored != list(self._tensor.info.shape):
+            raise BadInput(
+                "another shape than codes and scales make: columns that don't fill their words "
+                "need scales for groups",
+                file=piece.file,
+                tensor=piece.info.name,
+                found=stored,
+                expected=list(self._tensor.info.shape),
+                fix="compress the checkpoint that it was made from",
+            )
+        self._is_checked = True
 
     def _decode(self, top: int, bottom: int, out: Floats) -> None:
         """Decode the rows `top` to `bottom` of the stack into `out`.  (rows, columns)"""

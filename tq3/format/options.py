@@ -20,12 +20,11 @@ from tq3.format.recipe import (
     GroupSize,
     KeptDtype,
     Nonfinite,
-    NormDtype,
     Recipe,
     Scale,
 )
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
-from tq3.format.widths import Bits
+from tq3.format.widths import Bits, NormDtype
 
 FloatDtype = Literal["bfloat16", "float16", "float32"]
 Globs = str | Sequence[str] | None
@@ -58,13 +57,6 @@ class RecipeKeywords(ShardKeywords, total=False):
             "Choose widths so that all weight files have at most this size: 13GiB.", FIRST, "SIZE"
         ),
     ]
-    equalize: Annotated[
-        bool,
-        Option(
-            "Rescale channels so that less is lost: the model computes the same, but kept tensors "
-            "differ from the source's. Reads the weights twice."
-        ),
-    ]
     target_bpw: Annotated[
         float | None,
         Option(
@@ -82,9 +74,9 @@ class RecipeKeywords(ShardKeywords, total=False):
     norms: Annotated[
         NormDtype | None,
         Option(
-            "How norms are stored. float16 makes files smaller; readers of other makes may "
-            "misread it.",
+            "How norms are stored. float16 makes files smaller; other readers may misread it.",
             SMALL,
+            default="float32; float16 with --recipe best or a target",
         ),
     ]
     group_size: Annotated[GroupSize | None, Option("Weights that share a norm.", SMALL)]
@@ -109,6 +101,15 @@ class RecipeKeywords(ShardKeywords, total=False):
     sensitive_patterns: Annotated[
         Globs,
         Option("Part of the name of a sensitive tensor.", SMALL, "TEXT", "--sensitive-pattern"),
+    ]
+    equalize: Annotated[
+        bool | None,
+        Option(
+            "Rescale channels so that less is lost: the same function by other weights, kept ones "
+            "too, read twice. --equalize refuses where that is impossible.",
+            EXACT,
+            default="wherever the architecture is known",
+        ),
     ]
     keep: Annotated[Globs, Option("Leave tensors of these names uncompressed.", EXACT, "GLOB")]
     only: Annotated[
@@ -173,6 +174,20 @@ class RunKeywords(MachineKeywords, total=False):
     ]
 
 
+class PartKeywords(TypedDict, total=False):
+    """Which share of the work a run takes: `tq3.format.parts.Part`."""
+
+    part: Annotated[
+        str | tuple[int, int] | None,
+        Option(
+            "Write part I of N only, beside other processes or machines; tq3 finish joins them "
+            "(docs/scale.md).",
+            RUN,
+            "I/N",
+        ),
+    ]
+
+
 class TravelKeywords(TypedDict, total=False):
     """Which side files are copied: `tq3.storage.selection.Selection`."""
 
@@ -210,11 +225,22 @@ class HubKeywords(RevisionKeywords, total=False):
     show_download: bool
 
 
-class CompressKeywords(RecipeKeywords, RunKeywords, TravelKeywords, HubKeywords, total=False):
+class CompressKeywords(
+    RecipeKeywords, RunKeywords, PartKeywords, TravelKeywords, HubKeywords, total=False
+):
     """The keywords of `tq3.compress` and `tq3.preview`."""
 
     verbatim_config: Annotated[
         bool, Option("Copy config.json without adding quantization_config.", OUTPUT)
+    ]
+
+
+class FinishKeywords(MachineKeywords, total=False):
+    """The keywords of `tq3.finish`."""
+
+    source: Annotated[
+        StrPath | None,
+        Option("Where the parts' source lies now, if not where they read it.", metavar="SOURCE"),
     ]
 
 
@@ -253,36 +279,6 @@ class VerifyKeywords(MachineKeywords, BesideKeywords, total=False):
         ),
     ]
     structure: Annotated[bool, Option("Look at listing, JSON files and headers alone.")]
-
-
-class CardKeywords(TypedDict, total=False):
-    """What a model card says beside what the checkpoint does."""
-
-    base_model: Annotated[
-        str | None,
-        Option("The source on the Hub; default what compress recorded.", OUTPUT, "ORG/NAME"),
-    ]
-    template: Annotated[
-        StrPath | None, Option("A template for the card, instead of ours.", OUTPUT, "FILE")
-    ]
-
-
-class PushKeywords(CardKeywords, total=False):
-    """The keywords of `tq3.push`."""
-
-    private: Annotated[bool, Option("Make the repository private, where it is new.")]
-    revision: Annotated[
-        str | None,
-        Option(
-            "Branch to push to, made where it is missing, or refs/pr/N; default main.",
-            metavar="REVISION",
-        ),
-    ]
-    create_pr: Annotated[bool, Option("Open a pull request instead of pushing to main.")]
-    dry_run: Annotated[bool, Option("Verify, show what would be uploaded; write nothing there.")]
-    overwrite_card: Annotated[
-        bool, Option("Replace a README.md that somebody wrote or edited.", OUTPUT)
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from math import prod
 
 from tq3.dequantization.orientation import held_bytes
 from tq3.dequantization.source import KEPT_BYTES
-from tq3.equalization.scalings import plan_scalings
+from tq3.equalization.choice import choose_scalings
 from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Files, Source
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, GroupLayout, stem_of_codes
+from tq3.format.parts import Part
 from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
+from tq3.pipelines.part import share_in_words
 from tq3.pipelines.roles import describe_choice
 from tq3.pipelines.side_files import side_files
 from tq3.plan.allocation import unreachable_target
@@ -55,12 +58,18 @@ def describe_plan(
     selection: Selection = BY_POLICY,
     *,
     verbatim_config: bool = False,
+    part: Part | None = None,
 ) -> Description:
-    """What compress would write. Raises BadInput or UsageError, as compress does."""
+    """What compress would write, and in a notice what `part` would of it.
+
+    Raises BadInput or UsageError, as compress does.
+    """
     files, checkpoint = open_for(recipe, files)
     plan = first_plan(files, checkpoint, recipe)
     written = () if verbatim_config else (CONFIG,)
-    return _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
+    found = _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
+    shared = share_in_words(plan, part) if part else ()
+    return replace(found, notices=(*found.notices, *shared))
 
 
 def _describe_plan(
@@ -73,8 +82,7 @@ def _describe_plan(
     written: Collection[str] = (CONFIG,),
 ) -> Description:
     sidecars = side_files(files, checkpoint, plan, selection, written=written, renamed=RENAMED)
-    if recipe.equalize:
-        plan_scalings(checkpoint)  # which refuses what it does not know
+    equalized = choose_scalings(checkpoint, plan, sidecars.copied, recipe.equalize)
     config = describe_compression(
         plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
     )
@@ -97,7 +105,7 @@ def _describe_plan(
         group_size=recipe.group_size,
         scale=recipe.scale,
         code=recipe.code,
-        equalized=recipe.equalize,
+        equalized=equalized.scalings is not None,
         original_model=None,
         source_revision=None,
         source_dtype=None,
@@ -114,7 +122,11 @@ def _describe_plan(
         unreachable_target=unreachable_target(plan, recipe),
         side_files={name: files.size(name) for name in sidecars.copied},
         left_out=sidecars.left_out,
-        notices=(*checkpoint.notices, *worth_knowing(files, plan, recipe)),
+        notices=(
+            *checkpoint.notices,
+            *worth_knowing(files, plan, recipe),
+            *([equalized.why_not] if equalized.why_not else ()),
+        ),
     )
 
 
