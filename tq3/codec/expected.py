@@ -40,25 +40,52 @@ _GAUSSIAN = {
         (4, 256): (0.0085, 0.0011),
     },
 }
+# The same of trellis codes, over 1 to 8 million weights each.
+_TRELLIS = {
+    "norm": {
+        (3, 32): (0.0192, 0.0029),
+        (3, 64): (0.0194, 0.0022),
+        (3, 128): (0.0197, 0.0018),
+        (3, 256): (0.0202, 0.0015),
+        (4, 32): (0.0049, 0.0007),
+        (4, 64): (0.0048, 0.0005),
+        (4, 128): (0.0048, 0.0004),
+        (4, 256): (0.0049, 0.0003),
+    },
+    "search": {
+        (3, 32): (0.0176, 0.0024),
+        (3, 64): (0.0184, 0.0020),
+        (3, 128): (0.0191, 0.0017),
+        (3, 256): (0.0198, 0.0015),
+        (4, 32): (0.0042, 0.0005),
+        (4, 64): (0.0044, 0.0004),
+        (4, 128): (0.0046, 0.0003),
+        (4, 256): (0.0048, 0.0003),
+    },
+}
+_BY_CODE = {"scalar": _GAUSSIAN, "trellis": _TRELLIS}
 # What weights that are not Gaussian add at most: 9 % was the largest of twenty distributions.
 _SYSTEMATIC = 0.10
 _STANDARD_ERRORS = 6.0
 
 
-def expected_error(scale: str, bits: int, group: int) -> float:
-    """Relative squared error of Gaussian weights; `scale`: one of `format.recipe.SCALES`."""
-    return _GAUSSIAN[scale][bits, group][0]
+def expected_error(scale: str, bits: int, group: int, code: str = "scalar") -> float:
+    """Relative squared error of Gaussian weights.
+
+    scale, code: of `format.recipe.SCALES` and of its `CODES`
+    """
+    return _BY_CODE[code][scale][bits, group][0]
 
 
-def error_limit(scale: str, bits: int, group: int, n_groups: float) -> float:
+def error_limit(scale: str, bits: int, group: int, n_groups: float, code: str = "scalar") -> float:
     """The largest error of a tensor of `n_groups` groups of like norm that is not remarkable."""
-    mean, deviation = _GAUSSIAN[scale][bits, group]
+    mean, deviation = _BY_CODE[code][scale][bits, group]
     return mean * (1 + _SYSTEMATIC) + _STANDARD_ERRORS * deviation / math.sqrt(n_groups)
 
 
-def group_error_limit(bits: int, group: int) -> float:
+def group_error_limit(bits: int, group: int, code: str = "scalar") -> float:
     """The largest relative error of a single group, however it was coded.
 
     One of 200 Gaussian ones is beyond it at the most. No search makes larger errors than the norm.
     """
-    return error_limit("norm", bits, group, 1)
+    return error_limit("norm", bits, group, 1, code)

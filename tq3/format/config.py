@@ -10,12 +10,12 @@ from typing import Any
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.equalization import Factors, factors_from_record, factors_record
+from tq3.format.formats import FORMATS, code_of, refuse_trellis
 from tq3.format.json_reading import parse_object
-from tq3.format.recipe import GROUP_SIZES, GroupSize, Recipe
+from tq3.format.recipe import GROUP_SIZES, Code, GroupSize, Recipe
 from tq3.format.widths import WIDTHS, parse_widths
 
 FILE_NAME = "tq_config.json"
-FORMAT = "tq3_native"
 FORMAT_VERSION = 1
 QUANTIZER_SEED = 42
 _NO_RECIPE = "tq3.recipe is not a recipe"
@@ -46,6 +46,7 @@ class TqConfig:
     kept_source_dtype: name -> reason, for floats that are not F16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     factors: of channels, where columns were equalized
+    code: what codes stand for, but of widths that no trellis has
     source_quantization: how the source's weights were stored, where they were quantised
     """
 
@@ -67,6 +68,7 @@ class TqConfig:
     measured_error: MeasuredError | None = None
     factors: Factors = field(default_factory=dict)
     source_quantization: Mapping[str, Any] = field(default_factory=dict)
+    code: Code = "scalar"
 
     def width_by_name(self, name: str) -> int:
         """The width that existing readers take: they know two, the second by parts of names."""
@@ -78,7 +80,7 @@ class TqConfig:
         known: dict[str, Any] = {
             "bits": self.bits,
             "group_size": self.group_size,
-            "format": FORMAT,
+            "format": FORMATS[self.code],
             "quantizer_seed": QUANTIZER_SEED,
             "compressed_layers": self.compressed_layers,
             "original_model": self.original_model,
@@ -130,17 +132,18 @@ def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
 
 
 def group_of(declared: Mapping[str, Any], file: str = FILE_NAME) -> GroupSize:
-    """The group size in tq_config.json, or in config.json. Raises BadInput for another format."""
-    found = declared.get("format")
-    if found != FORMAT:
-        fix = "another package may have written it; pip install -U tq3 reads newer ones"
-        raise BadInput("unknown format", file=file, found=found, expected=FORMAT, fix=fix)
+    """The group size in tq_config.json, or in config.json, of codes that hosts can serve packed.
+
+    Raises BadInput for another format.
+    """
+    refuse_trellis(declared.get("format"), file)
     group: GroupSize = _choice(declared, "group_size", GROUP_SIZES, file)
     return group
 
 
 def _from_object(raw: Mapping[str, Any]) -> TqConfig:
-    group = group_of(raw)
+    code = code_of(raw.get("format"), FILE_NAME)
+    group: GroupSize = _choice(raw, "group_size", GROUP_SIZES)
     ours = _typed(raw, "tq3", dict, {})
     version = _typed(ours, "format_version", int, FORMAT_VERSION)
     if version > FORMAT_VERSION:
@@ -172,6 +175,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
         factors=factors_from_record(_items(ours, "equalization", dict, str), FILE_NAME),
         source_quantization=_typed(ours, "source_quantization", dict, {}),
+        code=code,
     )
 
 

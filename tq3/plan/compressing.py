@@ -108,6 +108,7 @@ def describe_compression(
         measured_error=error,
         factors=factors,
         source_quantization=source_quantization,
+        code=recipe.code,
     )
 
 
@@ -186,7 +187,12 @@ def _task(
         is_half = recipe.norms == "float16" and name not in learned.float32_norms
         norm_dtype = "F16" if is_half else "F32"
         layout = GroupLayout(
-            tensor.info.shape, bits, recipe.group_size, norm_dtype, tensor.transposed
+            tensor.info.shape,
+            bits,
+            recipe.group_size,
+            norm_dtype,
+            tensor.transposed,
+            recipe.code_for(bits),
         )
         return _encode_task(tensor, layout, recipe, decision.reason)
     reason = decision.reason

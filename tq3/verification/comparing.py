@@ -149,9 +149,8 @@ class Comparer:
         """Weights of these groups; what only pads a row is zero."""
         decoded = self._room("decoded", (len(packed), layout.group))
         column = np.ascontiguousarray(norms).reshape(-1, 1)
-        self._backend.decode(
-            packed, column, layout.bits, layout.group, decoded.view(np.uint32), "F32"
-        )
+        words = decoded.view(np.uint32)
+        self._backend.decode(packed, column, layout.bits, layout.group, words, "F32", layout.code)
         if layout.is_padded:
             n = layout.groups_per_row
             decoded[numbers % n == n - 1, layout.cols % layout.group :] = 0
@@ -161,7 +160,7 @@ class Comparer:
         self, weights: Floats, decoded: Floats, layout: GroupLayout, numbers: NDArray[np.int64]
     ) -> Coded:
         energy, error, total = self._energies(weights, decoded)
-        limit = -1.0 if self._again else group_error_limit(layout.bits, layout.group)
+        limit = -1.0 if self._again else group_error_limit(layout.bits, layout.group, layout.code)
         odd = np.flatnonzero(~(error <= limit * energy))
         recoded = self._recoded_error(weights[odd], layout, numbers[odd])
         worse = odd[~(error[odd] <= recoded * (1 + HAIR))]
@@ -202,7 +201,8 @@ class Comparer:
         packed = np.empty((len(weights), layout.group_bytes), np.uint8)
         norms = np.empty((len(weights), 1), np.float32)
         words = weights.view(np.uint32)
-        self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms, self._scale)
+        how = self._scale, layout.code
+        self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms, *how)
         decoded = self._decode(packed, norms, layout, numbers)
         return self._energies(weights, decoded)[1]
 

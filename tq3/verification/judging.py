@@ -90,7 +90,7 @@ class Judge:
             layout.shape,
             error=_share(coded.error, coded.energy),
             cosine=together / energies if energies else None,
-            expected=expected_error(self._scale, layout.bits, layout.group),
+            expected=expected_error(self._scale, layout.bits, layout.group, layout.code),
             limit=self._limit(layout, coded),
             worst_group_error=None if nowhere else coded.worst_error,
             worst_row=None if nowhere else row,
@@ -113,7 +113,8 @@ class Judge:
             if self._is_beyond(layout, coded):
                 yield _error_fault(file, line, in_group)
             else:
-                expected = f"at most {group_error_limit(layout.bits, layout.group):.4g}"
+                limit = group_error_limit(layout.bits, layout.group, layout.code)
+                expected = f"at most {limit:.4g}"
                 worst = f"error {line.worst_group_error:.4g} in the worst"
                 yield Fault("TQ506", in_group, file, task.name, worst, expected)
         elif line.recoded_error is not None and _is_worse(line):
@@ -149,7 +150,7 @@ class Judge:
     def _limit(self, layout: GroupLayout, coded: Coded) -> float:
         """Groups of little energy do not count: their errors hardly move the tensor's."""
         n_groups = coded.energy**2 / coded.energy_squared if coded.energy_squared else 1.0
-        return error_limit(self._scale, layout.bits, layout.group, n_groups)
+        return error_limit(self._scale, layout.bits, layout.group, n_groups, layout.code)
 
     def _coded(self, task: Task) -> Coded:
         return _total(self._blocks[task.name])
