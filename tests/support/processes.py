@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -46,6 +48,18 @@ def end_of(run: subprocess.Popen[str]) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         run.kill()
         raise
+
+
+def processor_seconds(run: subprocess.Popen[str]) -> float:
+    """What a running process has used so far, in all of its threads."""
+    fields = Path(f"/proc/{run.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
+
+
+def processor_seconds_of_ended() -> float:
+    """What all processes have used that this one started, and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def has_done_work(out: Path) -> bool:
