@@ -4,4 +4,5 @@
 #include "kernels.inl"
 
 extern const tq3::Kernels kAvx512Kernels;
-const tq3::Kernels kAvx512Kernels = {"avx512", encode, decode, cast, dequantize};
+const tq3::Kernels kAvx512Kernels = {"avx512",          encode,   decode, cast, dequantize,
+                                     encode_calibrated, decompose};

@@ -4,4 +4,5 @@
 #include "kernels.inl"
 
 extern const tq3::Kernels kNeonKernels;
-const tq3::Kernels kNeonKernels = {"neon", encode, decode, cast, dequantize};
+const tq3::Kernels kNeonKernels = {"neon",   encode, decode, cast, dequantize, encode_calibrated,
+                                   decompose};

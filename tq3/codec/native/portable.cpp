@@ -7,4 +7,5 @@ constexpr int kLanes = 4;
 #include "kernels.inl"
 
 extern const tq3::Kernels kPortableKernels;
-const tq3::Kernels kPortableKernels = {"portable", encode, decode, cast, dequantize};
+const tq3::Kernels kPortableKernels = {"portable",        encode,   decode, cast, dequantize,
+                                       encode_calibrated, decompose};
