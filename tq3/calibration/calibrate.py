@@ -1,0 +1,193 @@
+"""From a checkpoint and a text to a file of second moments."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tq3.calibration.collecting import Collected, collect
+from tq3.calibration.cost import Cost, cost_of
+from tq3.calibration.tokens import (
+    DAMPING_OF_RANDOM,
+    DAMPING_OF_TEXT,
+    RANDOM,
+    random_tokens,
+    tokens_digest,
+)
+from tq3.dequantization.source import open_original
+from tq3.errors import UsageError
+from tq3.evaluation import texts
+from tq3.evaluation.hosts import find_class, find_config, find_tokenizer, small_files
+from tq3.evaluation.skeleton import Skeleton, build
+from tq3.evaluation.tensors import Tensors
+from tq3.events import Notice, Run
+from tq3.format.arguments import of_its_types
+from tq3.format.checkpoint import Checkpoint
+from tq3.format.files import Source
+from tq3.format.options import StrPath
+from tq3.hub.options import HubOptions
+from tq3.moments.facts import Facts
+from tq3.moments.reading import source_digest
+from tq3.moments.writing import moments_file
+from tq3.pipelines.machine import peak_memory_bytes
+from tq3.pipelines.opening import FOLDER, open_source
+
+# Tokens after which more of them change little.
+_FEW = 2048
+_TOLD = 8  # experts in one sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """The figures of a pass.
+
+    n_inputs, n_readers: moments in the file, tensors that read them
+    scarce: stack of experts -> how many of them have the mean of all
+    """
+
+    path: str
+    source: str
+    facts: Facts
+    n_inputs: int
+    n_readers: int
+    scarce: dict[str, int]
+    n_bytes: int
+    seconds: float
+    peak_memory_bytes: int
+
+
+@of_its_types
+def calibrate(
+    source: StrPath,
+    out: StrPath,
+    *,
+    text: str = RANDOM,
+    tokens: int = 4096,
+    context: int = 512,
+    overwrite: bool = False,
+    hub: HubOptions = FOLDER,
+) -> Run[Calibrated]:
+    """Write the second moments of what every matrix of `source` multiplies to the file `out`.
+
+    source: a folder, or the id of a repository on the Hub
+    text: a file in UTF-8, or "random" for tokens drawn at random
+    tokens: how many, at most; context: of one sequence, BOS included
+
+    In the memory of one layer; on a CUDA device where there is one. Raises UsageError, BadInput,
+    StorageError or NetworkError; then `out` is as it was.
+    """
+    path = Path(out)
+    _check(path, tokens, context, overwrite)
+    start = time.perf_counter()
+    with open_source(source, hub) as opened:
+        files, checkpoint = open_original(opened)
+        original = Tensors(files, checkpoint, {})
+        skeleton, sequences = _prepare(files, original, os.fspath(source), text, tokens, context)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        n_tokens = sum(some.numel() for some in sequences)
+        yield from _notices(cost_of(skeleton, n_tokens, device), n_tokens, tokens, text)
+        names = [name for part in skeleton.used for name in _inputs(skeleton, part.parameters)]
+        readers = [name for part in skeleton.used for name in part.tensors]
+        with moments_file(path, names, [*readers, *names]) as file:
+            n_bytes = original.n_bytes.__getitem__
+            collected = yield from collect(skeleton, original, sequences, file, n_bytes, device)
+            facts = _facts(files, checkpoint, text, sequences, context)
+            file.finish(facts, collected.readers, collected.tokens)
+    yield from _scarce(collected)
+    return Calibrated(
+        path=os.fspath(out),
+        source=os.fspath(source),
+        facts=facts,
+        n_inputs=len(collected.tokens),
+        n_readers=len(collected.readers),
+        scarce={name: len(numbers) for name, numbers in collected.scarce.items()},
+        n_bytes=path.stat().st_size,
+        seconds=time.perf_counter() - start,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def _check(path: Path, tokens: int, context: int, overwrite: bool) -> None:
+    for name, value in (("--tokens", tokens), ("--context", context)):
+        if value < texts.LEAST:
+            raise UsageError(f"{name} is {value}", expected=f"at least {texts.LEAST}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError("not a place for a file", file=path, fix="name a file in a folder")
+    if path.exists() and not overwrite:
+        raise UsageError("the file is there", file=path, fix="name another, or --overwrite")
+
+
+def _prepare(
+    files: Source, original: Tensors, label: str, text: str, tokens: int, context: int
+) -> tuple[Skeleton, list[torch.Tensor]]:
+    """The model without weights, and the tokens for it."""
+    with small_files(files) as folder:
+        config = find_config(folder, label)
+        tokenizer = find_tokenizer(folder, label)
+        # Experts one after the other: others gather them into matrices that can't be told apart.
+        config._experts_implementation = "eager"
+        model = build(find_class(config, label), config, torch.float32)
+        if model.base_model is model:
+            raise UsageError(
+                "Transformers' class for it has no base model and head",
+                file=label,
+                found=type(model).__name__,
+                fix="compress without --calibrate",
+            )
+        skeleton = Skeleton(model, original.shapes)
+    return skeleton, texts.sequences(
+        _ids(text, tokenizer, tokens), context, texts.first_token(tokenizer, config)
+    )
+
+
+def _ids(text: str, tokenizer: Any, tokens: int) -> list[int]:
+    if text == RANDOM:
+        return random_tokens(tokenizer, tokens)
+    return texts.tokens_of(texts.read_text(Path(text)), tokenizer, tokens, text)
+
+
+def _facts(
+    files: Source,
+    checkpoint: Checkpoint,
+    text: str,
+    sequences: list[torch.Tensor],
+    context: int,
+) -> Facts:
+    return Facts(
+        text=text if text == RANDOM else Path(text).name,
+        tokens=sum(some.numel() for some in sequences),
+        context=context,
+        digest=tokens_digest(sequences),
+        damping=DAMPING_OF_RANDOM if text == RANDOM else DAMPING_OF_TEXT,
+        model=files.origin.model,
+        revision=files.origin.revision,
+        source=source_digest(checkpoint),
+    )
+
+
+def _inputs(skeleton: Skeleton, parameters: tuple[str, ...]) -> Iterator[str]:
+    """Every name that moments of these parameters may get."""
+    for name in parameters:
+        shape = skeleton.parameter(name).shape
+        if len(shape) == 2:
+            yield name
+        elif len(shape) == 3:
+            yield from (f"{name}.{number}" for number in (*range(shape[0]), "mean"))
+
+
+def _notices(cost: Cost, n_tokens: int, wanted: int, text: str) -> Iterator[Notice]:
+    yield Notice(str(cost))
+    if n_tokens < min(wanted, _FEW):
+        yield Notice(f"{n_tokens} tokens are few: {text} has no more, and moments are damped")
+
+
+def _scarce(collected: Collected) -> Iterator[Notice]:
+    for name, numbers in collected.scarce.items():
+        some = ", ".join(map(str, numbers[:_TOLD])) + (", ..." if len(numbers) > _TOLD else "")
+        yield Notice(f"{name}: {len(numbers)} experts saw few tokens, and take their mean: {some}")
