@@ -65,6 +65,10 @@ class ScaledSource(ForwardingSource):
         # A few tensors are read at one time. All factors as floats could take a gigabyte.
         self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], factors))
 
+    def column_factors(self, name: str) -> Floats | None:
+        """What the columns of a tensor are multiplied by.  (stack or 1, columns) or None"""
+        return self._scaler(name).columns if name in self._scalings else None
+
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Read bytes as `Files.read` does, scaled where they are weights."""
         data = bytearray(self._files.read(name, offset, length))
@@ -103,12 +107,12 @@ class _Scaler:
         stack, rows, columns = scaling.shape
         self._shape = scaling.shape
         self._offset = scaling.offset
-        self._columns: Floats | None = None
+        self.columns: Floats | None = None
         self._rows: Floats | None = None
         if link := scaling.columns:
             runs = factors_of(factors[link.name]).reshape(-1, 1, scaling.run)
             repeated = np.broadcast_to(runs, (len(runs), scaling.repeats, scaling.run))
-            self._columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
+            self.columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
         if link := scaling.rows:
             divided = np.ones((stack, rows), np.float32)
             inverses = factors_of(factors[link.name], sign=-1).reshape(stack, link.size)
@@ -133,8 +137,8 @@ class _Scaler:
         bottom = -(-(first + count) // columns)
         numbers = np.arange(top, bottom)
         factors = np.ones((len(numbers), columns), np.float32)
-        if self._columns is not None:
-            factors *= self._columns[numbers // rows]
+        if self.columns is not None:
+            factors *= self.columns[numbers // rows]
         if self._rows is not None:
             factors *= self._rows[numbers, None]
         return factors.reshape(-1)[left : left + count]

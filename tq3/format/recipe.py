@@ -17,6 +17,8 @@ KeptDtype = Literal["float16", "source"]
 Nonfinite = Literal["error", "keep"]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 SCALES: tuple[str, ...] = get_args(Scale)
+# How codes are chosen where second moments of what the weights multiply are known.
+CALIBRATED = "calibrated"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,14 @@ from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.header import read_header
 from tq3.format.manifest import Digest
 from tq3.format.options import StrPath
+from tq3.format.recipe import CALIBRATED
 from tq3.moments.facts import from_metadata
+from tq3.plan.plan import Plan
 from tq3.storage.local import LocalFiles
+from tq3.units import counted
 
+# Of the facts, in tq_config.json.
+_RECORDED = ("text", "tokens", "context", "digest", "damping", "model", "revision")
 _CHUNK_BYTES = 8 * 2**20
 # After fewer tokens moments are damped in proportion to what is missing: docs/quality.md.
 _ENOUGH_TOKENS = 2048
@@ -53,6 +59,12 @@ class Moments:
                         fix=_FIX,
                     )
         self.digest = self._digest(size)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What tq_config.json says of them."""
+        facts = {key: value for key, value in self.facts.to_record().items() if key in _RECORDED}
+        return {**facts, "moments": self.digest}
 
     def check(self, tensor: Located, group: int) -> None:
         """Raise BadInput where a reader's moments don't fit its shape, or groups of this size."""
@@ -107,9 +119,25 @@ class Moments:
         return state.piece().digest
 
 
+def of_others(moments: Moments, checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
+    """Sentences on moments of another model, and on tensors that have none."""
+    facts = moments.facts
+    if facts.source != source_digest(checkpoint):
+        yield f"the moments are those of {facts.model}, whose tensors are not all like this one's"
+    without = [each.name for each in plan.tasks if each.layout and each.scale != CALIBRATED]
+    if without:
+        yield (
+            f"{counted(len(without), 'tensor')} that {'are' if without[1:] else 'is'} compressed "
+            f"without moments, as the first, {without[0]}"
+        )
+
+
 @contextmanager
-def open_moments(path: StrPath) -> Iterator[Moments]:
-    """The file while it is open. Raises BadInput or StorageError."""
+def open_moments(path: StrPath | None) -> Iterator[Moments | None]:
+    """The file while it is open; None without one. Raises BadInput or StorageError."""
+    if path is None:
+        yield None
+        return
     file = Path(os.fspath(path))
     with LocalFiles(file.parent) as files:
         if not files.has(file.name):

@@ -9,6 +9,7 @@ from typing import Any
 
 from tq3.dequantization.declared import LEFT_OUT
 from tq3.dequantization.source import open_original
+from tq3.codec.backend import Backend
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
 from tq3.equalization.scalings import plan_scalings
@@ -24,6 +25,8 @@ from tq3.format.options import RunKeywords, RunOptions, StrPath
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
+from tq3.moments.feedbacks import Feedbacks, unscaled
+from tq3.moments.reading import Moments, of_others, open_moments
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.job import Job
@@ -51,6 +54,7 @@ def compress_checkpoint(
     verbatim_config: bool = False,
     selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
+    moments: StrPath | None = None,
     **run: Unpack[RunKeywords],
 ) -> Run[Report]:
     """Compress the checkpoint `source` into the new folder `out`, telling what happens.
@@ -58,13 +62,14 @@ def compress_checkpoint(
     source: a folder, or as a text the id of a repository on the Hub, which `hub` is about
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
     selection: side files that travel or stay in spite of the policy
+    moments: a file of `tq3 calibrate`: codes are chosen under what the weights multiply
 
     Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no checkpoint, and
     what was done so far is continued by the next run with the same source and recipe.
     """
     options = RunOptions(**run)
-    with open_source(source, hub) as files:
-        job = _Compression(files, recipe, verbatim_config, selection)
+    with open_source(source, hub) as files, open_moments(moments) as known:
+        job = _Compression(files, recipe, verbatim_config, selection, known)
         if recipe.equalize:
             yield from job.equalize(Path(out), options)
         return (yield from run_job(job, out, options))
@@ -84,6 +89,7 @@ class _Compression(Job):
         recipe: Recipe,
         verbatim_config: bool,
         selection: Selection,
+        moments: Moments | None = None,
     ) -> None:
         super().__init__(*open_original(files), selection)
         if verbatim_config and self.checkpoint.source_quantization:
@@ -92,7 +98,8 @@ class _Compression(Job):
                 file=files.label,
                 fix="leave --verbatim-config out",
             )
-        self.plan = first_plan(files, self.checkpoint, recipe)
+        self._moments = moments
+        self.plan = first_plan(files, self.checkpoint, recipe, moments)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
         self._factors: Factors = NO_FACTORS
@@ -101,6 +108,8 @@ class _Compression(Job):
         spare = unreachable_target(self.plan, recipe)
         self._notices += [Notice(f"the target is {spare}")] if spare else []
         self._notices += map(Notice, worth_knowing(files, self.plan, recipe))
+        if moments:
+            self._notices += map(Notice, of_others(moments, self.checkpoint, self.plan))
 
     def equalize(self, out: Path, options: RunOptions) -> Run[None]:
         """Estimate the factors by a first pass over the weights, and read scaled ones from then on.
@@ -123,7 +132,16 @@ class _Compression(Job):
 
     def identity(self) -> Identity:
         """The run's identity with the factors, on which every byte depends, too."""
-        return with_factors(super().identity(), self._factors)
+        identity = with_factors(super().identity(), self._factors)
+        return replace(identity, moments=self._moments.digest if self._moments else "")
+
+    def feedbacks(self, backend: Backend) -> Feedbacks | None:
+        """Of the moments, divided by the factors of columns."""
+        if self._moments is None:
+            return None
+        files = self.files
+        scaled = files.column_factors if isinstance(files, ScaledSource) else unscaled
+        return Feedbacks(self._moments, scaled, backend)
 
     def apply(self, learned: Learned) -> None:
         """Plan with what an earlier run learned, or this one."""
@@ -133,7 +151,8 @@ class _Compression(Job):
         if learned != self._learned:
             before, was_little = self.plan, self._little_compressed()
             self._learned = learned
-            self.plan = plan_compression(self.checkpoint, self._recipe, learned)
+            readers = self._moments.readers if self._moments else ()
+            self.plan = plan_compression(self.checkpoint, self._recipe, learned, readers)
             self._notices += map(Notice, joined.in_words(self.plan, before))
             little = self._little_compressed()
             self._notices += [Notice(little)] if little and not was_little else []
@@ -191,6 +210,7 @@ class _Compression(Job):
             writer=self.writer,
             error=error,
             factors=self._factors,
+            calibration=self._moments.record if self._moments else {},
             source_quantization=self.checkpoint.source_quantization,
         )
         return replace(described, recipe={**(described.recipe or {}), **self.selection.to_record()})

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.files import Files
-from tq3.format.recipe import Recipe
+from tq3.format.recipe import CALIBRATED, Recipe
+from tq3.moments.reading import Moments
 from tq3.plan import joined
 from tq3.plan.compressing import plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
@@ -14,9 +15,16 @@ from tq3.plan.plan import Plan
 from tq3.plan.readers import missing_config
 
 
-def first_plan(files: Files, checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """The plan that compress begins with. Raises BadInput where there is nothing to compress."""
-    plan = plan_compression(checkpoint, recipe)
+def first_plan(
+    files: Files, checkpoint: Checkpoint, recipe: Recipe, moments: Moments | None = None
+) -> Plan:
+    """The plan that compress begins with. Raises BadInput where there is nothing to compress, and
+    for moments that don't fit.
+    """
+    plan = plan_compression(checkpoint, recipe, calibrated=moments.readers if moments else ())
+    for task in plan.tasks:
+        if moments and task.scale == CALIBRATED:
+            moments.check(task.sources[0], recipe.group_size)
     refuse_nothing(plan, recipe, files.label)
     return plan
 

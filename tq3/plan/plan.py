@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from math import prod
 
 from tq3.format.checkpoint import Located
 from tq3.format.header import FLOATS, TensorInfo, build_header
@@ -40,7 +41,7 @@ class Task:
     target has the same number of bytes for each unit.
     reason: as the user reads it; nothing that is written depends on it
     must_be_finite: a NaN or infinity among the values is a finding, not data
-    scale: how codes are chosen where they are made, one of `format.recipe.SCALES`
+    scale: how codes are chosen where they are made, one of `format.recipe.SCALES` or CALIBRATED
     """
 
     name: str
@@ -102,7 +103,8 @@ class Block:
     @property
     def weights(self) -> int:
         """Weights that are encoded or decoded."""
-        return self.count * self.task.layout.unit_cols if self.task.layout else 0
+        layout = self.task.layout
+        return self.count * (prod(layout.shape) // self.task.units) if layout else 0
 
     def span(self, n_bytes: int) -> tuple[int, int]:
         """The block's place in a tensor of `n_bytes`: first byte, number of bytes."""

@@ -28,7 +28,7 @@ def pair_up(structure: Structure, original: Checkpoint) -> tuple[list[Task], lis
         pair: Task | Fault | None = None
         if name in structure.layouts:
             parts = stored[name + PACKED], stored[name + NORMS]
-            pair = _coded(name, parts, source, structure.layouts[name])
+            pair = _coded(parts, source, structure.layouts[name], structure.scale_of(name))
         elif name in kept:
             pair = _kept(kept[name], source)
         if isinstance(pair, Task):
@@ -51,8 +51,9 @@ def _unpaired(
 
 
 def _coded(
-    name: str, parts: tuple[Located, Located], source: Located, layout: GroupLayout
+    parts: tuple[Located, Located], source: Located, layout: GroupLayout, scale: str
 ) -> Task | Fault:
+    name = source.info.name
     if source.info.shape != layout.shape or source.info.dtype not in FLOATS:
         return Fault(
             "TQ503",
@@ -62,7 +63,8 @@ def _coded(
             found=f"shape {list(layout.shape)}",
             expected=f"{source.info.dtype} {list(source.info.shape)}",
         )
-    return Task(name, Action.DECODE, _WHY, (*parts, source), (), layout.units, layout)
+    sources = (*parts, source)
+    return Task(name, Action.DECODE, _WHY, sources, (), layout.units, layout, scale=scale)
 
 
 def _kept(tensor: Located, source: Located) -> Task | Fault:

@@ -158,21 +158,19 @@ class _Job:
 
     def _make_judge(self) -> Judge:
         """A judge of all that can be compared; what can't is a fault."""
-        scale = self._structure.scale
         if self._originals is None:
-            return Judge((), scale, None)
+            return Judge((), None)
         self._originals, original = open_original(self._originals)
         if self._structure.config:
             factors = self._structure.config.factors
             self._originals = equalized(self._originals, original, factors)
         if not self._structure.weight_files:
-            return Judge((), scale, None)  # said already, and once is enough
+            return Judge((), None)  # said already, and once is enough
         tasks, faults = pair_up(self._structure, original)
         for fault in faults:
             self._faults.add(fault)
         return Judge(
             tasks,
-            scale,
             main_dtype(tensor.nominal for tensor in original.tensors),
             is_saved_anew=not self._files.has(FILE_NAME),
         )
@@ -185,8 +183,7 @@ class _Job:
             return
 
         def make_work() -> Callable[[Block], Compared]:
-            scale = self._structure.scale
-            comparer = Comparer(self._files, originals, self._codec, scale, again=again)
+            comparer = Comparer(self._files, originals, self._codec, again=again)
             return comparer.compare
 
         blocks = (block for task in tasks for block in task.blocks())
