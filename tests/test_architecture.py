@@ -55,7 +55,7 @@ MAY_IMPORT = {
     },
 }
 FREE = {"errors", "parallel", "units", "version"}
-TOP = {"cli", "api", "__init__", "__main__"}
+TOP = {"cli", "api", "wings", "__init__", "__main__"}
 
 THIRD_PARTY = {
     "format": {"xxhash", "tomli", "typing_extensions"},

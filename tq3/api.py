@@ -28,6 +28,8 @@ from tq3.format.request import make_recipe
 from tq3.format.sizes import DEFAULT_SHARD_SIZE, parse_size
 from tq3.format.widths import Bits
 from tq3.hub.options import HubOptions
+from tq3.moments.facts import CALIBRATION_TOKENS
+from tq3.moments.reading import is_moments_file, open_moments
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import describe, describe_plan
 from tq3.pipelines.description import Description
@@ -38,6 +40,7 @@ from tq3.publication.result import Publication
 from tq3.storage.selection import Selection
 from tq3.verification.checks import Verification
 from tq3.verification.verify import verify_checkpoint
+from tq3.wings import wing
 
 
 @of_its_types
@@ -57,16 +60,29 @@ def compress(
 
     After an error `out` has no checkpoint, and the same call goes on from what was done.
     """
-    run = compress_checkpoint(
-        source,
-        out,
-        make_recipe(**only(RecipeKeywords, options)),
-        verbatim_config=options.get("verbatim_config", False),
-        selection=Selection.of(options.get("also"), options.get("without")),
-        hub=HubOptions(**only(HubKeywords, options)),
+    recipe = make_recipe(**only(RecipeKeywords, options))
+    moments, tokens = _asked_moments(options)
+    how = {
+        "verbatim_config": options.get("verbatim_config", False),
+        "selection": Selection.of(options.get("also"), options.get("without")),
+        "hub": HubOptions(**only(HubKeywords, options)),
         **only(RunKeywords, options),
-    )
-    return follow(run, on_event)
+    }
+    if moments is None or is_moments_file(moments):
+        return follow(compress_checkpoint(source, out, recipe, moments=moments, **how), on_event)
+    calibrated = wing("calibration", "compressing", "--calibrate").compress_calibrated
+    return follow(calibrated(source, out, recipe, moments, tokens, **how), on_event)
+
+
+def _asked_moments(options: CompressKeywords) -> tuple[StrPath | None, int]:
+    moments, tokens = options.get("calibrate"), options.get("calibration_tokens")
+    if tokens is not None and (moments is None or is_moments_file(moments)):
+        raise UsageError(
+            "--calibration-tokens says how much of a text goes through the model",
+            found=f"--calibrate {moments}" if moments else "no --calibrate",
+            fix="leave it out, or give a text, or `random`, with --calibrate",
+        )
+    return moments, CALIBRATION_TOKENS if tokens is None else tokens
 
 
 @of_its_types
@@ -74,20 +90,24 @@ def preview(source: StrPath, **options: Unpack[CompressKeywords]) -> Description
     """What compress would write: every tensor's fate and reason, shards, bytes, peak memory.
 
     options: those of `compress`; `workers` counts for the peak memory, `backend` is looked up, and
-    `resume`, `overwrite` and `download` are not looked at
+    `resume`, `overwrite` and `download` are not looked at, nor a text to calibrate with
 
     Raises what `compress` would for the source, the recipe and the side files. Reads headers only.
     """
     get_backend(options.get("backend"))
     selection = Selection.of(options.get("also"), options.get("without"))
     recipe = make_recipe(**only(RecipeKeywords, options))
-    with open_source(source, HubOptions(revision=options.get("revision"))) as files:
+    asked, _ = _asked_moments(options)
+    moments = asked if asked is not None and is_moments_file(asked) else None
+    hub = HubOptions(revision=options.get("revision"))
+    with open_source(source, hub) as files, open_moments(moments) as known:
         return describe_plan(
             files,
             recipe,
             check_workers(options.get("workers"), files.connections),
             selection,
             verbatim_config=options.get("verbatim_config", False),
+            moments=known,
         )
 
 

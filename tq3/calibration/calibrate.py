@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tq3.calibration.tokens import (
     tokens_digest,
 )
 from tq3.dequantization.source import open_original
-from tq3.errors import UsageError
+from tq3.errors import BadInput, UsageError
 from tq3.evaluation import texts
 from tq3.evaluation.hosts import find_class, find_config, find_tokenizer, small_files
 from tq3.evaluation.skeleton import Skeleton, build
@@ -32,8 +32,8 @@ from tq3.format.checkpoint import Checkpoint
 from tq3.format.files import Source
 from tq3.format.options import StrPath
 from tq3.hub.options import HubOptions
-from tq3.moments.facts import Facts
-from tq3.moments.reading import source_digest
+from tq3.moments.facts import CALIBRATION_TOKENS, Facts
+from tq3.moments.reading import Moments, open_moments, source_digest
 from tq3.moments.writing import moments_file
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
@@ -61,6 +61,10 @@ class Calibrated:
     seconds: float
     peak_memory_bytes: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON."""
+        return asdict(self)
+
 
 @of_its_types
 def calibrate(
@@ -68,9 +72,10 @@ def calibrate(
     out: StrPath,
     *,
     text: str = RANDOM,
-    tokens: int = 4096,
+    tokens: int = CALIBRATION_TOKENS,
     context: int = 512,
     overwrite: bool = False,
+    reuse: bool = False,
     hub: HubOptions = FOLDER,
 ) -> Run[Calibrated]:
     """Write the second moments of what every matrix of `source` multiplies to the file `out`.
@@ -78,12 +83,13 @@ def calibrate(
     source: a folder, or the id of a repository on the Hub
     text: a file in UTF-8, or "random" for tokens drawn at random
     tokens: how many, at most; context: of one sequence, BOS included
+    reuse: take `out` as it is where it is of the same tokens through the same model
 
     In the memory of one layer; on a CUDA device where there is one. Raises UsageError, BadInput,
     StorageError or NetworkError; then `out` is as it was.
     """
     path = Path(out)
-    _check(path, tokens, context, overwrite)
+    _check(path, tokens, context, overwrite or reuse)
     start = time.perf_counter()
     with open_source(source, hub) as opened:
         files, checkpoint = open_original(opened)
@@ -91,26 +97,52 @@ def calibrate(
         skeleton, sequences = _prepare(files, original, os.fspath(source), text, tokens, context)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         n_tokens = sum(some.numel() for some in sequences)
+        facts = _facts(files, checkpoint, text, sequences, context)
+        if reuse and (left := _left(path, facts)):
+            yield Notice(f"{path} has the moments of these {n_tokens} tokens already")
+            return _result(path, source, left, {}, start)
         yield from _notices(cost_of(skeleton, n_tokens, device), n_tokens, tokens, text)
         names = [name for part in skeleton.used for name in _inputs(skeleton, part.parameters)]
         readers = [name for part in skeleton.used for name in part.tensors]
         with moments_file(path, names, [*readers, *names]) as file:
             n_bytes = original.n_bytes.__getitem__
             collected = yield from collect(skeleton, original, sequences, file, n_bytes, device)
-            facts = _facts(files, checkpoint, text, sequences, context)
             file.finish(facts, collected.readers, collected.tokens)
     yield from _scarce(collected)
+    with open_moments(path) as made:
+        assert made
+        return _result(path, source, made, collected.scarce, start)
+
+
+def _result(
+    path: Path,
+    source: StrPath,
+    moments: Moments,
+    scarce: Mapping[str, Sequence[int]],
+    start: float,
+) -> Calibrated:
     return Calibrated(
-        path=os.fspath(out),
+        path=os.fspath(path),
         source=os.fspath(source),
-        facts=facts,
-        n_inputs=len(collected.tokens),
-        n_readers=len(collected.readers),
-        scarce={name: len(numbers) for name, numbers in collected.scarce.items()},
+        facts=moments.facts,
+        n_inputs=len(moments.tokens),
+        n_readers=len(moments.readers),
+        scarce={name: len(numbers) for name, numbers in scarce.items()},
         n_bytes=path.stat().st_size,
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _left(path: Path, facts: Facts) -> Moments | None:
+    """What an earlier pass made of the same tokens and model; None where it is of others."""
+    if not path.is_file():
+        return None
+    try:
+        with open_moments(path) as moments:
+            return moments if moments and moments.facts == facts else None
+    except BadInput:
+        return None  # cut short, or of another version
 
 
 def _check(path: Path, tokens: int, context: int, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a pass costs, told before it begins: operations counted, and a rate measured for a moment."""
+"""What a pass costs, told before it begins: operations counted, their rate measured briefly."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def cost_of(skeleton: Skeleton, n_tokens: int, device: torch.device) -> Cost:
 
 
 def _rate(device: torch.device) -> float:
-    left, right = torch.ones(_TOKENS, _WIDTH, device=device), torch.ones(_WIDTH, _WIDTH, device=device)
+    left, right = (
+        torch.ones(_TOKENS, _WIDTH, device=device),
+        torch.ones(_WIDTH, _WIDTH, device=device),
+    )
     done, seconds = 0.0, 0.0
     float((left @ right)[0, 0])  # threads and kernels are made
     start = time.perf_counter()

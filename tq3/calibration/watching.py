@@ -1,4 +1,4 @@
-"""What the matrices of a layer multiply, while it is computed: sums of x x' in blocks of columns."""
+"""What the matrices of a layer multiply while it is computed: sums of x x', in blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Place = tuple[str, int]
 
 @dataclass(slots=True)
 class Sums:
-    """Of one input: its width, the sum of x x' as (blocks, columns, columns) float32, its tokens."""
+    """Of one input: its width, the sum of x x', (blocks, columns, columns), and its tokens."""
 
     columns: int
     sums: torch.Tensor
@@ -63,25 +63,26 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is linear:
-            self._see(*args[:2], **{k: v for k, v in (kwargs or {}).items() if k != "bias"})
+            given = dict(zip(("input", "weight"), args, strict=False), **(kwargs or {}))
+            self._see(given["input"], given["weight"])
         return func(*args, **(kwargs or {}))
 
-    def _see(self, input: torch.Tensor, weight: torch.Tensor, *_: Any) -> None:
+    def _see(self, inputs: torch.Tensor, weight: torch.Tensor) -> None:
         place = self._place(weight)
-        if place is None or not input.numel():
+        if place is None or not inputs.numel():
             return
         first = self.readers.get(place)
         if first is None:
-            first = next((p for seen, p in self._seen if _is_same(seen, input)), place)
+            first = next((p for seen, p in self._seen if _is_same(seen, inputs)), place)
             self.readers[place] = first
         if first != place:
             return
-        self._seen.append((input, place))
+        self._seen.append((inputs, place))
         if place not in self.found:
-            size = min(BLOCK, input.shape[-1])
-            shape = -(-input.shape[-1] // size), size, size
-            self.found[place] = Sums(input.shape[-1], torch.zeros(shape, device=input.device))
-        self.found[place].add(input.reshape(-1, input.shape[-1]))
+            size = min(BLOCK, inputs.shape[-1])
+            shape = -(-inputs.shape[-1] // size), size, size
+            self.found[place] = Sums(inputs.shape[-1], torch.zeros(shape, device=inputs.device))
+        self.found[place].add(inputs.reshape(-1, inputs.shape[-1]))
 
     def _place(self, weight: torch.Tensor) -> Place | None:
         start = weight.data_ptr()

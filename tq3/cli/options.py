@@ -14,7 +14,8 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
 from tq3.format.arguments import members, signature_of
-from tq3.format.options import FIRST, OUTPUT, PANELS, Option, RunOptions
+from tq3.format.option import FIRST, OUTPUT, PANELS, Option
+from tq3.format.options import RunOptions
 from tq3.format.recipe import Recipe
 from tq3.hub.options import HubOptions
 from tq3.storage.selection import Selection

@@ -45,7 +45,7 @@ _GAUSSIAN = {
 # What weights that are not Gaussian add at most: 9 % was the largest of twenty distributions.
 _SYSTEMATIC = 0.10
 _STANDARD_ERRORS = 6.0
-# Under second moments the weights' own error is not what is kept small. Of the tensors of two models
+# Under second moments it is not the weights' own error that is kept small. Of two models' tensors
 # the largest was 1.4 times the search's, of 1.6 million groups 8 times: docs/calibration.md.
 _CALIBRATED, _CALIBRATED_GROUP = 2.0, 16.0
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 from tq3.format.arguments import check_fields
+from tq3.format.option import EXACT, FIRST, OUTPUT, RUN, SMALL, Option
 from tq3.format.recipe import GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits
@@ -20,35 +21,6 @@ from tq3.format.widths import Bits
 FloatDtype = Literal["bfloat16", "float16", "float32"]
 Globs = str | Sequence[str] | None
 StrPath = str | os.PathLike[str]
-
-# Where a command's help lists an option: first what most people need, under "Options".
-FIRST = "Options"
-SMALL = "What to make small"
-EXACT = "What to keep exact"
-RUN = "How to run"
-OUTPUT = "Output"
-PANELS = (FIRST, SMALL, EXACT, RUN, OUTPUT)
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """How a command shows a keyword.
-
-    text: what it does; panel: one of PANELS
-    metavar: what stands for its value
-    name: of the option, where it is not the keyword's
-    default: what happens without it: in words where no field of its name says so, or True
-    """
-
-    text: str
-    panel: str = FIRST
-    metavar: str | None = None
-    name: str | None = None
-    default: str | bool | None = None
-
-    def flag(self, keyword: str) -> str:
-        """The option of this keyword: `--lm-head` of `lm_head`."""
-        return self.name or f"--{keyword.replace('_', '-')}"
 
 
 class ShardKeywords(TypedDict, total=False):
@@ -210,7 +182,27 @@ class HubKeywords(RevisionKeywords, total=False):
     show_download: bool
 
 
-class CompressKeywords(RecipeKeywords, RunKeywords, TravelKeywords, HubKeywords, total=False):
+class CalibrationKeywords(TypedDict, total=False):
+    """Under which second moments of their inputs weights are coded."""
+
+    calibrate: Annotated[
+        StrPath | None,
+        Option(
+            "Choose codes for what the weights multiply: a file of `tq3 calibrate`, or a text file "
+            "or `random` tokens to send through the model first (needs torch). Same size, same "
+            "readers.",
+            metavar="FILE|random",
+        ),
+    ]
+    calibration_tokens: Annotated[
+        int | None,
+        Option("Tokens to calibrate with, where --calibrate is no file of moments.", RUN, "N"),
+    ]
+
+
+class CompressKeywords(
+    RecipeKeywords, CalibrationKeywords, RunKeywords, TravelKeywords, HubKeywords, total=False
+):
     """The keywords of `tq3.compress` and `tq3.preview`."""
 
     verbatim_config: Annotated[

@@ -1,4 +1,4 @@
-"""What a file of second moments says of itself: whose they are, of which tokens, and who reads what.
+"""What a file of second moments says of itself: whose, of which tokens, and who reads what.
 
 docs/calibration.md has the layout, which other programs may read and write.
 """
@@ -14,6 +14,8 @@ from tq3.errors import BadInput
 from tq3.format.json_reading import parse_object
 
 VERSION = 1
+# Of which moments are made where nobody says how many.
+CALIBRATION_TOKENS = 4096
 KEY, READERS, TOKENS = "tq3.moments", "tq3.readers", "tq3.tokens"
 _MAKE = "make the file anew with `tq3 calibrate`"
 

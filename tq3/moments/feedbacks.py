@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from tq3.codec import calibrated
 from tq3.codec.backend import Backend
-from tq3.codec.calibrated import Feedback
+from tq3.codec.calibrated import BLOCK, Feedback
 from tq3.errors import BadInput
 from tq3.moments.reading import Moments
 
 # Of feedback, 1 MiB a block: more than an input of a large model has.
 _KEPT_BLOCKS = 96
+KEPT_FEEDBACK_BYTES = _KEPT_BLOCKS * (4 * BLOCK * BLOCK)
 _LOCKS = 64
 
 # Factors by which the columns of a tensor are multiplied, (stack, columns), by its name.

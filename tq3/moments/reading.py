@@ -19,6 +19,7 @@ from tq3.format.header import read_header
 from tq3.format.manifest import Digest
 from tq3.format.options import StrPath
 from tq3.format.recipe import CALIBRATED
+from tq3.format.weight_files import SUFFIX
 from tq3.moments.facts import from_metadata
 from tq3.plan.plan import Plan
 from tq3.storage.local import LocalFiles
@@ -37,6 +38,7 @@ class Moments:
 
     facts: of the pass; digest: of all bytes of the file
     readers: tensor of the source -> names of inputs, one or one for each matrix of a stack
+    tokens: input -> tokens that its moments are the mean of
     """
 
     def __init__(self, files: LocalFiles, name: str) -> None:
@@ -45,7 +47,7 @@ class Moments:
         self.file = files.place(name)
         size = files.size(name)
         header = read_header(lambda at, count: files.read(name, at, count), size, name)
-        self.facts, self.readers, self._tokens = from_metadata(header.metadata, self.file)
+        self.facts, self.readers, self.tokens = from_metadata(header.metadata, self.file)
         self._tensors = header.tensors
         self._offsets = header.offsets
         for reader, inputs in self.readers.items():
@@ -75,7 +77,12 @@ class Moments:
             count, block = (info.shape[0], info.shape[-1]) if len(info.shape) == 3 else (0, 1)
             fits = info.shape[1:] == (block, block) and count == -(-columns // block)
             in_groups = block <= BLOCK and (count == 1 or block % group == 0)
-            if info.dtype != "F32" or not fits or not in_groups or len(inputs) not in (1, prod(stack)):
+            if (
+                info.dtype != "F32"
+                or not fits
+                or not in_groups
+                or len(inputs) not in (1, prod(stack))
+            ):
                 raise BadInput(
                     "moments that don't fit the tensor",
                     file=self.file,
@@ -86,8 +93,8 @@ class Moments:
                 )
 
     def damping(self, name: str) -> float:
-        """What is added to the diagonal of an input, as a part of its mean: more after few tokens."""
-        return self.facts.damping * max(1.0, _ENOUGH_TOKENS / self._tokens[name])
+        """What the diagonal of an input gets, as a part of its mean: more after few tokens."""
+        return self.facts.damping * max(1.0, _ENOUGH_TOKENS / self.tokens[name])
 
     def block_columns(self, name: str) -> int:
         """Columns of a block, of which only the last one may have fewer."""
@@ -119,6 +126,11 @@ class Moments:
         return state.piece().digest
 
 
+def is_moments_file(path: StrPath) -> bool:
+    """Whether this names a file of moments, by its suffix, and not a text."""
+    return os.fspath(path).endswith(SUFFIX)
+
+
 def of_others(moments: Moments, checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
     """Sentences on moments of another model, and on tensors that have none."""
     facts = moments.facts
@@ -146,7 +158,7 @@ def open_moments(path: StrPath | None) -> Iterator[Moments | None]:
 
 
 def source_digest(checkpoint: Checkpoint) -> str:
-    """Of names, types and shapes of all tensors, in whatever files they lie: the same for copies."""
+    """Of names, types and shapes of all tensors, in whatever files they lie."""
     state = Digest()
     for line in sorted(_lines(checkpoint.tensors)):
         state.update(line.encode())

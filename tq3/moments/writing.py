@@ -48,7 +48,9 @@ class MomentsFile:
 
 
 @contextmanager
-def moments_file(path: Path, inputs: Iterable[str], readers: Iterable[str]) -> Iterator[MomentsFile]:
+def moments_file(
+    path: Path, inputs: Iterable[str], readers: Iterable[str]
+) -> Iterator[MomentsFile]:
     """A new file, which takes its name when all is well. Raises StorageError.
 
     inputs: at least the names of all that may be added; readers: each tensor as often as it reads

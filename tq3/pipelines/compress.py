@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tq3.codec.backend import Backend
 from tq3.dequantization.declared import LEFT_OUT
 from tq3.dequantization.source import open_original
-from tq3.codec.backend import Backend
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
 from tq3.equalization.scalings import plan_scalings
@@ -73,6 +73,28 @@ def compress_checkpoint(
         if recipe.equalize:
             yield from job.equalize(Path(out), options)
         return (yield from run_job(job, out, options))
+
+
+def check_compression(
+    source: StrPath,
+    out: StrPath,
+    recipe: Recipe,
+    options: RunOptions,
+    *,
+    verbatim_config: bool = False,
+    selection: Selection = BY_POLICY,
+    hub: HubOptions = FOLDER,
+) -> None:
+    """Raise what `compress_checkpoint` would for source, recipe, side files and target.
+
+    But for an unfinished run in the target that can't be continued.
+    """
+    with open_source(source, hub) as files:
+        job = _Compression(files, recipe, verbatim_config, selection)
+        job.sidecars()
+        if recipe.equalize:
+            plan_scalings(job.checkpoint)
+        check_target(Path(out), files.folder, overwrite=options.overwrite)
 
 
 class _Compression(Job):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from math import prod
 
 from tq3.dequantization.source import KEPT_BYTES, open_original
@@ -14,6 +15,8 @@ from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
 from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
+from tq3.moments.feedbacks import KEPT_FEEDBACK_BYTES
+from tq3.moments.reading import Moments, of_others
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.first_plan import first_plan, worth_knowing
 from tq3.pipelines.roles import describe_choice
@@ -53,12 +56,18 @@ def describe_plan(
     selection: Selection = BY_POLICY,
     *,
     verbatim_config: bool = False,
+    moments: Moments | None = None,
 ) -> Description:
     """What compress would write. Raises BadInput or UsageError, as compress does."""
     files, checkpoint = open_original(files)
-    plan = first_plan(files, checkpoint, recipe)
+    plan = first_plan(files, checkpoint, recipe, moments)
     written = () if verbatim_config else (CONFIG,)
-    return _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
+    found = _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
+    if moments is None:
+        return found
+    notices = (*found.notices, *of_others(moments, checkpoint, plan))
+    memory = (found.peak_memory_bytes or 0) + KEPT_FEEDBACK_BYTES
+    return replace(found, calibration=moments.record, notices=notices, peak_memory_bytes=memory)
 
 
 def _describe_plan(
@@ -126,6 +135,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         group_size=config.group_size,
         scale=recorded.scale if recorded else None,
         equalized=bool(config.factors),
+        calibration=config.calibration,
         original_model=config.original_model,
         source_revision=config.source_revision,
         source_dtype=config.source_dtype,

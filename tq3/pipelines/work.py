@@ -57,9 +57,7 @@ class Done:
 class Worker:
     """One thread's buffers and the four ways to carry out a block."""
 
-    def __init__(
-        self, files: Source, backend: Backend, feedbacks: Feedbacks | None = None
-    ) -> None:
+    def __init__(self, files: Source, backend: Backend, feedbacks: Feedbacks | None = None) -> None:
         self._files = files
         self._backend = backend
         self._feedbacks = feedbacks
@@ -96,9 +94,7 @@ class Worker:
         error = self._sampled_error(block, words, packed, read_norms(stored, layout.norm_dtype))
         return self._write(block, shard, words, packed, stored, error=error)
 
-    def _encode_calibrated(
-        self, block: Block, words: Words, packed: Bytes, norms: Floats
-    ) -> None:
+    def _encode_calibrated(self, block: Block, words: Words, packed: Bytes, norms: Floats) -> None:
         """Whole rows, block by block of columns, of one matrix of a stack after the other."""
         assert self._feedbacks, "a plan with calibrated codes has moments"
         layout, name = _layout(block.task), block.task.name

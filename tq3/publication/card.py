@@ -118,7 +118,7 @@ def write_card(facts: CardFacts, repo_id: str, template: Path | None) -> str:
         "kept": _kept(d),
         "error": _error(config.measured_error),
         "quality": _quality(facts.quality),
-        "scale": _SCALES[d.scale or "norm"],
+        "scale": _SCALES[d.scale or "norm"] + _calibration(d.calibration),
         "how": _how(facts),
         "serve_command": f"vllm serve {repo_id}" + _flag(facts.recognised),
     }
@@ -135,6 +135,18 @@ def _base(facts: CardFacts) -> str:
     if facts.base_model:
         return f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"
     return f"`{_cell(facts.config.original_model or 'a model that was not recorded')}`"
+
+
+def _calibration(record: Mapping[str, Any]) -> str:
+    """How the sentence on the norms goes on where codes were calibrated."""
+    if not record:
+        return ""
+    text = record.get("text")
+    source = "drawn at random" if text == "random" else f"of `{_cell(str(text))}`"
+    return (
+        ". Codes were chosen for what the weights multiply (LDLQ), as "
+        f"{record.get('tokens')} tokens {source} showed it"
+    )
 
 
 def _ratio(d: Description) -> str:

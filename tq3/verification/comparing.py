@@ -84,9 +84,7 @@ class Comparer:
         was kept is compared as what became F16 first
     """
 
-    def __init__(
-        self, files: Source, originals: Source, backend: Backend, *, again: bool
-    ) -> None:
+    def __init__(self, files: Source, originals: Source, backend: Backend, *, again: bool) -> None:
         self._files = files
         self._originals = originals
         self._backend = backend

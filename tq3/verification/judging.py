@@ -119,7 +119,9 @@ class Judge:
             again = f"encoding the source again gives {line.recoded_error:.4g}"
             yield _error_fault(file, line, again)
         elif task.scale == CALIBRATED and _is_beyond(task, layout, coded):
-            yield _error_fault(file, line, "calibrated codes lose more of the weights, but not so much")
+            yield _error_fault(
+                file, line, "calibrated codes lose more of the weights, but not so much"
+            )
 
     def _kept_faults(self, task: Task, kept: Kept) -> Iterator[Fault]:
         tensor, source = task.sources[0].info, task.sources[-1].nominal
