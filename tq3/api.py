@@ -6,9 +6,12 @@ error is a UsageError, BadInput, StorageError or NetworkError.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 from tq3.codec.backend import get_backend
 from tq3.errors import UsageError
-from tq3.events import OnEvent, Report, follow
+from tq3.events import OnEvent, Report, Run, follow
 from tq3.format.arguments import Unpack, of_its_types, only
 from tq3.format.command_line import flag
 from tq3.format.options import (
@@ -62,7 +65,7 @@ def compress(
     """
     recipe = make_recipe(**only(RecipeKeywords, options))
     moments, tokens = _asked_moments(options)
-    how = {
+    how: dict[str, Any] = {
         "verbatim_config": options.get("verbatim_config", False),
         "selection": Selection.of(options.get("also"), options.get("without")),
         "hub": HubOptions(**only(HubKeywords, options)),
@@ -71,7 +74,8 @@ def compress(
     if moments is None or is_moments_file(moments):
         return follow(compress_checkpoint(source, out, recipe, moments=moments, **how), on_event)
     calibrated = wing("calibration", "compressing", "--calibrate").compress_calibrated
-    return follow(calibrated(source, out, recipe, moments, tokens, **how), on_event)
+    run: Run[Report] = calibrated(source, out, recipe, moments, tokens, **how)
+    return follow(run, on_event)
 
 
 def _asked_moments(options: CompressKeywords) -> tuple[StrPath | None, int]:
@@ -100,7 +104,10 @@ def preview(source: StrPath, **options: Unpack[CompressKeywords]) -> Description
     asked, _ = _asked_moments(options)
     moments = asked if asked is not None and is_moments_file(asked) else None
     hub = HubOptions(revision=options.get("revision"))
-    with open_source(source, hub) as files, open_moments(moments) as known:
+    with (
+        open_source(source, hub) as files,
+        open_moments(moments) if moments is not None else nullcontext() as known,
+    ):
         return describe_plan(
             files,
             recipe,

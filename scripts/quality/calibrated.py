@@ -40,8 +40,10 @@ def calibrated(file: Path, formats: Callable[[str], Format], factors: Factors | 
         norm_dtype = {"float16": "F16", "float32": "F32"}[written.norms]
         for number, start in enumerate(range(0, cols, width)):
             feedback = feedbacks.get(name, 0, number, cols, written.group)
-            at = start // written.group, feedback, norm_dtype
-            get_backend().encode_calibrated(words, "F32", *how, packed, norms, *at)
+            first = start // written.group
+            get_backend().encode_calibrated(
+                words, "F32", *how, packed, norms, first, feedback, norm_dtype
+            )
         return written.decoded(packed, norms, cols)
 
     return factors.way(code) if factors else code

@@ -110,7 +110,6 @@ def calibrate(
             file.finish(facts, collected.readers, collected.tokens)
     yield from _scarce(collected)
     with open_moments(path) as made:
-        assert made
         return _result(path, source, made, collected.scarce, start)
 
 
@@ -140,7 +139,7 @@ def _left(path: Path, facts: Facts) -> Moments | None:
         return None
     try:
         with open_moments(path) as moments:
-            return moments if moments and moments.facts == facts else None
+            return moments if moments.facts == facts else None
     except BadInput:
         return None  # cut short, or of another version
 

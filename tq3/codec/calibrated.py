@@ -183,7 +183,8 @@ class _Group:
             reached[:, j + 1 :] += self._levels[self._codes[:, j], None] * row[j + 1 :]
             numerator += self._weight[j] * (self._errors[:, j] * reached[:, j])
             denominator += self._weight[j] * (reached[:, j] * reached[:, j])
-        return self._norm * self._root + numerator / denominator
+        scale: Floats = self._norm * self._root + numerator / denominator
+        return scale
 
 
 def storable_norms(norms: Floats, dtype: str) -> Floats:

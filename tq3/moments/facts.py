@@ -67,7 +67,8 @@ def from_metadata(metadata: Mapping[str, str], file: str) -> tuple[Facts, Reader
         raise BadInput(
             "moments of another version", file=file, found=record.get("version"), expected=VERSION
         )
-    facts = Facts(**{field.name: record.get(field.name) for field in fields(Facts)})
+    found: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Facts)}
+    facts = Facts(**found)
     _check(facts, file)
     for name, inputs in listed.items():
         if not isinstance(inputs, list) or not all(tokens.get(each) for each in inputs):

@@ -67,7 +67,8 @@ class Feedbacks:
         found = self._columns(name)
         if found is None:
             return None
-        return found[matrix if len(found) > 1 else 0].astype(np.float64)
+        factors: NDArray[np.float64] = found[matrix if len(found) > 1 else 0].astype(np.float64)
+        return factors
 
     def _make(
         self,

@@ -145,11 +145,8 @@ def of_others(moments: Moments, checkpoint: Checkpoint, plan: Plan) -> Iterator[
 
 
 @contextmanager
-def open_moments(path: StrPath | None) -> Iterator[Moments | None]:
-    """The file while it is open; None without one. Raises BadInput or StorageError."""
-    if path is None:
-        yield None
-        return
+def open_moments(path: StrPath) -> Iterator[Moments]:
+    """The file while it is open. Raises BadInput or StorageError."""
     file = Path(os.fspath(path))
     with LocalFiles(file.parent) as files:
         if not files.has(file.name):

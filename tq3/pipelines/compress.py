@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,10 @@ def compress_checkpoint(
     what was done so far is continued by the next run with the same source and recipe.
     """
     options = RunOptions(**run)
-    with open_source(source, hub) as files, open_moments(moments) as known:
+    with (
+        open_source(source, hub) as files,
+        open_moments(moments) if moments is not None else nullcontext() as known,
+    ):
         job = _Compression(files, recipe, verbatim_config, selection, known)
         if recipe.equalize:
             yield from job.equalize(Path(out), options)
