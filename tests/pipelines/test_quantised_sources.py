@@ -98,6 +98,18 @@ def test_verify_compares_with_what_it_means_and_restore_gives_it_back(tmp_path):
     assert one == other
 
 
+def test_routers_and_indexers_stay_exact_and_the_output_still_says_why(tmp_path):
+    router, indexer = f"{STEM}.mlp.gate.weight", f"{STEM}.self_attn.indexer.wk"
+    others = {router: random_tensor(8, 256, seed=3), **fp8(indexer, (128, 256)).tensors}
+    source = tiny_checkpoint(tmp_path / "source", around(WEIGHTS, **others), 3, CONFIG)
+    tq3.compress(source, tmp_path / "out")
+    for described in (tq3.preview(source), tq3.inspect(tmp_path / "out")):
+        reasons = {line.name: line.reason for line in described.tensors}
+        assert reasons[router].startswith("router of a quantised source")
+        assert reasons[f"{indexer}.weight"].startswith("indexer: ")
+    assert tq3.verify(tmp_path / "out", source=source).faults == ()
+
+
 def test_another_scale_is_found_by_verify(tmp_path):
     source = quantised(tmp_path)
     tq3.compress(source, tmp_path / "out")

@@ -133,6 +133,12 @@ def test_others_take_norms_of_half_the_size_for_whole_ones():
     assert "norms are F16" in found
 
 
+def test_others_take_rows_that_are_outputs_for_inputs():
+    config = TqConfig(bits=3, group_size=128)
+    (found,) = obstacles({"a.experts.down_proj": 3}, ["F32"], config, transposed=True)
+    assert "outputs as rows" in found
+
+
 @pytest.mark.parametrize("bpw", [3.3, 3.5, 3.8, 4.1])
 def test_a_equalized_model_of_27_billion_weights_can_be_read_by_others(bpw):
     recipe = make_recipe(recipe="mixed", target_bpw=bpw)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.vllm_host.architectures import TABLE
@@ -21,7 +23,8 @@ AT_LEAST = 8
 @pytest.mark.parametrize("name", TABLE)
 def test_an_architecture_answers_as_its_dense_weights_do(name, work, monkeypatch):
     served = TABLE[name]
-    pair = make(served.tiny(name), work / f"table_{name}", FLOAT32, keep=served.keep)
+    options: dict[str, Any] = {"keep": served.keep, "expert_groups": served.expert_groups}
+    pair = make(served.tiny(name), work / f"table_{name}", FLOAT32, **options)
     decoders = _decoders(monkeypatch)
     dense = _ask(pair.dense, served.asked_for)
     packed = _ask(pair.packed, served.asked_for, load_format=served.load_format)

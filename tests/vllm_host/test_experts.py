@@ -83,7 +83,7 @@ def test_two_ranks_share_out_the_experts(two_ranks):
         assert_same(greedy(llm), dense, FLOAT32, CLOSE_ROUTES)
 
 
-def bits(matrices, prefix="l.experts", has_bias=False):
+def bits(matrices, prefix="l.experts", *, has_bias=False, turns=False):
     """Of four experts of 192 columns, 160 of them inside."""
     sizes = SimpleNamespace(has_bias=has_bias, hidden_dim_unpadded=192, intermediate_size=160)
     layer = SimpleNamespace(
@@ -93,11 +93,11 @@ def bits(matrices, prefix="l.experts", has_bias=False):
         moe_config=sizes,
     )
     stored = Stored(matrices, 128)
-    return expert_bits(stored, stacks_below(stored, prefix, layer), layer)
+    return expert_bits(stored, stacks_below(stored, prefix, layer), layer, turns=turns)
 
 
-def stack(rows, width=3):
-    return Matrix(rows, width, 2) if width else Matrix(rows)
+def stack(rows, width=3, *, transposed=False):
+    return Matrix(rows, width, 2, transposed=transposed) if width else Matrix(rows)
 
 
 SINGLE = {
@@ -131,17 +131,50 @@ def test_experts_packed_in_several_ways_are_decoded(others, width):
     assert bits(changed(others, width)) is None
 
 
+TURNED = {
+    "w13_weight": stack(4 * 320, transposed=True),
+    "w2_weight": stack(4 * 192, transposed=True),
+}
+
+
+def below_experts(matrices):
+    return {f"l.experts.{name}": matrix for name, matrix in matrices.items()}
+
+
+def test_stacks_whose_rows_are_outputs_stay_packed_where_the_model_turns_dense_ones():
+    assert bits(below_experts(TURNED), turns=True) == (3, 3)
+    assert bits(below_experts(TURNED), turns=True, has_bias=True) == (3, 3)
+    assert bits(below_experts(TURNED)) is None
+    assert bits(SINGLE, turns=True) == (3, 3)  # of single experts no model turns any
+
+
 @pytest.mark.parametrize(
-    ("matrices", "has_bias"),
+    ("matrices", "options"),
     [
-        ({"w13_weight": stack(4 * 320), "w2_weight": stack(4 * 192)}, True),  # GPT-OSS
-        ({"gate_up_proj": Matrix(4 * 192, 3, 3), "down_proj": stack(4 * 160)}, False),  # Llama 4
-        ({"mlp.v1": stack(4 * 160), "mlp.w1": stack(4 * 160), "mlp.w2": stack(4 * 160)}, False),
+        ({"w13_weight": stack(4 * 320), "w2_weight": stack(4 * 192)}, {"turns": True}),
+        (TURNED | {"w2_weight": stack(4 * 192)}, {"turns": True}),
+        ({"gate_up_proj": stack(4 * 320), "down_proj": stack(4 * 192)}, {"has_bias": True}),
+        ({"gate_up_proj": Matrix(4 * 192, 3, 3), "down_proj": stack(4 * 160)}, {}),
+        ({"mlp.v1": stack(4 * 160), "mlp.w1": stack(4 * 160), "mlp.w2": stack(4 * 160)}, {}),
     ],
-    ids=["biases", "transposed", "unknown names"],
+    ids=["as stored", "down as stored", "biases", "transposed", "unknown names"],
 )
-def test_experts_that_vllm_takes_in_no_other_way_are_decoded(matrices, has_bias):
-    assert bits({f"l.experts.{name}": m for name, m in matrices.items()}, has_bias=has_bias) is None
+def test_experts_that_vllm_takes_in_no_other_way_are_decoded(matrices, options):
+    assert bits(below_experts(matrices), **options) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_expert_parallel": True}], ids=["split", "shared"])
+def test_two_ranks_have_experts_with_biases_whose_gate_and_up_are_interleaved(work, options):
+    sizes = {"intermediate_size": 256, "num_experts_per_tok": 4}
+    pair = make(tiny("gpt_oss", sizes), work / "gpt_oss2", FLOAT32, expert_groups="inputs")
+    dense = answers(pair.dense, FLOAT32)
+    with engine(pair.packed, FLOAT32, tensor_parallel_size=2, **options) as llm:
+        assert_same(greedy(llm), dense, FLOAT32, CLOSE_ROUTES)
+        for rank in bytes_of_layers(llm):
+            held, codes = rank["model.layers.0.mlp.experts.routed_experts"]
+            assert codes == (2 * (512 * 2 + 192 * 2) if options else 4 * (256 * 2 + 192)) * 52
+            biases = (2 * (512 + 192) if options else 4 * (256 + 192)) * 4
+            assert held - codes == biases + (4 * 4 if options else 0)  # and whose expert is where
 
 
 def test_experts_of_which_gate_and_up_are_kept_answer_as_the_dense_model(work):

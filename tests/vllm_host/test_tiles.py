@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.cuda.emulated import Device
+from support.vllm_host.architectures import TABLE
 from support.vllm_host.checkpoints import make, tiny
 from support.vllm_host.engine import engine, greedy
 
@@ -57,3 +58,10 @@ def test_experts_answer_the_same_from_tiles(work, monkeypatch):
     shapes = assert_same_answers(pair.packed, monkeypatch)
     experts = [shape for name, shape in shapes.items() if name.endswith("w2_weight_packed")]
     assert {len(shape) for shape in experts} == {6}
+
+
+def test_latent_attention_decodes_its_keys_and_values_from_tiles(work, monkeypatch):
+    pair = make(TABLE["deepseek_v3"].tiny("deepseek_v3"), work / "tiles_of_latent", FLOAT32)
+    shapes = assert_same_answers(pair.packed, monkeypatch)
+    latent = {name.rpartition(".")[2] for name in shapes if ".kv_b_proj." in name}
+    assert latent == {"tq3_words_0", "tq3_norms_0"}

@@ -25,6 +25,7 @@ class Layout:
     scales: endings, one of which is there; scale_dtypes: theirs
     global_scale, zero_points: endings; the first has to be there
     beside: endings of what is of no use for the weights
+    transposed: whether hosts have stacks of such weights as [experts, columns, rows]
     """
 
     kind: str
@@ -37,13 +38,14 @@ class Layout:
     is_divided: bool = False
     zero_points: str = ""
     beside: tuple[str, ...] = ()
+    transposed: bool = False
 
 
 _OF_WEIGHT = (".weight_scale_inv", ".weight_scale", ".scale", ".qscale_weight")
 _ACTIVATIONS = (".input_scale", ".activation_scale", ".qscale_act", ".input_global_scale")
 # First match wins: what is told by more comes first.
 LAYOUTS = (
-    Layout("e2m1", "_blocks", ("U8",), ("_scales",), _EXPONENTS, name=""),
+    Layout("e2m1", "_blocks", ("U8",), ("_scales",), _EXPONENTS, name="", transposed=True),
     Layout(
         "nvfp4",
         ".weight_packed",

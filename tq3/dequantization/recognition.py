@@ -15,14 +15,12 @@ from tq3.dequantization.blocks import block_of, check_others, logical_shape, pac
 from tq3.dequantization.declared import LEFT_OUT, Declared, declared
 from tq3.dequantization.layouts import OF_NO_WEIGHT, Match, match, of_no_use, scales_a_cache
 from tq3.errors import BadInput
-from tq3.format.checkpoint import Checkpoint, Located, Pieces
+from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, Pieces
 from tq3.format.files import CONFIG
 from tq3.format.header import TensorInfo
 from tq3.format.quantised import Encoding
 from tq3.units import counted
 
-# No file is as large: virtual tensors lie behind what is in it.
-FIRST_VIRTUAL = 2**62
 _BITS = {"e4m3": 8, "e2m1": 4, "nvfp4": 4}
 _FLOATS_8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
@@ -73,7 +71,8 @@ def _virtual(found: Match, said: Declared) -> Located:
     check_others(found, shape, encoding)
     info = TensorInfo(found.stem + layout.name, "F32", shape)
     pieces = Pieces(encoding, codes, found.scales, found.global_scale, found.zero_points)
-    return Located(info, codes.file, codes.offset, pieces)
+    transposed = layout.transposed and len(shape) == 3
+    return Located(info, codes.file, codes.offset, pieces, transposed)
 
 
 def _placed(tensors: Iterable[Located]) -> tuple[Located, ...]:

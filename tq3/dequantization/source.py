@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tq3.codec.backend import get_backend
 from tq3.codec.quantised import SCALE_TYPE, unpack
-from tq3.dequantization.recognition import FIRST_VIRTUAL, dequantised
-from tq3.format.checkpoint import Checkpoint, Located, read_checkpoint
+from tq3.dequantization.recognition import dequantised
+from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, read_checkpoint
 from tq3.format.files import ForwardingSource, Source
 from tq3.format.header import DTYPE_BITS
 from tq3.plan.ordinary import check_ordinary

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tq3.codec.backend import get_backend
+from tq3.dequantization.orientation import turned_like
 from tq3.dequantization.source import open_original
 from tq3.equalization.scaled_source import equalized
 from tq3.errors import BadInput
@@ -50,19 +51,23 @@ class Tensors:
             kept[name] = kept.pop(name + PACKED) + kept.pop(name + NORMS)  # type: ignore[assignment]
         self.n_bytes = {n: sum(part.n_bytes for part in parts) for n, parts in kept.items()}
         self.shapes = {
-            name: layouts[name].shape if name in layouts else parts[0].info.shape
+            name: layouts[name].host_shape if name in layouts else parts[0].of_host.info.shape
             for name, parts in kept.items()
         }
 
     def __call__(self, name: str) -> torch.Tensor:
-        """The tensor as stored, or decoded. Raises BadInput for a type that no model has."""
+        """The tensor as hosts have it. Raises BadInput for a type that no model has."""
         if name in self.layouts:
-            return self._decoded(name, self.layouts[name])
-        return self._read(self._located[name])
+            layout = self.layouts[name]
+            tensor, is_transposed = self._decoded(name, layout), layout.transposed
+        else:
+            located = self._located[name]
+            tensor, is_transposed = self._read(located), located.transposed
+        return tensor.mT.contiguous() if is_transposed else tensor
 
     def _decoded(self, name: str, layout: GroupLayout) -> torch.Tensor:
         packed = self._read(self._located[name + PACKED])
-        norms = self._read(self._located[name + NORMS]).float()
+        norms = self._read(self._located[name + NORMS]).float().flatten(0, -2)
         weights = torch.empty(layout.shape)
         words = weights.view(layout.rows, layout.cols).numpy().view(np.uint32)
         codec = get_backend()
@@ -93,8 +98,10 @@ def open_both(originals: Source, files: Source) -> tuple[Tensors, Tensors, bool]
     originals, checkpoint = open_original(originals, _WHICH)
     ours = read_checkpoint(files)
     config = read_tq_config(files, ours.config)
+    layouts = packed_layouts(ours, config)
+    originals, checkpoint = turned_like(layouts.values(), originals, checkpoint)
     original = Tensors(equalized(originals, checkpoint, config.factors), checkpoint, {})
-    compressed = Tensors(files, ours, packed_layouts(ours, config))
+    compressed = Tensors(files, ours, layouts)
     return original, compressed, bool(config.factors)
 
 

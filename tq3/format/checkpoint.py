@@ -11,6 +11,7 @@ from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format.files import CONFIG, Files, read_object
 from tq3.format.header import TensorInfo, read_header
+from tq3.format.layout import exchanged
 from tq3.format.quantised import Encoding
 from tq3.format.weight_files import (
     SINGLE,
@@ -22,6 +23,9 @@ from tq3.format.weight_files import (
 )
 from tq3.units import counted
 
+# Places of tensors that lie in no file as they are read: no file is as large. Each kind lies behind
+# the ones that it may be read from.
+FIRST_VIRTUAL, FIRST_TURNED, FIRST_OF_HOST = 2**62, 2**63, 2**64
 CONTINUE = "the tq3 command that began it goes on from there; or delete the folder"
 FETCH_TOGETHER = "fetch index and shards again, from one revision"
 
@@ -31,12 +35,14 @@ class Located:
     """A tensor and where its bytes lie.
 
     pieces: what makes a virtual tensor, which is read as float32 and lies in no file as it is
+    transposed: whether hosts have the last two dimensions of this stack of experts exchanged
     """
 
     info: TensorInfo
     file: str
     offset: int
     pieces: Pieces | None = None
+    transposed: bool = False
 
     @property
     def nominal(self) -> TensorInfo:
@@ -47,6 +53,17 @@ class Located:
     def n_bytes(self) -> int:
         """Bytes that it takes in the source's files."""
         return self.pieces.n_bytes if self.pieces else self.info.n_bytes
+
+    @property
+    def of_host(self) -> Located:
+        """The tensor as hosts have it: itself, or a view that a `TurnedSource` reads."""
+        return self.turned(FIRST_OF_HOST) if self.transposed else self
+
+    def turned(self, first: int) -> Located:
+        """A view with the last two dimensions exchanged, whose place lies behind `first`."""
+        info = replace(self.info, shape=exchanged(self.info.shape))
+        is_transposed = not self.transposed
+        return replace(self, info=info, offset=first + self.offset, transposed=is_transposed)
 
 
 @dataclass(frozen=True, slots=True)

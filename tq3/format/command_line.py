@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from tq3.format.config import recipe_record
 from tq3.format.options import CompressKeywords, RestoreKeywords
 from tq3.format.recipe import Recipe
-from tq3.format.request import kept_as, make_recipe
+from tq3.format.request import make_recipe, usual_with
 from tq3.format.widths import BY_NAME, EXACT, is_recipe_file, recipe_names
 from tq3.units import exact_size
 
@@ -33,7 +33,7 @@ def command_options(record: Mapping[str, Any]) -> Iterator[str]:
     name = (record.get("widths") or {}).get("name")
     recipe = make_recipe(recipe=name) if name in recipe_names() else Recipe()
     usual = _width_options(recipe_record(recipe)) | _other_options(recipe_record(recipe))
-    usual["keep_dtype"] = kept_as(name)
+    usual |= usual_with(name)
     for option, value in (_width_options(record) | _other_options(record)).items():
         if option in _FLAGS and (option in ("bits", "recipe") or value != usual.get(option)):
             yield from _words(option, value)
@@ -51,8 +51,8 @@ def option_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[s
     else:  # what else differs in widths is the recipe's doing
         yield f"{_in_words(*first)} became {_in_words(*then)}"
     before, after = _other_options(old), _other_options(new)
-    if old.get("widths") != new.get("widths"):  # it follows from them, unless it is asked for
-        before["keep_dtype"] = after.get("keep_dtype")
+    if old.get("widths") != new.get("widths"):  # these follow from them, unless they are asked for
+        before |= {key: after.get(key) for key in usual_with(None)}
     yield from _changes(before, after)
 
 

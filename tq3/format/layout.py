@@ -17,12 +17,20 @@ class GroupLayout:
     """Rows of weights cut into groups: leading dimensions are rows, a last group is padded.
 
     norm_dtype: of the stored norms, one of `NORM_DTYPES`
+    transposed: whether hosts have the last two dimensions of this stack exchanged, which norms of
+    three dimensions say
     """
 
     shape: tuple[int, ...]
     bits: int
     group: int
     norm_dtype: str = "F32"
+    transposed: bool = False
+
+    @property
+    def host_shape(self) -> tuple[int, ...]:
+        """The shape of the parameter that hosts have, and of what is restored."""
+        return exchanged(self.shape) if self.transposed else self.shape
 
     @property
     def rows(self) -> int:
@@ -58,5 +66,12 @@ class GroupLayout:
         """The two tensors that stand for `name` in the checkpoint: packed codes, norms."""
         n_groups = self.rows * self.groups_per_row
         packed = TensorInfo(name + PACKED, "U8", (n_groups, self.group_bytes))
-        norms = TensorInfo(name + NORMS, self.norm_dtype, (self.rows, self.groups_per_row))
+        rows = self.shape[:-1] if self.transposed else (self.rows,)
+        norms = TensorInfo(name + NORMS, self.norm_dtype, (*rows, self.groups_per_row))
         return packed, norms
+
+
+def exchanged(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with its last two dimensions exchanged."""
+    *stack, rows, columns = shape
+    return (*stack, columns, rows)

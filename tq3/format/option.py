@@ -1,4 +1,4 @@
-"""How a command shows a keyword of a function."""
+"""What one option of a command is, and where the command's help lists it."""
 
 from __future__ import annotations
 

@@ -13,8 +13,17 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 from tq3.format.arguments import check_fields
+from tq3.format.calibration_options import CalibrationKeywords
 from tq3.format.option import EXACT, FIRST, OUTPUT, RUN, SMALL, Option
-from tq3.format.recipe import GroupSize, KeptDtype, Nonfinite, NormDtype, Recipe, Scale
+from tq3.format.recipe import (
+    ExpertGroups,
+    GroupSize,
+    KeptDtype,
+    Nonfinite,
+    NormDtype,
+    Recipe,
+    Scale,
+)
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits
 
@@ -107,6 +116,16 @@ class RecipeKeywords(ShardKeywords, total=False):
             "or widths for head and embeddings",
         ),
     ]
+    expert_groups: Annotated[
+        ExpertGroups | None,
+        Option(
+            "How fused experts that are stored with inputs as rows (gpt-oss in BF16, Llama 4) are "
+            "cut: rows as stored, or the inputs of each output, which hosts can serve packed.",
+            SMALL,
+            default="stored as published, inputs with a recipe other than native, a target, or "
+            "widths for head and embeddings",
+        ),
+    ]
     nonfinite: Annotated[
         Nonfinite | None,
         Option("At a NaN or infinity end with an error, or keep that tensor uncompressed.", EXACT),
@@ -180,24 +199,6 @@ class HubKeywords(RevisionKeywords, total=False):
         Option("Fetch each repository that is named into the Hub cache first, and read that.", RUN),
     ]
     show_download: bool
-
-
-class CalibrationKeywords(TypedDict, total=False):
-    """Under which second moments of their inputs weights are coded."""
-
-    calibrate: Annotated[
-        StrPath | None,
-        Option(
-            "Choose codes for what the weights multiply: a file of `tq3 calibrate`, or a text file "
-            "or `random` tokens to send through the model first (needs torch). Same size, same "
-            "readers.",
-            metavar="FILE|random",
-        ),
-    ]
-    calibration_tokens: Annotated[
-        int | None,
-        Option("Tokens to calibrate with, where --calibrate is no file of moments.", RUN, "N"),
-    ]
 
 
 class CompressKeywords(

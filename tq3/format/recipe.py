@@ -14,6 +14,8 @@ GroupSize = Literal[32, 64, 128, 256]
 Scale = Literal["norm", "search"]
 NormDtype = Literal["float32", "float16"]
 KeptDtype = Literal["float16", "source"]
+# Along which axis fused experts are cut that are stored with inputs as rows.
+ExpertGroups = Literal["stored", "inputs"]
 Nonfinite = Literal["error", "keep"]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 SCALES: tuple[str, ...] = get_args(Scale)
@@ -35,6 +37,7 @@ class Recipe:
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     keep_dtype: KeptDtype = "float16"
+    expert_groups: ExpertGroups = "stored"
     max_shard_bytes: int = parse_size(DEFAULT_SHARD_SIZE)
     sensitive_bits: Bits | None = None
     sensitive_patterns: tuple[str, ...] = ("o_proj", "down_proj")

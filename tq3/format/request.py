@@ -10,7 +10,7 @@ from typing import Any
 from tq3.errors import UsageError
 from tq3.format.arguments import Unpack, of_its_types, several
 from tq3.format.options import RecipeKeywords
-from tq3.format.recipe import KeptDtype, Recipe
+from tq3.format.recipe import Recipe
 from tq3.format.sizes import parse_size
 from tq3.format.widths import BY_NAME, Widths, load_widths
 
@@ -41,18 +41,19 @@ def make_recipe(**options: Unpack[RecipeKeywords]) -> Recipe:
             settings[name] = texts
     if "max_shard_size" in asked:
         settings["max_shard_bytes"] = parse_size(asked["max_shard_size"])
-    return Recipe(
-        **{"keep_dtype": kept_as(widths.name if widths else None), **settings}, widths=widths
-    )
+    return Recipe(**{**usual_with(widths.name if widths else None), **settings}, widths=widths)
 
 
-def kept_as(recipe: str | None) -> KeptDtype:
-    """`keep_dtype` where none is asked for: F16 as published writers have it, else the source's.
+def usual_with(recipe: str | None) -> dict[str, str]:
+    """`keep_dtype` and `expert_groups` where none is asked for: as published writers have them, or
+    as hosts serve them best.
 
     In the model's own type tensors are served from the file's pages; others are copied.
     recipe: the name of widths by role, None without any
     """
-    return "float16" if recipe in (None, _PUBLISHED) else "source"
+    if recipe in (None, _PUBLISHED):
+        return {"keep_dtype": "float16", "expert_groups": "stored"}
+    return {"keep_dtype": "source", "expert_groups": "inputs"}
 
 
 def _check_alone(asked: Mapping[str, Any]) -> None:

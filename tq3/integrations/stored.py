@@ -27,12 +27,14 @@ class Matrix:
     bits: 0 where it is not packed
     groups: of a row, where it is packed
     source: its name in the checkpoint
+    transposed: whether it is a stack that hosts have with rows and columns exchanged
     """
 
     rows: int
     bits: int = 0
     groups: int = 0
     source: str = field(default="", compare=False)
+    transposed: bool = False
 
     @property
     def is_packed(self) -> bool:
@@ -129,16 +131,17 @@ def read_shapes(shapes: Mapping[str, Sequence[int]], group: int) -> Stored:
 
 def _packed(name: str, packed: Sequence[int], norms: Sequence[int], group: int) -> Matrix:
     bits = packed[1] * 8 // group if len(packed) == 2 else 0
-    fits = bits in WIDTHS and len(norms) == 2 and packed[0] == prod(norms)
+    fits = bits in WIDTHS and len(norms) in (2, 3) and packed[0] == prod(norms)
     if not fits or packed[1] * 8 != bits * group:
         raise BadInput(
             "codes and norms contradict each other",
             tensor=name,
             found=f"codes {list(packed)}, norms {list(norms)}",
-            expected=f"[rows*n, {group}*bits/8] and [rows, n]",
+            expected=f"[rows*n, {group}*bits/8] and [rows, n] or [experts, rows, n]",
             fix="fetch the checkpoint again; `tq3 verify` finds what is damaged",
         )
-    return Matrix(rows=norms[0], bits=bits, groups=norms[1], source=name)
+    *rows, groups = norms
+    return Matrix(prod(rows), bits, groups, name, transposed=len(rows) == 2)
 
 
 def spread(parts: Sequence[Matrix], sizes: Sequence[int]) -> list[Matrix]:

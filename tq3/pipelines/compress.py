@@ -10,7 +10,7 @@ from typing import Any
 
 from tq3.codec.backend import Backend
 from tq3.dequantization.declared import LEFT_OUT
-from tq3.dequantization.source import open_original
+from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
 from tq3.equalization.scalings import plan_scalings
@@ -29,7 +29,7 @@ from tq3.hub.options import HubOptions
 from tq3.moments.feedbacks import Feedbacks, unscaled
 from tq3.moments.reading import Moments, of_others, open_moments
 from tq3.pipelines.findings import Finding, Kind
-from tq3.pipelines.first_plan import first_plan, worth_knowing
+from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
@@ -117,7 +117,7 @@ class _Compression(Job):
         selection: Selection,
         moments: Moments | None = None,
     ) -> None:
-        super().__init__(*open_original(files), selection)
+        super().__init__(*open_for(recipe, files), selection)
         if verbatim_config and self.checkpoint.source_quantization:
             raise UsageError(
                 "its config.json says that the weights are quantised as they were",
@@ -150,7 +150,8 @@ class _Compression(Job):
         check_continuation(out, expected, resume=options.resume and not options.overwrite)
         yield Notice("a first pass measures the columns, which --equalize scales")
         self._factors = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
-        self.files = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
+        scaled = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
+        self.files = with_host_views(scaled, self.checkpoint)
 
     def options(self) -> dict[str, Any]:
         """The recipe."""

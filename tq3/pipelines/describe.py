@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from math import prod
 
-from tq3.dequantization.source import KEPT_BYTES, open_original
+from tq3.dequantization.orientation import held_bytes
+from tq3.dequantization.source import KEPT_BYTES
 from tq3.equalization.scalings import plan_scalings
 from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
@@ -18,7 +19,7 @@ from tq3.format.recipe import Recipe
 from tq3.moments.feedbacks import KEPT_FEEDBACK_BYTES
 from tq3.moments.reading import Moments, of_others
 from tq3.pipelines.description import Description, TensorLine
-from tq3.pipelines.first_plan import first_plan, worth_knowing
+from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.roles import describe_choice
 from tq3.pipelines.side_files import side_files
 from tq3.plan.allocation import unreachable_target
@@ -29,6 +30,7 @@ from tq3.plan.learned import NOTHING_LEARNED
 from tq3.plan.plan import BLOCK_BYTES, Plan, Task
 from tq3.plan.policy import Decision, why_exact
 from tq3.plan.restoring import all_layouts, find_tq_config
+from tq3.plan.routers import why_router_stays
 from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import RENAMED
 
@@ -44,7 +46,7 @@ def describe(files: Source, recipe: Recipe, workers: int) -> Description:
     config = find_tq_config(files, checkpoint.config)
     if config:
         return _describe_tq3(files, checkpoint, config)
-    files, checkpoint = open_original(files)
+    files, checkpoint = open_for(recipe, files)
     plan = plan_compression(checkpoint, recipe)
     return _describe_plan(files, checkpoint, plan, recipe, workers)
 
@@ -59,7 +61,7 @@ def describe_plan(
     moments: Moments | None = None,
 ) -> Description:
     """What compress would write. Raises BadInput or UsageError, as compress does."""
-    files, checkpoint = open_original(files)
+    files, checkpoint = open_for(recipe, files)
     plan = first_plan(files, checkpoint, recipe, moments)
     written = () if verbatim_config else (CONFIG,)
     found = _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
@@ -175,7 +177,7 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
                 layout=None,
                 dtype=info.dtype,
                 n_bytes=info.n_bytes,
-                reason=recorded or _why_kept(info.name, decisions[info.name], recipe),
+                reason=recorded or _why_kept(info.name, decisions[info.name], recipe, config),
                 loses=what_may_be_lost(info.dtype),
             )
 
@@ -187,11 +189,13 @@ def _what_is_lost(task: Task) -> str | None:
     return what_is_lost(task.sources[0].info.dtype, task.targets[0].dtype)
 
 
-def _why_kept(name: str, decision: Decision, recipe: Recipe) -> str:
+def _why_kept(name: str, decision: Decision, recipe: Recipe, config: TqConfig) -> str:
     """The reason by the rules that apply to name, shape and type: the writer recorded none."""
-    if decision.compress:
-        return why_exact(name, recipe) or "kept by its writer"
-    return decision.reason
+    if not decision.compress:
+        return decision.reason
+    is_quantised = bool(config.source_quantization)
+    stays = why_router_stays(name, recipe, is_quantised=is_quantised)
+    return stays or why_exact(name, recipe) or "kept by its writer"
 
 
 def _line(
@@ -215,6 +219,7 @@ def _line(
         reason=reason,
         norm_dtype=layout.norm_dtype if layout else None,
         loses=loses,
+        transposed=layout is not None and layout.transposed,
     )
 
 
@@ -223,5 +228,6 @@ def _peak_memory(plan: Plan, workers: int) -> int:
     units = (task.bytes_held // task.units for task in plan.tasks if task.units)
     blocks = workers * max(BLOCK_BYTES, *units, 0)
     is_quantised = any(source.pieces for task in plan.tasks for source in task.sources)
-    scales = KEPT_BYTES if is_quantised else 0
-    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks + scales
+    kept = KEPT_BYTES if is_quantised else 0
+    kept += held_bytes(source for task in plan.tasks for source in task.sources)
+    return _BASE_MEMORY_BYTES + _TENSOR_MEMORY_BYTES * len(plan.tasks) + blocks + kept

@@ -20,6 +20,7 @@ class TensorLine:
     bits, norm_dtype: width of its codes and type of its norms, None where it is not compressed
     dtype, n_bytes: as stored in the TQ3 checkpoint (codes and norms together)
     loses: what of its values a kept tensor loses, as far as headers tell; None for a compressed one
+    transposed: whether hosts have the last two dimensions exchanged
     """
 
     name: str
@@ -32,6 +33,7 @@ class TensorLine:
     reason: str
     norm_dtype: str | None = None
     loses: str | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

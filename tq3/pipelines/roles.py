@@ -19,7 +19,7 @@ from tq3.plan.sensitivity import alphas, relative_error
 
 
 class Line(Protocol):
-    """A tensor as asked for: name, width, type, shape, weights, bytes, type of its norms."""
+    """A tensor as asked for: name, width, type, shape, weights, bytes, type of its norms, order."""
 
     @property
     def name(self) -> str: ...
@@ -35,6 +35,8 @@ class Line(Protocol):
     def n_bytes(self) -> int: ...
     @property
     def norm_dtype(self) -> str | None: ...
+    @property
+    def transposed(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def describe_choice(tensors: Sequence[Line], recipe: Recipe, config: TqConfig) -
             {line.name: line.bits for line in tensors if len(line.shape) > 1},
             {line.norm_dtype for line in tensors if line.norm_dtype},
             config,
+            transposed=any(line.transposed for line in tensors),
         ),
     )
 

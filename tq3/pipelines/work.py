@@ -39,6 +39,8 @@ Bytes = NDArray[np.uint8]
 SAMPLED_GROUPS = 512
 SEEN_BYTES = 2**16
 _CACHE_LINE = 64
+# Rows that become columns at one time.
+_TURNED_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,35 @@ class Worker:
         norms = read_norms(self._read(block, 1), layout.norm_dtype).reshape(block.count, -1)
         if not is_norm(norms).all():
             return Done(block, bad_norm(block, norms))
-        words = as_words(self._target(block, 0), dtype).reshape(block.count, layout.unit_cols)
-        self._backend.decode(packed, norms, layout.bits, layout.group, words, dtype)
+        words = as_words(self._target(block, 0), dtype)
+        if layout.transposed:
+            norms = norms.reshape(-1, layout.groups_per_row)
+            self._decode_turned(layout, packed, norms, words, dtype)
+        else:
+            rows = words.reshape(block.count, layout.unit_cols)
+            self._backend.decode(packed, norms, layout.bits, layout.group, rows, dtype)
         if not all_finite(words, dtype):
-            exact = np.empty(words.shape, np.uint32)
+            exact = np.empty((len(norms), words.size // len(norms)), np.uint32)
             self._backend.decode(packed, norms, layout.bits, layout.group, exact, "F32")
             return Done(block, overflow(block, exact, "F32", dtype))
         return self._write(block, shard, packed, words)
+
+    def _decode_turned(
+        self, layout: GroupLayout, packed: Bytes, norms: Floats, words: Words, dtype: str
+    ) -> None:
+        """Decode whole matrices into what hosts have, their rows as columns."""
+        turned = words.reshape(-1, *layout.host_shape[1:])
+        n, step = layout.groups_per_row, _TURNED_ROWS
+        for expert, matrix in enumerate(turned):
+            for first in range(0, layout.shape[1], step):
+                start = expert * layout.shape[1] + first
+                stop = min(start + step, (expert + 1) * layout.shape[1])
+                rows = np.empty((stop - start, layout.cols), words.dtype)
+                codes = packed[start * n : stop * n]
+                self._backend.decode(
+                    codes, norms[start:stop], layout.bits, layout.group, rows, dtype
+                )
+                matrix[:, first : first + step] = rows.T
 
     def _cast(self, block: Block, shard: ShardFile) -> Done:
         dtype, target = block.task.sources[0].info.dtype, block.task.targets[0].dtype

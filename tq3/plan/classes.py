@@ -12,7 +12,7 @@ from tq3.plan.names import whatever_its_numbers
 # Tables of one kind may have numbers: `embed_tokens.0`, `token_type_embeddings_2`. Names that some
 # model gives to a matrix, too, are anchored to where they are a table.
 TOKEN_EMBEDDING = (
-    r"(^|\.)((\w{1,50}_)?(embed|emb|embedding|embeddings|embed_in)|embed_(char|global|timestep)"
+    r"(^|(?<!\bengram)\.)((\w{1,50}_)?(embed|emb|embedding|embeddings|embed_in)|embed_(char|global|timestep)"
     r"|(\w{1,50}_)?embed_([a-z]{1,20}_)?tokens(_extend|_per_layer)?|input_embeds_layers?"
     r"|(column|row|queries)_embedder|HashBucketCodepointEmbedder)([._]\d{1,4})?\.weight$"
     r"|(^|\.)(wte|shared|codebook|visual_embeddings_table)\.weight$"
@@ -32,16 +32,21 @@ LEARNED_TOKENS = (
     r"|query_\d{1,5}_resolution|detr_decoder\.reference_points)\.weight$"
     r"|^(reference_points|query)\.weight$"  # elsewhere this is a part of attention
 )
-# A head over a vocabulary; `output` at the top is the one of Meta's files.
+# A head over a vocabulary; at the top `output` is the one of Meta's and Mistral's files, `head` of
+# DeepSeek V4's. DeepSeek V3 and GLM have one more in a layer that predicts another token.
 LM_HEAD = (
     r"(^|\.)(lm_head(\.linear|\.decoder|\.out_proj)?|(predictions|mlm_score|head)\.decoder|embed_out"
-    r"|unembed|log_softmax\.mlp\.layer0|lm_loss|pred_layer\.proj|vocab_projector)\.weight$"
-    r"|^(model\.)?(output|cls|encoder\.out)\.weight$|^(decoder|proj_out)\.weight$"
+    r"|unembed|log_softmax\.mlp\.layer0|lm_loss|pred_layer\.proj|vocab_projector|shared_head\.head)"
+    r"\.weight$|^(model\.)?(output|cls|encoder\.out)\.weight$|^(decoder|proj_out|head)\.weight$"
     # Of models that bring their own code: InternVL, ChatGLM, OLMo and LLaDA, Moshi.
     r"|(^|\.)(language_model\.output|transformer\.(output_layer|ff_out))\.weight$"
     r"|^(text_linear|linears\.\d{1,4})\.weight$"
     r"|(^|(^|\.)decoder\.)output_projection\.weight$"
 )
+# What chooses the tokens that attention looks at, and what joins several tokens in one of a cache:
+# matrices that are named as those of attention, and do something else.
+INDEXER = r"(^|\.)(indexer\.|index_[qk]_proj\.)"
+COMPRESSOR = r"(^|\.)compressor\."
 # Experts of a layer that each token is sent to, and those that all tokens pass.
 _PARALLEL = r"(block_sparse_moe|mlp)\.(input|output)_linear\.weight$"
 ROUTED_EXPERTS = (
@@ -64,9 +69,10 @@ _CLASSES = tuple(
         (
             VISION,
             r"(^|\.)(visual|vision|vision_tower|vision_model|vision_encoder"
-            r"|multi_modal_projector|mm_projector)\.",
+            r"|multi_modal_projector|mm_projector|vision_language_adapter|aligner"
+            r"|patch_merger|patch_merge_mlp)\.",
         ),
-        (MTP, r"(^|\.)mtp(_\w+)?\."),
+        (MTP, r"(^|\.)(mtp(_\w+)?|eh_proj)\."),
         (EMBEDDINGS, f"{TOKEN_EMBEDDING}|{POSITION_EMBEDDING}|{LM_HEAD}"),
         (EXPERTS, f"{ROUTED_EXPERTS}|{SHARED_EXPERTS}"),
         (LINEAR_ATTENTION, r"(^|\.)(linear_attn|mamba|mixer|ssm)\."),
@@ -75,7 +81,7 @@ _CLASSES = tuple(
             MLP,
             r"(^|\.)(mlp|ffn|feed_forward|(block_)?sparse_moe|moe|moe_gate|router|DenseReluDense"
             r"|intermediate|fc[12])\."
-            r"|\.layer\.\d+\.output\.",
+            r"|\.layer\.\d+\.output\.|(^|\.)layers\.\d+\.gate\.",
         ),
     )
 )

@@ -28,6 +28,7 @@ from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 from tq3.plan.policy import Decision, decide, why_exact
 from tq3.plan.precision import dtype_where_kept, main_dtype
 from tq3.plan.readers import substrings
+from tq3.plan.routers import keep_routers
 
 _Fates = Sequence[tuple[Located, Decision]]
 
@@ -50,6 +51,8 @@ def plan_compression(
     decisions = {info.name: decide(info, recipe, main) for info in infos}
     if not recipe.only:
         decisions |= dict.fromkeys(heads_by_shape(checkpoint), Decision(False, AS_A_HEAD))
+    is_quantised = bool(checkpoint.source_quantization)
+    decisions = keep_routers(decisions, recipe, is_quantised=is_quantised)
     # Values never change a width: that would change the width of every other tensor.
     asked = _fates(checkpoint, keep_together(decisions))
     chosen, wider = widen(_choose_widths(asked, recipe, main))
@@ -197,18 +200,21 @@ def _task(
 ) -> Task:
     name = tensor.info.name
     if exact_because := learned.exact.get(name):
-        return replace(copy_task(tensor, exact_because), must_be_finite=False)
+        return replace(copy_task(tensor.of_host, exact_because), must_be_finite=False)
     if decision.compress and bits is not None:
         is_half = recipe.norms == "float16" and name not in learned.float32_norms
         norm_dtype = "F16" if is_half else "F32"
-        layout = GroupLayout(tensor.info.shape, bits, recipe.group_size, norm_dtype)
+        layout = GroupLayout(
+            tensor.info.shape, bits, recipe.group_size, norm_dtype, tensor.transposed
+        )
         return _encode_task(tensor, layout, recipe, decision.reason)
     reason = decision.reason
     if decision.compress:
         reason = why_exact(name, recipe) or reason
+    kept = tensor.of_host
     if recipe.keep_dtype == "source":
-        return copy_task(tensor, reason)
-    return cast_task(tensor, dtype_where_kept(tensor.nominal, source_dtype), reason)
+        return copy_task(kept, reason)
+    return cast_task(kept, dtype_where_kept(kept.nominal, source_dtype), reason)
 
 
 def _encode_task(tensor: Located, layout: GroupLayout, recipe: Recipe, reason: str) -> Task:

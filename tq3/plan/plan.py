@@ -104,7 +104,7 @@ class Block:
     def weights(self) -> int:
         """Weights that are encoded or decoded."""
         layout = self.task.layout
-        return self.count * (prod(layout.shape) // self.task.units) if layout else 0
+        return prod(layout.shape) * self.count // self.task.units if layout else 0
 
     def span(self, n_bytes: int) -> tuple[int, int]:
         """The block's place in a tensor of `n_bytes`: first byte, number of bytes."""

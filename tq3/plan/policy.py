@@ -17,8 +17,10 @@ from tq3.format.layout import GroupLayout
 from tq3.format.recipe import Recipe
 from tq3.format.widths import BY_NAME
 from tq3.plan.classes import (
+    COMPRESSOR,
     EXPERT_ROWS,
     EXPERT_STACK,
+    INDEXER,
     LEARNED_TOKENS,
     LM_HEAD,
     POSITION_EMBEDDING,
@@ -36,9 +38,33 @@ NO_GAIN = "would not become smaller: its rows are too short for groups"
 KEEP = tuple(
     (re.compile(pattern), why)
     for pattern, why in (
+        (INDEXER, "indexer: chooses the tokens that attention looks at, which no later step mends"),
+        (COMPRESSOR, "compressor: every later token reads what it leaves; read raw by vLLM"),
+        (
+            r"(^|\.)attn\.wo_a\.weight$|(^|\.)self_attn\.o_a_proj\.weight$",
+            "first half of an output projection in groups: read raw, as a batch of products",
+        ),
+        (
+            r"(^|\.)(hc_(attn|ffn|head)_|(attn|ffn)_hc\.|hc_head\.hc_)(fn|base|scale)$",
+            "hyper-connection: mixes the streams that all layers write to",
+        ),
+        (
+            r"(^|\.)(layers|mtp)\.\d+\.ffn\.gate\.weight$",
+            "router: decides which experts run; read raw by vLLM",
+        ),
+        (r"(^|\.)gate\.tid2eid$", "router: numbers of experts, looked up by token"),
+        (r"(^|\.)engram\.embed(_tokens)?\.weight$", "Engram table: looked up, not multiplied"),
+        (
+            r"(^|\.)(self_attention|mlp|output_attn)_res_proj\.weight$",
+            "weights of earlier layers' outputs: one row, read raw by vLLM",
+        ),
+        (
+            r"(^|\.)routed_expert_up_proj\.weight$",
+            "way back from the experts' narrower rows: read raw by vLLM",
+        ),
         (
             r"(^|\.)(\w+_)?(ln|norm|layernorm|rmsnorm|groupnorm)(_?\d+|_f|_embedding|_hidden)?"
-            r"\.weight$",
+            r"\.weight$|(^|\.)engram\.[qk]_weight$",
             "norm: multiplies every activation",
         ),
         (POSITION_EMBEDDING, "position embedding: looked up, not multiplied"),

@@ -13,16 +13,22 @@ from tq3.plan.roles import fused_set_of, role_of
 
 
 def obstacles(
-    widths: Mapping[str, Width], norm_dtypes: Iterable[str], config: TqConfig
+    widths: Mapping[str, Width],
+    norm_dtypes: Iterable[str],
+    config: TqConfig,
+    *,
+    transposed: bool = False,
 ) -> tuple[str, ...]:
     """Why other readers can't read a checkpoint; nothing where they can.
 
     widths: of each matrix by name, None for one that is not compressed
     norm_dtypes: those that occur
     config: tq_config.json, as it is or would be: only it decides what names can tell
+    transposed: whether there are stacks whose rows are outputs, where hosts have inputs as rows
     """
     halves = ("norms are F16: they take them for F32",) if "F16" in norm_dtypes else ()
-    return (*_obstacles(widths, config), *halves)
+    turned = ("experts are stored with outputs as rows: they take rows for inputs",)
+    return (*_obstacles(widths, config), *halves, *(turned if transposed else ()))
 
 
 def missing_config(files: Files) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from tq3.errors import BadInput
@@ -148,8 +149,9 @@ def _decode_task(
         action=Action.DECODE,
         reason="compressed",
         sources=(packed, norms),
-        targets=(TensorInfo(name, dtype, layout.shape),),
-        units=layout.units,
+        targets=(TensorInfo(name, dtype, layout.host_shape),),
+        # What is turned lies in one piece only as whole matrices.
+        units=layout.shape[0] if layout.transposed else layout.units,
         layout=layout,
     )
 
@@ -160,16 +162,19 @@ def _layout(
     """The layout that the stored shapes and tq_config.json agree on."""
     bits = packed.info.n_bytes * 8 // max(norms.info.n_elements * config.group_size, 1)
     norm_dtype = norms.info.dtype
-    if bits not in WIDTHS or len(norms.info.shape) != 2 or norm_dtype not in NORM_DTYPES:
+    if bits not in WIDTHS or len(norms.info.shape) not in (2, 3) or norm_dtype not in NORM_DTYPES:
         raise _mismatch(packed, norms)
-    rows, groups_per_row = norms.info.shape
+    *stack, groups_per_row = norms.info.shape
+    is_transposed, rows = len(stack) == 2, prod(stack)
     # Padding does not show in the bytes: where columns are said twice, both must agree.
     says_columns = config.writer or name in config.original_in_dims
     cols = config.original_in_dims.get(name, groups_per_row * config.group_size)
-    shape = config.shapes.get(name) or _guess_shape(name, rows, cols, model_config)
+    shape = config.shapes.get(name) or (
+        (*stack, cols) if is_transposed else _guess_shape(name, rows, cols, model_config)
+    )
     if says_columns and shape[-1] != cols:
         raise _mismatch(packed, norms, f"columns {cols} and {shape[-1]}")
-    layout = GroupLayout(shape, bits, config.group_size, norm_dtype)
+    layout = GroupLayout(shape, bits, config.group_size, norm_dtype, is_transposed)
     if layout.tensors(name) != (packed.info, norms.info):
         raise _mismatch(packed, norms)
     return layout

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from tq3.format.widths import QKV
 from tq3.plan.classes import (
     ATTENTION,
+    COMPRESSOR,
     EMBEDDINGS,
     EXPERTS,
+    INDEXER,
     LINEAR_ATTENTION,
     LM_HEAD,
     MLP,
@@ -38,30 +40,43 @@ def _compiled(*parts: tuple[str, str]) -> tuple[tuple[str, re.Pattern[str]], ...
     return tuple((role, re.compile(rf"(?:^|\.)(?:{ends})(?:\.weight)?$")) for role, ends in parts)
 
 
+# Kimi K3's experts have narrower rows than the layer: by what they do, not by their names, the
+# matrices that lead there and back are halves of an MLP.
 _GATE_UP = (
     r"gate_proj|up_proj|gate_up_proj|w1|w3|v1|c_fc|fc1|fc_in|linear_fc1|lin1|dense_h_to_4h"
-    r"|wi|wi_[01]|intermediate\.dense|input_linear|(?:shared_)?w13_weight"
+    r"|wi|wi_[01]|intermediate\.dense|input_linear|(?:shared_)?w13_weight|routed_expert_down_proj"
 )
 _DOWN = (
     r"down_proj|w2|c_proj|fc2|fc_out|linear_fc2|lin2|dense_4h_to_h|wo|output\.dense"
-    r"|output_linear|(?:shared_)?w2_weight"
+    r"|output_linear|(?:shared_)?w2_weight|routed_expert_up_proj"
 )
+# What makes the gates of a state is tiny, and its error stays in the state. Kimi Delta Attention
+# calls it b (strength) and f (forgetting), and itself as any attention.
+_KDA_GATES = r"b_proj|f_a_proj|f_b_proj|f_proj"
 _ATTENTION_PARTS = _compiled(
     ("qkv", r"qkv_proj|qkv|c_attn|query_key_value|[Ww]qkv|W_pack"),
     # JetMoe's attention has experts of its own for queries and output.
     ("router", r"experts\.router\.layer"),
-    ("q", r"q_proj|q|query|wq|q_lin|to_q|query_proj|q_a_proj|q_b_proj|experts\.input_linear"),
-    ("k", r"k_proj|k|key|wk|k_lin|to_k|key_proj"),
+    (
+        "q",
+        r"q_proj|q|query|wq|q_lin|to_q|query_proj|q_a_proj|q_b_proj|wq_a|wq_b|wq_du"
+        r"|experts\.input_linear",
+    ),
+    ("k", r"k_proj|k|key|wk|k_lin|to_k|key_proj|wk_dv"),
     # Keys and values from one matrix (multi-head latent attention) are as sensitive as values.
     (
         "v",
-        r"v_proj|v|value|wv|v_lin|to_v|value_proj|kv_proj|kv|kv_a_proj|kv_a_proj_with_mqa|kv_b_proj",
+        r"v_proj|v|value|wv|v_lin|to_v|value_proj|kv_proj|kv|kv_a_proj|kv_a_proj_with_mqa|kv_b_proj"
+        r"|wkv|wkv_a_with_mqa|wkv_b|wv_dv",
     ),
+    # A gate of the output is multiplied with what o_proj takes, and is as sensitive.
     (
         "o",
         r"o_proj|o|out_proj|wo|dense|c_proj|proj|out_lin|to_out(?:\.\d)?|output\.dense"
+        r"|wo_a|wo_b|o_a_proj|o_b_proj|wo_ud|g_proj|g_a_proj|g_b_proj|output_gate|gate_attn"
         r"|experts\.output_linear",
     ),
+    ("linear_gates", _KDA_GATES),
 )
 _MLP_PARTS = _compiled(
     (
@@ -73,7 +88,6 @@ _MLP_PARTS = _compiled(
 )
 _PARTS = {
     ATTENTION: _ATTENTION_PARTS,
-    # What makes the gates of a state is tiny, and its error stays in the state.
     LINEAR_ATTENTION: _compiled(
         ("linear_gates", r"in_proj_a|in_proj_b|in_proj_ba|x_proj|dt_proj"),
         ("linear_in", r"in_proj_qkv|in_proj_z|in_proj_qkvz|in_proj"),
@@ -95,6 +109,7 @@ _TABLES = tuple(
     )
 )
 _EXPERTS = (("shared", re.compile(SHARED_EXPERTS)), ("expert", re.compile(ROUTED_EXPERTS)))
+_NAMED_AS_ATTENTION = re.compile(f"{INDEXER}|{COMPRESSOR}")
 _LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")
 
 
@@ -161,6 +176,8 @@ def layer_of(name: str) -> int | None:
 @whatever_its_numbers
 def _part_of(name: str) -> _Part:
     label = class_of(name)
+    if _NAMED_AS_ATTENTION.search(name):
+        return _Part(OTHER)
     for role, pattern in _ANYWHERE if label in (VISION, MTP) else _PARTS.get(label, ()):
         if found := pattern.search(name):
             of_experts = _of_experts(name) if role in ("gate_up", "down") else None

@@ -42,7 +42,7 @@ class WithoutValues(nn.Module):
     @property
     def shape(self) -> torch.Size:
         """That of the decoded weight."""
-        return torch.Size(self.group_layout.shape)
+        return torch.Size(self.group_layout.host_shape)
 
     @property
     def ndim(self) -> int:

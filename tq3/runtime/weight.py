@@ -81,9 +81,8 @@ class PackedWeight(WithoutValues):
         for info, name, kind in zip(
             infos, (PACKED, NORMS), (torch.uint8, torch.float32), strict=True
         ):
-            rows, width = info.shape
-            shape = (layout.shape[0], rows // layout.shape[0], width) if stacked else (rows, width)
-            empty = torch.empty(shape, dtype=kind, device=device)
+            shape = (layout.shape[0], -1, info.shape[-1]) if stacked else info.shape
+            empty = torch.empty(info.shape, dtype=kind, device=device).view(shape)
             self.register_parameter(name[1:], nn.Parameter(empty, requires_grad=False))
         self._is_stacked = stacked
         self.register_state_dict_post_hook(_as_in_the_checkpoint)  # type: ignore[no-untyped-call]
@@ -149,7 +148,8 @@ class PackedWeight(WithoutValues):
         packed, norms = in_tiles.restore(tiles, layout.shape[-2], layout.groups_per_row)
         if self._is_stacked:
             return packed, norms
-        return packed.view(-1, layout.group_bytes), norms.view(layout.rows, -1)
+        of_packed, of_norms = layout.tensors("")
+        return packed.view(of_packed.shape), norms.view(of_norms.shape)
 
     def _hold(self, packed: torch.Tensor, norms: torch.Tensor) -> None:
         # In the same parameters: another module may share them.
@@ -157,12 +157,13 @@ class PackedWeight(WithoutValues):
         self.__dict__["_ready"] = None
 
     def decoded(self) -> torch.Tensor:
-        """The weight as the codec restores it, float32, on the same device."""
+        """The weight as hosts have it, as the codec restores it, float32, on the same device."""
         layout = self.group_layout
         packed, norms = (part.cpu() for part in self.stored())
         norms = norms.reshape(layout.rows, layout.groups_per_row)
         weight = rows.decode(packed, norms, layout.bits, layout.group, layout.cols, torch.float32)
-        return weight.reshape(layout.shape).to(self.device)
+        weight = weight.reshape(layout.shape)
+        return (weight.mT.contiguous() if layout.transposed else weight).to(self.device)
 
     def dequantize(self) -> torch.Tensor:
         """The decoded weight, of its dtype: a new tensor at each call."""
@@ -208,7 +209,8 @@ class PackedWeight(WithoutValues):
     def extra_repr(self) -> str:
         """The shape and the width, for `print(model)`."""
         layout = self.group_layout
-        return f"{layout.shape}, bits={layout.bits}, group={layout.group}"
+        turned = ", transposed" if layout.transposed else ""
+        return f"{layout.shape}, bits={layout.bits}, group={layout.group}{turned}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Norms stay float32 where a model is cast; codes are not floating point. Both come to lie

@@ -27,10 +27,11 @@ def pair_up(structure: Structure, original: Checkpoint) -> tuple[list[Task], lis
     for name, source in sources.items():
         pair: Task | Fault | None = None
         if name in structure.layouts:
-            parts = stored[name + PACKED], stored[name + NORMS]
-            pair = _coded(parts, source, structure.layouts[name], structure.scale_of(name))
+            parts, layout = (stored[name + PACKED], stored[name + NORMS]), structure.layouts[name]
+            compared = source if layout.transposed else source.of_host
+            pair = _coded(parts, compared, layout, structure.scale_of(name))
         elif name in kept:
-            pair = _kept(kept[name], source)
+            pair = _kept(kept[name], source.of_host)
         if isinstance(pair, Task):
             tasks.append(pair)
         elif pair:

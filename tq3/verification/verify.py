@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from tq3.codec.backend import Backend, get_backend
+from tq3.dequantization.orientation import turned_like, with_host_views
 from tq3.dequantization.source import open_original
 from tq3.equalization.scaled_source import SCALED, equalized
 from tq3.errors import UsageError
@@ -161,9 +162,12 @@ class _Job:
         if self._originals is None:
             return Judge((), None)
         self._originals, original = open_original(self._originals)
+        layouts = self._structure.layouts.values()
+        self._originals, original = turned_like(layouts, self._originals, original)
         if self._structure.config:
             factors = self._structure.config.factors
             self._originals = equalized(self._originals, original, factors)
+        self._originals = with_host_views(self._originals, original)
         if not self._structure.weight_files:
             return Judge((), None)  # said already, and once is enough
         tasks, faults = pair_up(self._structure, original)

@@ -34,6 +34,8 @@ MLA = ROUTED | {
     "topk_method": "noaux_tc",
     "scoring_func": "sigmoid",
 }
+# Square: whether rows are inputs or outputs does not show in the shape of down.
+GPT_OSS = FOUR | {"num_local_experts": 4, "intermediate_size": 192}
 GPT2 = {"n_embd": 192, "n_head": 4, "n_inner": 344, "n_layer": 2, "n_positions": 256}
 CLASSES = {"num_labels": 3, "pad_token_id": 0}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -48,6 +50,7 @@ class Served:
     sizes: in place of those that all have, or beside them; None for one that it does not take
     decoded: ends of the paths of modules that vLLM takes only decoded
     keep: patterns of matrices that must be kept
+    expert_groups: how compress cuts fused experts whose rows are inputs
     asked_for: text, an embedding or a class
     load_format: of vLLM, for the packed one
     """
@@ -57,6 +60,7 @@ class Served:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     decoded: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    expert_groups: str = "stored"
     asked_for: str = "text"
     load_format: str = "auto"
 
@@ -118,13 +122,14 @@ TABLE = {
         "Llama4ForCausalLM",
         "Llama4TextConfig",
         {"num_experts_per_tok": 1, "num_local_experts": 4, "intermediate_size_mlp": 344},
-        ("experts.gate_up_proj", "experts.down_proj"),
         keep=("*.self_attn.[qkv]_proj.*",),
+        expert_groups="inputs",
     ),
-    "gpt_oss": Served(
+    "gpt_oss": Served("GptOssForCausalLM", "GptOssConfig", GPT_OSS, expert_groups="inputs"),
+    "gpt_oss_as_stored": Served(
         "GptOssForCausalLM",
         "GptOssConfig",
-        FOUR | {"num_local_experts": 4, "intermediate_size": 320},
+        GPT_OSS,
         ("experts.gate_up_proj", "experts.down_proj"),
     ),
     "gpt2": Served("GPT2LMHeadModel", "GPT2Config", GPT2, ("c_attn", "c_proj", "c_fc")),

@@ -151,7 +151,8 @@ def _drafted(worker: Any) -> tuple[set[str], list[torch.Tensor]]:
 def _bytes_of_layers(worker: Any) -> dict[str, tuple[int, int]]:
     layers = {}
     for name, layer in worker.get_model().named_modules():
-        parts = [p for n, p in layer.named_parameters(recurse=False) if "weight_" in n]
+        named = layer.named_parameters(recurse=False)
+        parts = [p for n, p in named if n.endswith(("_packed", "_norms"))]
         if parts:
             held = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
             held += [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]

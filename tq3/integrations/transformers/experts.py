@@ -10,12 +10,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from tq3.errors import UsageError
+from tq3.format.layout import GroupLayout
 from tq3.integrations.transformers.adapters import check_targets
 from tq3.runtime.cuda.pairs import Routing
 from tq3.runtime.modules import PackedExperts
 
 IMPLEMENTATION = "tq3"
 _WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
+# By name: a module of the host that only some models need is not imported.
+_REPEATING = {"Llama4TextExperts"}
 
 
 def register() -> None:
@@ -24,16 +27,28 @@ def register() -> None:
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, forward)
 
 
-def are_experts(owner: nn.Module, name: str) -> bool:
-    """Whether `owner.name` can be PackedExperts: the class lets its arithmetic be chosen, and its
-    weights are (experts, rows, columns).
+def are_experts(owner: nn.Module, name: str, layout: GroupLayout) -> bool:
+    """Whether `owner.name` can be PackedExperts: the class lets its arithmetic be chosen, or it is
+    known, and the rows of the codes are outputs.
     """
-    return name in _WEIGHTS and getattr(owner, "is_transposed", None) is False
+    is_known = type(owner).__name__ in _REPEATING or isinstance(owner, RepeatedExperts)
+    is_transposed = True if is_known else getattr(owner, "is_transposed", None)
+    return name in _WEIGHTS and is_transposed is layout.transposed
+
+
+def can_be_chosen(owner: nn.Module) -> bool:
+    """Whether the class of `owner` lets its arithmetic be chosen."""
+    return hasattr(owner, "is_transposed") and not isinstance(owner, RepeatedExperts)
+
+
+def owners_of_packed(model: nn.Module) -> list[Any]:
+    """The modules whose experts are packed."""
+    return [m for m in model.modules() if any(isinstance(c, PackedExperts) for c in m.children())]
 
 
 def choose(model: PreTrainedModel, implementation: str | dict[str, str]) -> None:
     """What `PreTrainedModel.set_experts_implementation` does, but for packed experts."""
-    owners = [m for m in model.modules() if any(isinstance(c, PackedExperts) for c in m.children())]
+    owners = list(filter(can_be_chosen, owners_of_packed(model)))
     models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
     configs = {id(module.config): module.config for module in (*models, *owners)}
     before = [(config, config._experts_implementation) for config in configs.values()]
@@ -96,5 +111,46 @@ def _project(self: Any, name: str, x: torch.Tensor, routed: _Routed) -> torch.Te
     if isinstance(weight, PackedExperts):
         y = weight(x, routed.routing if weight.is_tiled else experts)
     else:  # kept as it was while others were compressed
-        y = torch.bmm(weight[experts], x[:, :, None])[:, :, 0]
+        of_pairs = weight[experts].mT if self.is_transposed else weight[experts]
+        y = torch.bmm(of_pairs, x[:, :, None])[:, :, 0]
     return y + getattr(self, f"{name}_bias")[experts] if self.has_bias else y
+
+
+class RepeatedExperts(nn.Module):
+    """Experts that are called with all tokens, once for each of them (Llama 4).
+
+    Before, tokens were multiplied by the scores of their experts: those that are not sent to an
+    expert are zeros there, of which every expert makes zeros. These are left out. `becomes` turns
+    a module of the host into one, `back` undoes it.
+    """
+
+    has_bias, is_transposed = False, True
+    gate_up_proj: Any
+    act_fn: Any
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(experts * tokens, columns), in the order of the experts -> the same"""
+        check_targets(self)
+        n_experts = len(self.gate_up_proj)
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        experts = torch.arange(n_experts, device=x.device).repeat_interleave(len(x) // n_experts)
+        if torch.compiler.is_compiling():  # which knows no shapes that depend on values
+            return self._each(x, experts)
+        sent = x.any(-1).nonzero()[:, 0]
+        return torch.zeros_like(x).index_copy(0, sent, self._each(x[sent], experts[sent]))
+
+    def _each(self, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        routed = _routed(self, experts)
+        gate, up = _project(self, "gate_up_proj", x, routed).chunk(2, dim=-1)
+        return _project(self, "down_proj", up * self.act_fn(gate), routed)
+
+    @classmethod
+    def becomes(cls, owner: nn.Module) -> None:
+        """Let a module of a class that is known compute so."""
+        if type(owner).__name__ in _REPEATING:
+            vars(owner)["_tq3_before"] = type(owner)
+            owner.__class__ = cls
+
+    def back(self) -> None:
+        """Make it what it once was."""
+        self.__class__ = vars(self).pop("_tq3_before")

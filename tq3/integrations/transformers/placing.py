@@ -13,7 +13,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from tq3.errors import BadInput
 from tq3.format.header import Header, TensorInfo, read_header
-from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout, exchanged
 from tq3.format.widths import WIDTHS
 
 # Rows of codes can be stacked, joined and cut as rows of weights can; nothing else can be done to
@@ -198,7 +198,10 @@ def _place(
     converter: WeightConverter | None,
     group: int,
 ) -> Place:
-    layout = GroupLayout(tuple(parameter.shape), pair.bits(group), group)
+    shape, is_transposed = tuple(parameter.shape), len(pair.norms.shape) == 3
+    if is_transposed and len(shape) == 3:
+        shape = exchanged(shape)
+    layout = GroupLayout(shape, pair.bits(group), group, transposed=is_transposed)
     if converter is None:
         packed, norms = layout.tensors(pair.name)
         fits = pair.packed == packed and pair.norms.shape == norms.shape

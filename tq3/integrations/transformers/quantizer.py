@@ -114,8 +114,10 @@ class Tq3Quantizer(HfQuantizer):
         check_names(model, pairs)
         for place in shared:
             _install(model, place, tokens)
-        if any(isinstance(module, PackedExperts) for module in model.modules()):
+        owners = experts.owners_of_packed(model)
+        if owners:
             adapters.watch(model)
+        if any(map(experts.can_be_chosen, owners)):
             if self._experts_asked:
                 _log.warning(
                     f"tq3: experts_implementation={self._experts_asked[0]!r} is not used: packed "
@@ -153,6 +155,8 @@ class Tq3Quantizer(HfQuantizer):
         if self._experts_before is not None:
             model.set_experts_implementation(self._experts_before)
         for module in model.modules():
+            if isinstance(module, experts.RepeatedExperts):
+                module.back()
             for name in ("num_parameters", "set_experts_implementation"):
                 vars(module).pop(name, None)
         return model if dtype == before else model.to(dtype)
@@ -215,7 +219,8 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
         look_up_packed(owner, PackedRows(place.layout, **about))
         return
     is_stack = len(place.layout.shape) == 3
-    kind = PackedExperts if is_stack and experts.are_experts(owner, name) else PackedWeight
+    are_experts = is_stack and experts.are_experts(owner, name, place.layout)
+    kind = PackedExperts if are_experts else PackedWeight
     weight = kind(place.layout, stacked=is_stack and place.converted, **about)
     # Classes derived from nn.Linear may read their weight themselves.
     if type(owner) is nn.Linear and not is_only_read(*_parent(model, path)):
@@ -226,6 +231,8 @@ def _install(model: PreTrainedModel, place: Place, tokens: set[nn.Module]) -> No
     else:
         delattr(owner, name)
         setattr(owner, name, weight)
+        if are_experts:
+            experts.RepeatedExperts.becomes(owner)
 
 
 def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:

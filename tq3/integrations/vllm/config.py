@@ -44,7 +44,12 @@ from tq3.integrations.stored import Stored, read_shapes
 from tq3.integrations.vllm import names
 from tq3.integrations.vllm.casts import warn_once
 from tq3.integrations.vllm.decoding import CheckpointMapper, Decoder, logger
-from tq3.integrations.vllm.experts import Tq3ExpertsMethod, expert_bits, stacks_below
+from tq3.integrations.vllm.experts import (
+    Tq3ExpertsMethod,
+    are_turned,
+    expert_bits,
+    stacks_below,
+)
 from tq3.integrations.vllm.kept import (
     KeptEmbeddingMethod,
     KeptExpertsMethod,
@@ -212,11 +217,13 @@ class Tq3Config(QuantizationConfig):
 
     def _experts_method(self, layer: RoutedExperts, prefix: str) -> QuantizeMethodBase:
         stacks = stacks_below(self.stored, prefix, layer)
-        bits = expert_bits(self.stored, stacks, layer)
+        turns = names.turns_experts(self.model_type)
+        bits = expert_bits(self.stored, stacks, layer, turns=turns)
         if bits is None:
             return KeptExpertsMethod(layer.moe_config)
         self._take(chain.from_iterable(stacks.values()))
-        return Tq3ExpertsMethod(layer.moe_config, bits, self.stored.group)
+        turned = are_turned(self.stored, stacks)
+        return Tq3ExpertsMethod(layer.moe_config, bits, self.stored.group, turned=turned)
 
     def _vocabulary_method(
         self, layer: VocabParallelEmbedding, prefix: str

@@ -17,7 +17,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.utils import WeightsMapper
 
 from tq3.format.config import TqConfig
-from tq3.format.layout import NORMS, PACKED
+from tq3.format.layout import NORMS, PACKED, exchanged
 from tq3.integrations.stored import Matrix
 from tq3.runtime import rows
 
@@ -106,14 +106,16 @@ class Decoder:
     def _decoded(self, source: str, packed: torch.Tensor, norms: torch.Tensor) -> Decoded:
         matrix, dtype = self.packed[source], torch.get_default_dtype()
         shape = self._shape(source, matrix)
+        if matrix.transposed:
+            shape = *norms.shape[:-1], shape[-1]
 
         def decode() -> torch.Tensor:
             of_rows = matrix.bits, self.group, shape[-1], dtype
-            values = rows.decode(packed, norms.float(), *of_rows).view(shape)
+            values = rows.decode(packed, norms.float().flatten(0, -2), *of_rows).view(shape)
             self.n_bytes[source] = values.nbytes
-            return values
+            return values.mT.contiguous() if matrix.transposed else values
 
-        return Decoded(shape, dtype, decode)
+        return Decoded(exchanged(shape) if matrix.transposed else shape, dtype, decode)
 
     def _shape(self, source: str, matrix: Matrix) -> tuple[int, ...]:
         record = self._record

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from vllm.model_executor.layers.activation import SwigluOAIAndMul
 from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, RoutedExperts
 from vllm.model_executor.layers.fused_moe.activation import (
     ApplyMoEActivationConfig,
+    MoEActivation,
     apply_moe_activation,
 )
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.utils import replace_parameter, set_weight_attrs
 
 from tq3.integrations.stored import Stored, groups_of_a_rank
+from tq3.integrations.vllm import names
 from tq3.integrations.vllm.linear import check_loaded
 from tq3.runtime import tiled  # noqa: F401  it defines torch.ops.tq3
 from tq3.runtime.cuda import ready, support
@@ -22,6 +25,8 @@ from tq3.runtime.cuda.layout import repack
 
 # What vLLM calls a stack of matrices of all experts: gate and up on each other, and down.
 GATE_UP, DOWN = "w13", "w2"
+# Their parameters, less `_packed` and `_norms`.
+_USUAL, _TURNED = ("w13_weight", "w2_weight"), (names.TURNED_GATE_UP, names.TURNED_DOWN)
 # As the whole of it is called in checkpoints, beside the names of single matrices.
 _STACKS = {GATE_UP: {"gate_up_proj", "w13", "w13_weight"}, DOWN: {"w2_weight"}}
 
@@ -36,10 +41,18 @@ class ExpertBits(NamedTuple):
 class Tq3ExpertsMethod(FusedMoEMethodBase):
     """Two stacks of packed matrices, of which only the experts that tokens are sent to are read."""
 
-    def __init__(self, moe: FusedMoEConfig, bits: ExpertBits, group: int) -> None:
+    def __init__(
+        self, moe: FusedMoEConfig, bits: ExpertBits, group: int, *, turned: bool = False
+    ) -> None:
+        """turned: vLLM's loaders would exchange rows and columns of these stacks."""
         super().__init__(moe)
         self.bits = bits
         self.group = group
+        self.gate_up, self.down = _TURNED if turned else _USUAL
+        # Gate and up, in turns, in one matrix.
+        self.is_interleaved = moe.activation == MoEActivation.SWIGLUOAI
+        is_missing = not hasattr(torch.ops._C, "swigluoai_and_mul")  # as on processors
+        self._activation = SwigluOAIAndMul() if self.is_interleaved and is_missing else None
 
     def create_weights(
         self,
@@ -55,32 +68,37 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
         ranks = self.moe.moe_parallel_config.tp_size
         n_inner = groups_of_a_rank(inner * ranks, inner, self.group, layer.layer_name)
         n_hidden = -(-hidden_size // self.group)
-        shards = 2 if self.moe.is_act_and_mul else 1
-        gate_up = _Loader(layer, rows=inner * ranks, shards=shards, splits="rows")
+        n_matrices = 2 if self.moe.is_act_and_mul else 1
+        shards = 1 if self.is_interleaved else n_matrices
+        matrix_rows = n_matrices * inner * ranks // shards
+        gate_up = _Loader(layer, rows=matrix_rows, shards=shards, splits="rows")
         down = _Loader(layer, rows=hidden_size, shards=1, splits="columns")
         for stack, rows, n, bits, loader in (
-            (GATE_UP, shards * inner, n_hidden, self.bits.gate_up, gate_up),
-            (DOWN, hidden_size, n_inner, self.bits.down, down),
+            (self.gate_up, n_matrices * inner, n_hidden, self.bits.gate_up, gate_up),
+            (self.down, hidden_size, n_inner, self.bits.down, down),
         ):
             codes = torch.empty(num_experts, rows, n * self.group * bits // 8, dtype=torch.uint8)
             norms = torch.full((num_experts, rows, n), torch.nan, dtype=torch.float32)
             for part, data in (("packed", codes), ("norms", norms)):
                 parameter = torch.nn.Parameter(data, requires_grad=False)
                 set_weight_attrs(parameter, {"weight_loader": loader})
-                layer.register_parameter(f"{stack}_weight_{part}", parameter)
+                layer.register_parameter(f"{stack}_{part}", parameter)
+        biases = {"w13_bias": n_matrices * inner, "w2_bias": hidden_size}
+        for name, rows in biases.items() if self.moe.has_bias else ():
+            bias = torch.zeros(num_experts, rows, dtype=params_dtype)
+            layer.register_parameter(name, torch.nn.Parameter(bias, requires_grad=False))
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
         """What was loaded is what is served, on a GPU with kernels brought into their tiles."""
-        for stack, bits in ((GATE_UP, self.bits.gate_up), (DOWN, self.bits.down)):
-            names = f"{stack}_weight_packed", f"{stack}_weight_norms"
-            packed, norms = (getattr(layer, name).data for name in names)
+        for stack, bits in ((self.gate_up, self.bits.gate_up), (self.down, self.bits.down)):
+            packed, norms = (part.data for part in self._stack(layer, stack))
             check_loaded(norms, layer.layer_name)
             parts: Sequence[torch.Tensor] = packed, norms
             if support.launcher(norms.device) is not None:
                 parts = tiles = repack(packed, norms, bits, self.group)
                 ready.experts(tiles, self.group, self.moe.in_dtype)
-            for name, part in zip(names, parts, strict=True):
-                replace_parameter(layer, name, part)
+            for name, part in zip(("packed", "norms"), parts, strict=True):
+                replace_parameter(layer, f"{stack}_{name}", part)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig:
         """The parameters of vLLM's activation, and no quantisation of the inputs."""
@@ -118,10 +136,23 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
         """(pairs, hidden) -> (pairs, hidden)"""
         inner = self.moe.intermediate_size_per_partition
         shards = 2 if self.moe.is_act_and_mul else 1
-        stack = layer.w13_weight_packed, layer.w13_weight_norms
+        stack = self._stack(layer, self.gate_up)
         routed = self._routed(stack[0], experts)
         gate_up = self._project(x, *stack, routed, self.bits.gate_up, shards * inner)
-        activated = x.new_empty(len(x), inner)
+        if self.moe.has_bias:
+            gate_up = gate_up + layer.w13_bias[experts]
+        activated, stack = self._activated(layer, gate_up), self._stack(layer, self.down)
+        out = self._project(activated, *stack, routed, self.bits.down, x.shape[1])
+        return out + layer.w2_bias[experts] if self.moe.has_bias else out
+
+    def _stack(self, layer: RoutedExperts, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return getattr(layer, f"{name}_packed"), getattr(layer, f"{name}_norms")
+
+    def _activated(self, layer: RoutedExperts, gate_up: torch.Tensor) -> torch.Tensor:
+        """(pairs, gate and up) -> (pairs, inner)"""
+        if self._activation is not None:
+            return self._activation.forward_native(gate_up)
+        activated = gate_up.new_empty(len(gate_up), self.moe.intermediate_size_per_partition)
         config = self.get_fused_moe_quant_config(layer)
         apply_moe_activation(
             layer.activation,
@@ -129,8 +160,7 @@ class Tq3ExpertsMethod(FusedMoEMethodBase):
             gate_up,
             activation_config=ApplyMoEActivationConfig.from_configs(self.moe, config),
         )
-        stack = layer.w2_weight_packed, layer.w2_weight_norms
-        return self._project(activated, *stack, routed, self.bits.down, x.shape[1])
+        return activated
 
     def _routed(self, packed: torch.Tensor, experts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Each pair's expert, for both stacks: as kernels take it where these are in tiles."""
@@ -164,20 +194,29 @@ def stacks_below(stored: Stored, prefix: str, layer: RoutedExperts) -> dict[str,
     }
 
 
+def are_turned(stored: Stored, stacks: Mapping[str, Sequence[str]]) -> bool:
+    """Whether the rows of these codes are outputs, where the model has inputs as rows."""
+    return any(stored.matrices[name].transposed for names in stacks.values() for name in names)
+
+
 def expert_bits(
-    stored: Stored, stacks: Mapping[str, Sequence[str]], layer: RoutedExperts
+    stored: Stored, stacks: Mapping[str, Sequence[str]], layer: RoutedExperts, *, turns: bool
 ) -> ExpertBits | None:
     """How the experts are packed; None where vLLM has to hold them decoded.
 
-    That is where they have biases, where one of them or a whole stack is kept, where gate and up or
-    experts differ in width, where they are stored transposed, and where vLLM has other names for
-    them.
+    That is where one of them or a whole stack is kept, where gate and up or experts differ in
+    width, where rows of fused codes are not the outputs, and where vLLM has other names for them.
+    turns: vLLM exchanges rows and columns of this model's fused experts
     """
     moe = layer.moe_config
     gate_up, down = ([stored.matrices[name] for name in stacks[stack]] for stack in (GATE_UP, DOWN))
     is_packed = all(matrix.is_packed for matrix in gate_up + down)
     widths = [{matrix.bits for matrix in stack} for stack in (gate_up, down)]
-    if moe.has_bias or not is_packed or any(len(bits) != 1 for bits in widths):
+    if not is_packed or any(len(bits) != 1 for bits in widths):
+        return None
+    is_fused = len(gate_up) == len(down) == 1
+    is_turned = turns and is_fused
+    if any(m.transposed != is_turned for m in gate_up + down) or moe.has_bias and not is_turned:
         return None
     hidden, inner = moe.hidden_dim_unpadded, moe.intermediate_size
     n_hidden, n_inner = (-(-columns // stored.group) for columns in (hidden, inner))

@@ -146,6 +146,9 @@ class Tq3LinearMethod(LinearMethodBase):
             for name in PACKED_PARAMETERS:
                 delattr(layer, name)
             hold_tiles(layer, tiles)
+            # Latent attention decodes kv_b_proj by a product with the identity, on the device of
+            # whatever holds its codes: it knows three names for that. No parameter, nothing new.
+            layer.qweight = next(iter(tiles.values()))[0].data
             for parts in tiles.values():
                 ready.linear(Tiles(*parts), self.group, layer.tq3_dtype)
 

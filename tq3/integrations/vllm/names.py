@@ -19,12 +19,27 @@ _RENAMED = {
     _GATE_UP: ".block_sparse_moe.experts.gate_up_proj",
     _DOWN: ".block_sparse_moe.experts.down_proj",
 }
+# Where the experts lie of models that have them with inputs as rows, and turn them while they are
+# loaded. Codes with outputs as rows go into parameters that their loaders have no rule for.
+_TURNED = {
+    "gpt_oss": ".mlp.experts",
+    "llama4": ".feed_forward.experts",
+    "llama4_text": ".feed_forward.experts",
+}
+TURNED_GATE_UP, TURNED_DOWN = "tq3_w13", "tq3_w2"
 # Models that put a tensor into the parameter of its name, without the experts' own loader.
 _PARAMETERS = {
+    **{
+        model_type: {
+            f"{path}.gate_up_proj": f"{path}.routed_experts.{TURNED_GATE_UP}",
+            f"{path}.down_proj": f"{path}.routed_experts.{TURNED_DOWN}",
+        }
+        for model_type, path in _TURNED.items()
+    },
     "granitemoehybrid": {
         _GATE_UP: ".block_sparse_moe.experts.routed_experts.w13_weight",
         _DOWN: ".block_sparse_moe.experts.routed_experts.w2_weight",
-    }
+    },
 }
 # Layers whose matrices are stored [in, out], and turned around while they are loaded.
 _TRANSPOSED = {"gpt2": {"c_attn", "c_proj", "c_fc"}}
@@ -32,7 +47,7 @@ _TRANSPOSED = {"gpt2": {"c_attn", "c_proj", "c_fc"}}
 _REORDERED = {"llama4": {"qkv_proj"}, "llama4_text": {"qkv_proj"}}
 
 # Parameters that only our layers have, on a processor and in the order of a GPU's kernels.
-_SAVED_STATE = re.compile(r"weight_norms$|\.tq3_norms_\d+$")
+_SAVED_STATE = re.compile(r"weight_norms$|\.tq3_(w\d+_norms|norms_\d+)$")
 
 
 def of_module(name: str) -> str:
@@ -83,6 +98,11 @@ def stacked_by(model_class: Any) -> dict[str, list[str]]:
 def is_transposed(model_type: str, prefix: str) -> bool:
     """Whether vLLM turns this layer's matrix around while it loads it, which codes do not allow."""
     return prefix.rpartition(".")[2] in _TRANSPOSED.get(model_type, ())
+
+
+def turns_experts(model_type: str) -> bool:
+    """Whether vLLM exchanges rows and columns of this model's fused experts while it loads them."""
+    return model_type in _TURNED
 
 
 def is_reordered(model_type: str, prefix: str) -> bool:
