@@ -163,3 +163,17 @@ def test_a_file_that_is_none_is_refused(llama, tmp_path, damage):
         path.write_bytes(raw.replace(b'\\"version\\": 1', b'\\"version\\": 7', 1))
     with pytest.raises(BadInput, match=r"x\.safetensors"), open_moments(path):
         pass
+
+
+def test_a_model_can_write_the_text_itself(llama, tmp_path):
+    made = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.safetensors"
+        found = follow(calibrate(llama.source, path, text="self", tokens=64, context=16))
+        made.append(found.facts)
+    assert (made[0].text, made[0].tokens, made[0].damping) == ("self", 64, 0.3)
+    assert made[0] == made[1]
+    told: list[Any] = []
+    again = {"text": "self", "tokens": 64, "context": 16, "reuse": True}
+    follow(calibrate(llama.source, path, **again), told.append)
+    assert [each for each in told if "wrote already" in getattr(each, "text", "")]

@@ -13,10 +13,12 @@ import torch
 
 from tq3.calibration.collecting import Collected, collect
 from tq3.calibration.cost import Cost, cost_of
+from tq3.calibration.speaking import load_whole, speak
 from tq3.calibration.tokens import (
     DAMPING_OF_RANDOM,
     DAMPING_OF_TEXT,
     RANDOM,
+    SELF,
     random_tokens,
     tokens_digest,
 )
@@ -81,7 +83,8 @@ def calibrate(
     """Write the second moments of what every matrix of `source` multiplies to the file `out`.
 
     source: a folder, or the id of a repository on the Hub
-    text: a file in UTF-8, or "random" for tokens drawn at random
+    text: a file in UTF-8, "random" for tokens drawn at random, or "self" for what the model writes,
+    for which all its weights must fit into memory
     tokens: how many, at most; context: of one sequence, BOS included
     reuse: take `out` as it is where it is of the same tokens through the same model
 
@@ -94,7 +97,12 @@ def calibrate(
     with open_source(source, hub) as opened:
         files, checkpoint = open_original(opened)
         original = Tensors(files, checkpoint, {})
-        skeleton, sequences = _prepare(files, original, os.fspath(source), text, tokens, context)
+        host = _Host(files, os.fspath(source))
+        skeleton = host.skeleton(original)
+        if reuse and text == SELF and (left := _said(path, checkpoint, tokens, context)):
+            yield Notice(f"{path} has the moments of what the model wrote already")
+            return _result(path, source, left, {}, start)
+        sequences = yield from host.sequences(text, tokens, context)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         n_tokens = sum(some.numel() for some in sequences)
         facts = _facts(files, checkpoint, text, sequences, context)
@@ -135,11 +143,16 @@ def _result(
 
 def _left(path: Path, facts: Facts) -> Moments | None:
     """What an earlier pass made of the same tokens and model; None where it is of others."""
+    left = _open_left(path)
+    return left if left and left.facts == facts else None
+
+
+def _open_left(path: Path) -> Moments | None:
     if not path.is_file():
         return None
     try:
         with open_moments(path) as moments:
-            return moments if moments.facts == facts else None
+            return moments
     except BadInput:
         return None  # cut short, or of another version
 
@@ -154,33 +167,57 @@ def _check(path: Path, tokens: int, context: int, overwrite: bool) -> None:
         raise UsageError("the file is there", file=path, fix="name another, or --overwrite")
 
 
-def _prepare(
-    files: Source, original: Tensors, label: str, text: str, tokens: int, context: int
-) -> tuple[Skeleton, list[torch.Tensor]]:
-    """The model without weights, and the tokens for it."""
-    with small_files(files) as folder:
-        config = find_config(folder, label)
-        tokenizer = find_tokenizer(folder, label)
+class _Host:
+    """What Transformers makes of a checkpoint's small files."""
+
+    def __init__(self, files: Source, label: str) -> None:
+        self._label, self._folder = label, files.folder
+        with small_files(files) as folder:
+            self._config = find_config(folder, label)
+            self._tokenizer = find_tokenizer(folder, label)
+        self._class = find_class(self._config, label)
         # Experts one after the other: others gather them into matrices that can't be told apart.
-        config._experts_implementation = "eager"
-        model = build(find_class(config, label), config, torch.float32)
+        self._config._experts_implementation = "eager"
+        self._first = texts.first_token(self._tokenizer, self._config)
+
+    def skeleton(self, original: Tensors) -> Skeleton:
+        """The model without weights. Raises UsageError for one that can't go layer by layer."""
+        model = build(self._class, self._config, torch.float32)
         if model.base_model is model:
             raise UsageError(
                 "Transformers' class for it has no base model and head",
-                file=label,
+                file=self._label,
                 found=type(model).__name__,
                 fix="compress without --calibrate",
             )
-        skeleton = Skeleton(model, original.shapes)
-    return skeleton, texts.sequences(
-        _ids(text, tokenizer, tokens), context, texts.first_token(tokenizer, config)
-    )
+        return Skeleton(model, original.shapes)
+
+    def sequences(self, text: str, tokens: int, context: int) -> Run[list[torch.Tensor]]:
+        """(sequences, context) int64, and perhaps a shorter rest."""
+        if text == SELF:
+            yield Notice("the model writes the text; all its weights are in memory")
+            model = load_whole(self._class, self._folder, self._label)
+            first = self._tokenizer.eos_token_id if self._first is None else self._first
+            spoken = yield from speak(model, first or 0, _n_spoken(tokens, context), context)
+            return [spoken]
+        if text == RANDOM:
+            ids = random_tokens(self._tokenizer, tokens)
+        else:
+            ids = texts.tokens_of(texts.read_text(Path(text)), self._tokenizer, tokens, text)
+        return texts.sequences(ids, context, self._first)
 
 
-def _ids(text: str, tokenizer: Any, tokens: int) -> list[int]:
-    if text == RANDOM:
-        return random_tokens(tokenizer, tokens)
-    return texts.tokens_of(texts.read_text(Path(text)), tokenizer, tokens, text)
+def _n_spoken(tokens: int, context: int) -> int:
+    return max(1, tokens // context)
+
+
+def _said(path: Path, checkpoint: Checkpoint, tokens: int, context: int) -> Moments | None:
+    """What an earlier pass made of the model's own text, which then need not be written again."""
+    left = _open_left(path)
+    wanted = SELF, _n_spoken(tokens, context) * context, context, source_digest(checkpoint)
+    facts = left and left.facts
+    is_same = facts and (facts.text, facts.tokens, facts.context, facts.source) == wanted
+    return left if is_same else None
 
 
 def _facts(
@@ -191,7 +228,7 @@ def _facts(
     context: int,
 ) -> Facts:
     return Facts(
-        text=text if text == RANDOM else Path(text).name,
+        text=text if text in (RANDOM, SELF) else Path(text).name,
         tokens=sum(some.numel() for some in sequences),
         context=context,
         digest=tokens_digest(sequences),

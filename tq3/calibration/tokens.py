@@ -1,4 +1,4 @@
-"""The tokens that are sent through a model: of a text, or at random."""
+"""The tokens that are sent through a model: of a text, at random, or what it says itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-RANDOM = "random"
+RANDOM, SELF = "random", "self"
 # What the diagonal of moments gets, as a part of its mean: tokens that are no language say less.
 DAMPING_OF_TEXT, DAMPING_OF_RANDOM = 0.3, 1.0
 

@@ -25,7 +25,10 @@ OutOpt = Annotated[
     ),
 ]
 TextOpt = Annotated[
-    str, typer.Option(metavar="FILE|random", help="Plain text, or tokens drawn at random.")
+    str,
+    typer.Option(
+        metavar="FILE|self|random", help="Plain text, what the model writes, or random tokens."
+    ),
 ]
 TokensOpt = Annotated[int, typer.Option(metavar="N", help="Tokens of the text, at most.")]
 ContextOpt = Annotated[int, typer.Option(metavar="N", help="Tokens of one sequence.")]

@@ -14,10 +14,10 @@ class CalibrationKeywords(TypedDict, total=False):
     calibrate: Annotated[
         str | os.PathLike[str] | None,
         Option(
-            "Choose codes for what the weights multiply: a file of `tq3 calibrate`, or a text file "
-            "or `random` tokens to send through the model first (needs torch). Same size, same "
-            "readers.",
-            metavar="FILE|random",
+            "Choose codes for what the weights multiply: a file of `tq3 calibrate`, or what to "
+            "send through the model first (needs torch): a text file, what the model writes itself, "
+            "or random tokens. Same size, same readers.",
+            metavar="FILE|self|random",
         ),
     ]
     calibration_tokens: Annotated[
