@@ -15,8 +15,8 @@ class CalibrationKeywords(TypedDict, total=False):
         str | os.PathLike[str] | None,
         Option(
             "Choose codes for what the weights multiply: a file of `tq3 calibrate`, or what to "
-            "send through the model first (needs torch): a text file, what the model writes itself, "
-            "or random tokens. Same size, same readers.",
+            "send through the model first (needs torch): a text file, what the model itself writes,"
+            " or random tokens. Same size, same readers.",
             metavar="FILE|self|random",
         ),
     ]
