@@ -211,6 +211,7 @@ def test_inspect_and_the_card_say_with_what_it_was_calibrated(llama, tmp_path):
     found = tq3.inspect(tmp_path / "out")
     assert (found.calibration["text"], found.calibration["tokens"]) == ("random", TOKENS)
     assert f"as {TOKENS} tokens drawn at random showed it" in tq3.make_card(tmp_path / "out")
+    assert "tq3 compress llama OUT --bits 3 --calibrate random" in tq3.make_card(tmp_path / "out")
     planned = tq3.preview(llama.source, calibrate=llama.moments)
     assert planned.calibration == {
         key: value for key, value in found.calibration.items() if key != "without"

@@ -211,7 +211,10 @@ def _how(facts: CardFacts) -> str:
     if config.recipe is None:
         return made[0].upper() + made[1:]
     command = _command(facts, config.recipe)
-    return f"```\n{command}\n```\n\n{made} The same command gives the same bytes on any machine."
+    same = "The same command gives the same bytes on any machine"
+    if config.calibration:
+        same += ", under the same moments"
+    return f"```\n{command}\n```\n\n{made} {same}."
 
 
 def _command(facts: CardFacts, record: Mapping[str, Any]) -> str:
@@ -220,6 +223,8 @@ def _command(facts: CardFacts, record: Mapping[str, Any]) -> str:
     source = facts.base_model or config.original_model or "SOURCE"
     record = {**record, **recipe_record(recipe_from_record(record))}  # of any version
     words = ["tq3", "compress", source, "OUT", *command_options(record)]
+    if config.calibration:
+        words += ["--calibrate", str(config.calibration.get("text"))]
     if facts.base_model and config.source_revision:
         words += ["--revision", config.source_revision]
     if not facts.recognised:
