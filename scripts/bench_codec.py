@@ -11,7 +11,8 @@ over the bytes which np.copyto reads and writes in the same time, with as many t
 matrix. Two threads share the rows of one matrix.
 
 --sources: weights of quantised sources to float32, four MiB of them at one time, as a run decodes
-them. "Of memcpy" is there, too, over bytes read and written: codes, scales and floats.
+them, in processor time. "Of memcpy" is there, too, over bytes read and written: codes, scales and
+floats. "Of encoding" is the share of the time that the same backend codes these floats in, 3 bits.
 """
 
 from __future__ import annotations
@@ -119,15 +120,17 @@ def in_threads(work: Callable[[Matrix], None], matrices: Sequence[Matrix]) -> Ta
     return lambda: list(pool.map(work, matrices))
 
 
-def medians(tasks: dict[Any, Task], rounds: int) -> dict[Any, float]:
+def medians(
+    tasks: dict[Any, Task], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Any, float]:
     """Seconds of each task: one round to warm up, then the median of interleaved rounds."""
     seconds: dict[Any, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = clock()
             task()
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -166,11 +169,17 @@ def report(
     )
 
 
-def bench_sources(names: Sequence[str], n_bytes: int, rounds: int) -> None:
+def bench_sources(names: Sequence[str], n_bytes: int, rounds: int, scale: str) -> None:
     """Each encoding through each backend; `n_bytes` of float32, a stretch after the other."""
     stretches = max(1, n_bytes // (SOURCE_ROWS * COLS * 4))
     out, other = (np.ones((SOURCE_ROWS, COLS), np.float32) for _ in range(2))
     rng = np.random.default_rng(0)
+    floats = Matrix(
+        rng.normal(0, 0.02, (SOURCE_ROWS, COLS)).astype(np.float32).view(np.uint32),
+        np.zeros((SOURCE_ROWS * COLS // GROUP, GROUP * 3 // 8), np.uint8),
+        np.zeros((SOURCE_ROWS, COLS // GROUP), np.float32),
+        out.view(np.uint32),
+    )
     for label, encoding in ENCODINGS.items():
         shape = stretches, SOURCE_ROWS, encoding.row_bytes(COLS)
         codes = rng.integers(0, 126, shape, np.uint8)  # none of them is NaN in E4M3
@@ -188,7 +197,9 @@ def bench_sources(names: Sequence[str], n_bytes: int, rounds: int) -> None:
 
         tasks: dict[Any, Task] = {"memcpy": lambda: np.copyto(out, other)}
         tasks |= {name: partial(decode, name) for name in names}
-        seconds = medians(tasks, rounds)
+        for name in names:
+            tasks["encode", name] = encode_task(get_backend(name), [floats], "F32", 3, scale)
+        seconds = medians(tasks, rounds, time.thread_time)
         copied = out.nbytes * 2 / seconds["memcpy"]
         for name in names:
             each = seconds[name] / (1 if name == "numpy" else stretches)
@@ -197,7 +208,8 @@ def bench_sources(names: Sequence[str], n_bytes: int, rounds: int) -> None:
             print(
                 f"{name:9} {label:18} {out.size / each / 1e9:7.3f} G weights/s  "
                 f"{source / each / 1e9:6.2f} GB/s of source  {moved / 1e9:6.2f} GB/s moved  "
-                f"{moved / copied:6.1%} of memcpy ({copied / 1e9:.1f} GB/s)",
+                f"{moved / copied:6.1%} of memcpy ({copied / 1e9:.1f} GB/s)  "
+                f"{each / seconds['encode', name]:6.1%} of encoding",
                 flush=True,
             )
 
@@ -280,7 +292,7 @@ def main() -> None:
     print(f"{machine()}, default backend {get_backend().name}")
     if options.sources:
         names = options.backends.split(",")
-        return bench_sources(names, int(options.gib * 2**30), options.rounds)
+        return bench_sources(names, int(options.gib * 2**30), options.rounds, options.scale)
     for bits in map(int, options.bits.split(",")):
         if options.torch:
             bench_torch(bits, options.rounds)

@@ -1,6 +1,9 @@
 """Times `tq3 compress` against the floor: the same bytes read and written with nothing in between.
 
     python scripts/bench_compress.py --gigabytes 8 --rounds 3 --folder build/bench
+    python scripts/bench_compress.py --sources BF16 FP8 FP4 INT4 --gigabytes 8 --workers 2
+
+--gigabytes is the size of the weights as BF16: a source of FP8 has half of it.
 
 Floor and program alternate in one run, with the source in the page cache (warm) and without (cold).
 Both use as many threads, blocks of some MiB, reserved files and a flush to the disk at the end.
@@ -42,11 +45,29 @@ LAYER = {  # the shapes of a 7B model's layer, 202 M weights
 }
 
 
+CODES = {  # of a source: dtype, name, weights in an element
+    "FP8": ("F8_E4M3", ".weight", 1),
+    "FP4": ("I8", ".weight", 2),
+    "INT4": ("I32", ".weight_packed", 8),
+}
+SCALES_OF = {  # dtype, name, rows and columns that share one
+    "FP8": ("F32", ".weight_scale_inv", 128, 128),
+    "FP4": ("F8_E8M0", ".scale", 1, 32),
+    "INT4": ("BF16", ".weight_scale", 1, 32),
+}
+ONE = {"F32": np.float32(1e-4).tobytes(), "F8_E8M0": b"\x73", "BF16": b"\x80\x39"}
+INTEGERS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
+CONFIG = {
+    "INT4": {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": INTEGERS}}}
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One timed run: wall seconds, and the process's peak memory where it is known."""
+    """One timed run: wall and processor seconds; the process's peak memory where it is known."""
 
     seconds: float
+    cpu_seconds: float
     peak_memory_bytes: int = 0
 
 
@@ -57,19 +78,23 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors, {cpu_name()}"
     )
     for gigabytes in options.gigabytes:
-        source = make_checkpoint(options.folder / f"source-{gigabytes:g}", gigabytes)
-        for workers in options.workers:
-            for cold in (False, True):
-                compare(source, options, workers, cold)
-        shutil.rmtree(source)
+        for kind in options.sources:
+            source = make_checkpoint(options.folder / f"{kind}-{gigabytes:g}", gigabytes, kind)
+            for workers in options.workers:
+                for cold in options.cold:
+                    compare(source, options, workers, cold)
+            shutil.rmtree(source)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 4, 8])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--sources", nargs="+", default=["BF16"], choices=["BF16", *CODES])
+    parser.add_argument("--cold", type=int, nargs="+", default=[0, 1], choices=[0, 1])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", default="search", choices=SCALES)
+    parser.add_argument("--equalize", action="store_true", help="as tq3 compress does by default")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     return parser.parse_args()
 
@@ -77,22 +102,24 @@ def parse() -> argparse.Namespace:
 def compare(source: Path, options: argparse.Namespace, workers: int, cold: bool) -> None:
     """Alternate floor and program; print medians and the ratio of each pair."""
     n_out, out, scale = output_bytes(source), options.folder / "out", options.scale
+    words = ("--equalize" if options.equalize else "--no-equalize", "--scale", scale)
     prepare = drop_from_cache if cold else read_all
     floors, runs = [], []
     for _ in range(options.rounds):
         floors.append(timed(prepare, source, out, lambda: floor(source, out, n_out, workers)))
-        runs.append(
-            timed(prepare, source, out, lambda: program(source, out, workers, options.scale))
-        )
+        runs.append(timed(prepare, source, out, lambda: program(source, out, workers, words)))
     n_in = sum(file.stat().st_size for file in shards(source))
     ratio = median(run.seconds / low.seconds for run, low in zip(runs, floors, strict=True))
     peak = max(run.peak_memory_bytes for run in runs)
     seconds, low_seconds = (median(run.seconds for run in each) for each in (runs, floors))
+    cpu, low_cpu = (median(run.cpu_seconds for run in each) for each in (runs, floors))
     print(
-        f"{n_in / 1e9:5.2f} GB, {scale}, {workers} workers, {'cold' if cold else 'warm'}: "
+        f"{source.name}, {n_in / 1e9:5.2f} GB, {scale}, {workers} workers, "
+        f"{'cold' if cold else 'warm'}: "
         f"tq3 {seconds:6.2f} s = {n_in / seconds / 1e9:5.2f} GB/s, "
         f"floor {low_seconds:6.2f} s = {n_in / low_seconds / 1e9:5.2f} GB/s, "
-        f"ratio {ratio:.2f}, peak memory {peak / 1e6:.0f} MB",
+        f"ratio {ratio:.2f}, processors {cpu:.2f} and {low_cpu:.2f} s, "
+        f"peak memory {peak / 1e6:.0f} MB",
         flush=True,
     )
 
@@ -102,14 +129,15 @@ def timed(prepare: Callable[[Path], None], source: Path, out: Path, run: Callabl
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
     prepare(source)
-    start = time.perf_counter()
+    before, start = os.times(), time.perf_counter()
     peak = run()
-    return Run(time.perf_counter() - start, peak)
+    seconds, after = time.perf_counter() - start, os.times()
+    return Run(seconds, sum(after[:4]) - sum(before[:4]), peak)
 
 
-def program(source: Path, out: Path, workers: int, scale: str) -> int:
+def program(source: Path, out: Path, workers: int, words: tuple[str, ...]) -> int:
     """The whole command, start of the interpreter included; gives its peak memory."""
-    command = [PROGRAM, "compress", str(source), str(out), "--json", "--scale", scale]
+    command = [PROGRAM, "compress", str(source), str(out), "--json", *words]
     result = subprocess.run(
         [*command, "--workers", str(workers)], check=True, capture_output=True, text=True
     )
@@ -144,27 +172,50 @@ def floor(source: Path, out: Path, n_out: int, workers: int) -> int:
     return 0
 
 
-def make_checkpoint(folder: Path, gigabytes: float) -> Path:
-    """A random bf16 checkpoint of layers, one shard a layer; the values do not change the speed."""
+def make_checkpoint(folder: Path, gigabytes: float, kind: str = "BF16") -> Path:
+    """A random checkpoint of layers, one shard a layer; the values do not change the speed."""
     folder.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(0).standard_normal(2**25, np.float32) * np.float32(0.02)
-    words = memoryview((noise.view(np.uint32) >> 16).astype(np.uint16)).cast("B")
+    random = np.random.default_rng(0)
+    noise = random.standard_normal(2**25, np.float32) * np.float32(0.02)
+    words = (noise.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    codes = random.integers(0, 127, 2**24, np.uint8).tobytes()  # none is NaN in E4M3
     per_layer = 2 * sum(int(np.prod(shape)) for shape in LAYER.values())
     weight_map: dict[str, str] = {}
     for layer in range(max(1, round(gigabytes * 1e9 / per_layer))):
         infos = [
-            TensorInfo(f"model.layers.{layer}.{name}", "BF16", shape)
-            for name, shape in LAYER.items()
+            info for name, shape in LAYER.items() for info in tensors_of(layer, name, shape, kind)
         ]
+        infos += [] if layer else [TensorInfo("model.embed_tokens.weight", "BF16", (1024, 4096))]
         file = folder / f"layer-{layer}.safetensors"
+        header, offsets = build_header(infos, {"format": "pt"})
         with file.open("wb") as out:
-            out.write(build_header(infos, {"format": "pt"})[0])
-            for start in range(0, per_layer, len(words)):
-                out.write(words[: min(len(words), per_layer - start)])
+            out.write(header)
+            for info in sorted(infos, key=lambda each: offsets[each.name]):
+                scale = info.dtype in ONE and kind != "BF16" and "norm" not in info.name
+                some = (
+                    ONE[info.dtype] * 2**16 if scale else words if info.dtype == "BF16" else codes
+                )
+                for start in range(0, info.n_bytes, len(some)):
+                    out.write(some[: info.n_bytes - start])
         weight_map |= {info.name: file.name for info in infos}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text("{}")
+    said = {"quantization_config": CONFIG[kind]} if kind in CONFIG else {}
+    known = {"model_type": "llama", "head_dim": 128}  # which can be equalized
+    (folder / "config.json").write_text(json.dumps(known | said))
     return folder
+
+
+def tensors_of(layer: int, name: str, shape: tuple[int, ...], kind: str) -> list[TensorInfo]:
+    """A weight as it is stored: itself, or its codes and scales."""
+    stem = f"model.layers.{layer}.{name.removesuffix('.weight')}"
+    if kind == "BF16" or len(shape) < 2:
+        return [TensorInfo(f"{stem}.weight", "BF16", shape)]
+    (dtype, codes, weights), (scale_dtype, scales, high, wide) = CODES[kind], SCALES_OF[kind]
+    rows, columns = shape
+    return [
+        TensorInfo(stem + codes, dtype, (rows, columns // weights)),
+        TensorInfo(stem + scales, scale_dtype, (-(-rows // high), -(-columns // wide))),
+    ]
 
 
 def output_bytes(source: Path) -> int:

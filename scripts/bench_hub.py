@@ -135,7 +135,7 @@ def serving(folder: Path, pace: float | None) -> Iterator[tuple[str, int]]:
 
 def compress(source: str, out: Path, environment: dict[str, str]) -> int:
     """The whole command, start of the interpreter included; gives its peak memory."""
-    command = [PROGRAM, "compress", source, str(out), "--json"]
+    command = [PROGRAM, "compress", source, str(out), "--json", "--no-equalize"]
     result = subprocess.run(
         command, check=True, capture_output=True, text=True, env=os.environ | environment
     )

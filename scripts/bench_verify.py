@@ -34,7 +34,8 @@ def main() -> None:
     source, path = options.folder / "source", options.folder / "tq3"
     if not path.exists():
         make_checkpoint(source, options.gigabytes)
-        subprocess.run([PROGRAM, "compress", "--quiet", str(source), str(path)], check=True)
+        command = [PROGRAM, "compress", "--quiet", "--no-equalize", str(source), str(path)]
+        subprocess.run(command, check=True)
     for workers in options.workers:
         for cold in (False, True):
             compare([path], workers, cold, options.rounds)

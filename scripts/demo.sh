@@ -17,7 +17,7 @@ rm -rf "$work"
 mkdir -p "$work"
 run python scripts/make_demo_model.py "$model"
 # Small models need more bits than large ones: see "Which settings?" in README.md.
-run tq3 compress "$model" "$work/smollm2-tq3" --bits 4 --equalize --norms float16 --group-size 64
+run tq3 compress "$model" "$work/smollm2-tq3" --bits 4 --norms float16 --group-size 64
 run tq3 inspect "$work/smollm2-tq3"
 run tq3 verify "$work/smollm2-tq3" --source "$model"
 run tq3 restore "$work/smollm2-tq3" "$work/smollm2-restored"

@@ -81,6 +81,7 @@ seconds=${1:-}
 if python3 -c "import atheris" 2>/dev/null; then
     fuzz headers 100000 4096 env PYTHONPATH=tests python3 -m support.fuzz.fuzz headers
     fuzz folders 50000 4096 env PYTHONPATH=tests python3 -m support.fuzz.fuzz folders
+    fuzz quantised 10000 512 env PYTHONPATH=tests python3 -m support.fuzz.fuzz quantised
 else
     skip readers "there is no atheris for this Python"
 fi

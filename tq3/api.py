@@ -131,7 +131,7 @@ def inspect(path: StrPath, **options: Unpack[InspectKeywords]) -> Description:
     recipe = make_recipe(**asked)
     with open_source(path, HubOptions(revision=options.get("revision"))) as files:
         found = describe(files, recipe, check_workers(None, files.connections))
-    given = [flag(name) for name, value in asked.items() if value not in (None, False, [], ())]
+    given = [flag(name, value) for name, value in asked.items() if value not in (None, [], ())]
     if given and not found.planned:
         raise UsageError(
             "a TQ3 checkpoint: nothing is left to choose",
@@ -224,9 +224,9 @@ def save_tq3_checkpoint(
 
     sensitive_bits: width of `o_proj` and `down_proj`, where it differs from `bits`
 
-    The scale of each group is searched for, as `compress` does it by default: files of the same
-    size, for the same readers, with a smaller error. `compress(..., scale="norm")` codes as the
-    existing writer does.
+    The scale of each group is searched for and columns are equalized, as `compress` does it by
+    default: files of the same size, for the same readers, with a smaller error.
+    `compress(..., scale="norm", equalize=False)` codes as the existing writer does.
     """
     return compress(
         model_id,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+Kind = TypeVar("Kind", bound="Tq3Error")
 _LONGEST = 400
 
 
@@ -33,9 +36,25 @@ class Tq3Error(Exception):
         self.fix = fix
         if repeatable is not None:
             self.repeatable = repeatable
-        super().__init__(self._sentence())
+        super().__init__(f"{self.reason}; {fix}" if fix else self.reason)
 
-    def _sentence(self) -> str:
+    @classmethod
+    def retold(
+        cls: type[Kind], error: Tq3Error, before: str, *, file: str | None, fix: str | None
+    ) -> Kind:
+        """An error of a part as one of the file that it was read from."""
+        return cls(
+            f"{before}: {error.message}",
+            file=file,
+            tensor=error.tensor,
+            found=error.found,
+            expected=error.expected,
+            fix=fix,
+        )
+
+    @property
+    def reason(self) -> str:
+        """The sentence without what to do next."""
         parts = [self.file] if self.file else []
         parts += [f"tensor {_brief(self.tensor)!r}"] if self.tensor else []
         details = []
@@ -44,8 +63,7 @@ class Tq3Error(Exception):
         if self.expected is not None:
             details.append(f"expected {_brief(self.expected)}")
         parts.append(_brief(self.message) + (f" ({', '.join(details)})" if details else ""))
-        sentence = ": ".join(parts)
-        return f"{sentence}; {self.fix}" if self.fix else sentence
+        return ": ".join(parts)
 
 
 def _brief(value: object) -> str:
@@ -66,18 +84,6 @@ class BadInput(Tq3Error):
     """What was to be read: not there, damaged, contradictory, already quantised, not finite."""
 
     exit_code = 3
-
-    @classmethod
-    def retold(cls, error: Tq3Error, before: str, *, file: str, fix: str | None) -> BadInput:
-        """An error of a part as one of the file that it was read from."""
-        return cls(
-            f"{before}: {error.message}",
-            file=file,
-            tensor=error.tensor,
-            found=error.found,
-            expected=error.expected,
-            fix=fix,
-        )
 
 
 class StorageError(Tq3Error):

@@ -100,6 +100,7 @@ def points(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point
     yield from _joint(bench, model, sensitivity)
     yield from _by_hand()
     yield from _equalized(bench, model, sensitivity)
+    yield from _by_default(bench, model, sensitivity)
     yield from _peers(bench.n_layers(model))
     yield from _equalized_peers(bench, model)
 
@@ -123,6 +124,22 @@ def _equalized(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[P
         for point in (*_chosen(bench, model, sensitivity, family), uniform):
             name = f"equalized, {point.label}"
             yield Point(f"tq3 --equalize, {family}", name, factors.way(point.way))
+
+
+def _by_default(bench: Bench, model: str, sensitivity: Sensitivity) -> Iterator[Point]:
+    """What the first command writes, 4 bits of the same kind, and the best of the first's size."""
+    factors = Factors(bench.folder(model))
+    for bits in (3, 4):
+        way = everywhere(replace(BASES[KNOWN], bits=bits))
+        label = f"equalized, {KNOWN}, {bits} bits"
+        yield Point(f"tq3 --equalize, {KNOWN}", label, factors.way(way))
+    weights = bench.subject(model, TUNING).weights
+    family = CHECKED[model.removesuffix("-twin")]
+    budget = round(Costs(weights, BASES[KNOWN]).uniform(3), 2)
+    plan = Costs(weights, BASES[family]).best(sensitivity, budget)
+    if plan is not None:
+        label = f"equalized, {family}, {budget} bits"
+        yield Point(f"tq3 --equalize, {family}", label, factors.way(plan.way(BASES[family])))
 
 
 def _equalized_peers(bench: Bench, model: str) -> Iterator[Point]:

@@ -17,6 +17,7 @@ STYLES = {
     "tq3, by hand": ("#6fa8dc", "P", ""),
     "tq3, F16 norms of 128": ("#1f5f9e", "o", "-"),
     "tq3, F16 norms of 64": ("#0b2a4a", "o", "-"),
+    "tq3 --equalize, F32 norms of 128": ("#c39bd3", "v", ""),
     "tq3 --equalize, F16 norms of 128": ("#8e44ad", "v", "-"),
     "tq3 --equalize, F16 norms of 64": ("#4a235a", "v", "-"),
     "llama.cpp, one type": ("#d9822b", "s", ""),
@@ -61,4 +62,6 @@ def _short(row: dict[str, Any]) -> str:
     label = str(row["label"])
     if label.startswith("uniform "):
         return f"{int(row['bits'])} bits"
+    if label.startswith("equalized, "):
+        return label.rpartition(", ")[2]
     return label.removeprefix("mix ").removeprefix("by hand, ").removesuffix(" bits")

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 from support.calibration.cases import CONTEXT, TOKENS, make_case
+from support.codec.moments import feedback_of
 from support.models.tq3_folder import read_tensors
 
 import tq3
 from tq3.calibration import compressing
 from tq3.calibration.calibrate import calibrate
+from tq3.codec import calibrated
+from tq3.equalization.scaled_source import equalized, factors_of
 from tq3.errors import BadInput, UsageError
 from tq3.events import follow
 from tq3.format.checkpoint import read_checkpoint
+from tq3.format.config import parse_tq_config
 from tq3.moments.reading import open_moments
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.storage.local import LocalFiles
@@ -93,6 +97,27 @@ def test_stacks_of_experts_have_a_matrix_each(tmp_path):
                 for error in (found[number] - exact[number], plain[number] - exact[number])
             ]
             assert losses[0] < 0.97 * losses[1]
+
+
+def test_moments_are_divided_by_the_factors_of_equalized_columns(llama, tmp_path):
+    """As the reference codes the scaled weights under H / (d d'), so they are stored."""
+    out = tmp_path / "out"
+    tq3.compress(llama.source, out, calibrate=llama.moments, equalize=True, group_size=64)
+    config = parse_tq_config((out / "tq_config.json").read_text())
+    with LocalFiles(llama.source) as files, open_moments(llama.moments) as moments:
+        checkpoint = read_checkpoint(files)
+        scaled = equalized(files, checkpoint, config.factors)
+        (tensor,) = (each for each in checkpoint.tensors if each.info.name == DOWN)
+        words = np.empty(tensor.info.shape, np.uint16)
+        scaled.read_into(tensor.file, tensor.offset, words.reshape(-1).view(np.uint8).data)
+        factors = factors_of(config.factors[DOWN]).astype(float)
+        second = moments.block(moments.readers[DOWN][0], 0, 344) / np.outer(factors, factors)
+        damping = moments.damping(moments.readers[DOWN][0])
+    assert np.ptp(factors) > 0
+    feedback = feedback_of(second, 64, damping)
+    packed, _ = calibrated.encode(words, "BF16", 3, 64, feedback, "F32")
+    stored = read_tensors(out)[f"{DOWN}.tq_packed"].numpy()
+    np.testing.assert_array_equal(stored, packed.reshape(stored.shape))
 
 
 def test_a_run_is_continued_under_its_own_moments_alone(llama, tmp_path):

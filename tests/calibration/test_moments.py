@@ -174,6 +174,6 @@ def test_a_model_can_write_the_text_itself(llama, tmp_path):
     assert (made[0].text, made[0].tokens, made[0].damping) == ("self", 64, 0.3)
     assert made[0] == made[1]
     told: list[Any] = []
-    again = {"text": "self", "tokens": 64, "context": 16, "reuse": True}
+    again: dict[str, Any] = {"text": "self", "tokens": 64, "context": 16, "reuse": True}
     follow(calibrate(llama.source, path, **again), told.append)
     assert [each for each in told if "wrote already" in getattr(each, "text", "")]

@@ -52,7 +52,7 @@ def test_it_writes_what_the_library_writes_with_the_same_options(tq3, source, tm
     assert contents(tmp_path / "out") == contents(tmp_path / "same")
 
 
-def test_equalize_arrives_and_is_shown_and_the_card_asks_for_it(tq3, tmp_path):
+def test_equalize_arrives_and_is_shown_and_the_card_says_it(tq3, tmp_path):
     source = tiny_checkpoint(tmp_path / "in", whole_llama(), config=whole_llama_config())
     result = tq3("compress", source, tmp_path / "out", "--equalize")
     assert result.exit_code == 0 and "a first pass" in result.stderr
@@ -62,7 +62,19 @@ def test_equalize_arrives_and_is_shown_and_the_card_asks_for_it(tq3, tmp_path):
     for shown in (tq3(*each) for each in (*asked, ("inspect", source, "--equalize"))):
         assert "columns " in shown.stdout and "equalized" in shown.stdout
     assert "found --equalize" in tq3("inspect", tmp_path / "out", "--equalize").stderr
-    assert "tq3 compress in OUT --bits 3 --equalize\n" in library.make_card(tmp_path / "out")
+    assert "tq3 compress in OUT --bits 3\n" in library.make_card(tmp_path / "out")
+
+
+def test_no_equalize_arrives_and_the_card_asks_for_it(tq3, tmp_path):
+    source = tiny_checkpoint(tmp_path / "in", whole_llama(), config=whole_llama_config())
+    result = tq3("compress", source, tmp_path / "out", "--no-equalize")
+    assert result.exit_code == 0 and "a first pass" not in result.stderr
+    library.compress(source, tmp_path / "same", equalize=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "same")
+    assert "columns " not in tq3("inspect", source, "--no-equalize").stdout
+    assert "found --no-equalize" in tq3("inspect", tmp_path / "out", "--no-equalize").stderr
+    card = library.make_card(tmp_path / "out")
+    assert "tq3 compress in OUT --bits 3 --no-equalize\n" in card
 
 
 def test_without_options_it_writes_what_the_library_writes_without(tq3, source, tmp_path):

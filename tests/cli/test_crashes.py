@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.crash_child import STEPS
 from support.crashes import Case, crash
+from support.dequantization.quantised import around, fp4, fp8
 from support.factories import (
     contents,
     expert_tensors,
@@ -58,11 +59,24 @@ def older(out: Path) -> None:
             (out / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
+def quantised(path: Path) -> Path:
+    """FP8 and FP4, with scales in other shards than their weights."""
+    stem = "model.layers.0.mlp"
+    some = [
+        fp8(f"{stem}.up_proj", (96, 256), (32, 128)),
+        fp4(f"{stem}.experts.0.up_proj", (66, 256)),
+        fp8(f"{stem}.gate_proj", (70, 200), (32, 128)),
+    ]
+    method = {"quant_method": "fp8", "weight_block_size": [32, 128]}
+    return tiny_checkpoint(path, around(some), 3, {"quantization_config": method})
+
+
 CASES = [
     Case("one shard", one_shard),
     Case("many shards", one_shard, SHARDS),
     Case("findings", with_findings, (*SHARDS, "--workers", "1")),
     Case("joined", with_joined_findings, (*SHARDS, "--nonfinite", "keep")),
+    Case("quantised", quantised, SHARDS),
     Case("overwritten", one_shard, SHARDS, older=older),
     Case("restored", compressed, ("--max-shard-size", "60000"), command="restore"),
 ]
@@ -72,9 +86,9 @@ CASES = [
 def test_a_run_that_is_killed_again_and_again_ends_with_the_right_bytes(tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
-    figures = crash(CASES, tmp_path, kills=24, seed=seed)
+    figures = crash(CASES, tmp_path, kills=28, seed=seed)
     print(figures)
-    assert figures.kills >= 24
+    assert figures.kills >= 28
     assert figures.completed >= len(CASES)
     # Each is as likely as another: by chance some may be missed.
     assert len(STEPS.keys() & figures.phases.keys()) >= 5

@@ -132,7 +132,7 @@ def test_help_shows_what_most_people_need_first_and_the_rest_by_what_it_is_about
     titles = ["Arguments", "Options", "What to make small", "What to keep exact", "How to run"]
     assert panels[1::2] == [*titles, "Output"]
     first = re.findall(r"^  (--\S+)", panels[4], re.MULTILINE)
-    assert first == ["--bits", "--recipe", "--target-size", "--equalize", "--dry-run", "--help"]
+    assert first == ["--bits", "--recipe", "--target-size", "--dry-run", "--help"]
     assert "<norm|search>" in panels[6] or "[norm|search]" in panels[6]
     assert "[default: 128]" in panels[6] and "[default: 3]" in panels[4]
 

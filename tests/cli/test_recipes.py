@@ -120,8 +120,12 @@ def test_a_dry_run_shows_the_choice_and_why(tq3, source):
         assert word in shown
     bpw = shown.partition(" where it may be compressed")[0].rpartition("(")[2]
     assert 3.0 < float(bpw) <= 3.1
-    assert "can't: lm_head.weight is packed" in shown
+    assert "readers        tq3's own: tq3.load, vLLM with its plugin, tq3 restore\n" in shown
+    assert "others can't: lm_head.weight is packed" in shown
     assert "q, k and v of a layer differ" in shown
+    assert "norms are F16" in shown
+    known = tq3("compress", source, "--dry-run").stdout
+    assert "readers        tq3's own, and others of the published format\n" in known
 
 
 def test_a_target_beyond_all_that_the_recipe_allows_is_told_by_plan_and_run(tq3, source, tmp_path):

@@ -106,6 +106,24 @@ def test_nvfp4_rounds_once_by_its_global_scale(is_divided):
     assert_same(weights, exact.astype(np.float32))
 
 
+@pytest.mark.parametrize("is_divided", [False, True])
+def test_nvfp4_is_an_ulp_at_most_from_scales_that_are_joined_first(is_divided):
+    """As ModelOpt and compressed-tensors decode: ours is the nearest, theirs rounds twice."""
+    rng = np.random.default_rng(1)
+    rows = 4096
+    codes = np.tile(np.array([0x10, 0x32, 0x54, 0x76, 0, 0, 0, 0], np.uint8), (rows, 1))
+    scales = rng.integers(40, 120, (rows, 1)).astype(np.uint8)
+    factor = rng.lognormal(0, 3, rows).astype(np.float32)
+    encoding = Encoding("nvfp4", 4, (1, 16), "F8_E4M3", is_divided=is_divided)
+    ours = quantised.decode(encoding, codes, scales, 16, global_scale=factor)[:, :8]
+    wide = quantised.e4m3_values(scales)
+    joined = wide / factor[:, None] if is_divided else wide * factor[:, None]
+    ulps = (quantised.E2M1[:8] * joined).view(np.int32) - ours.view(np.int32)
+    assert np.abs(ulps).max() == 1
+    assert not ulps[:, [0, 1, 2, 4, 6]].any()  # zero and powers of two
+    assert 0.1 < np.mean(ulps[:, [3, 5, 7]] != 0) < 0.4
+
+
 @every_backend
 @every_encoding
 @pytest.mark.parametrize("columns", [1, 15, 33, 128, 1100])

@@ -46,8 +46,9 @@ def test_activations_may_be_strided(gpu):
 @pytest.mark.parametrize("pairs", [1, 5, 6, 23])
 def test_experts_multiply_as_the_reference_does(gpu, stacked, pairs):
     """Five pairs are the most that are not sorted."""
-    layout = GroupLayout((5, 40, 200), 3, 64)
+    layout = GroupLayout((5, 40, 200), 3, 64, transposed=not stacked)
     weight = filled(PackedExperts(layout, stacked=stacked))
+    before = {name: part.clone() for name, part in weight.state_dict().items()}
     codes = weight.tq_packed.view(5, 40 * 4, -1).clone()
     norms = weight.tq_norms.view(5, 40, 4).clone()
     x, experts = activations(pairs, 200), torch.randint(0, 4, (pairs,))
@@ -57,6 +58,7 @@ def test_experts_multiply_as_the_reference_does(gpu, stacked, pairs):
     assert_same(tiled(weight)(x, experts), torch.cat(expected))
     strided = x.T.contiguous().T
     assert_same(weight(strided, weight.route(experts)), torch.cat(expected))
+    assert all(torch.equal(part, before[name]) for name, part in weight.state_dict().items())
 
 
 @pytest.mark.parametrize("pairs", [4, 9])

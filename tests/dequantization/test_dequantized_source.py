@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.dequantization.quantised import Quantised, around, fp4, fp8, nvfp4, packed_int
+from support.dequantization.quantised import (
+    Quantised,
+    around,
+    fp4,
+    fp8,
+    nvfp4,
+    packed_int,
+    signed_bytes,
+)
 from support.factories import tiny_checkpoint
 
 from tq3.dequantization import source as dequantization
@@ -28,6 +36,13 @@ def integers(bits: int, group: int, *, symmetric: bool = True) -> dict[str, Any]
     return {"quantization_config": {**method, "config_groups": groups}}
 
 
+def int_quantized(**weights: Any) -> dict[str, Any]:
+    """What compressed-tensors writes of integers of 8 bits that it does not pack."""
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", **weights}}
+    method = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    return {"quantization_config": {**method, "config_groups": {"group_0": group}}}
+
+
 def blocks(size: list[int] | None) -> dict[str, Any]:
     """What DeepSeek writes into config.json."""
     return {"quantization_config": {"quant_method": "fp8", "weight_block_size": size}}
@@ -45,6 +60,10 @@ LAYOUTS: dict[str, tuple[Quantised, dict[str, Any]]] = {
     "exponents without config": (fp8(UP, (192, 200), (1, 32), "U8"), {}),
     "0-d": (fp8(UP, (192, 200), (192, 200), grid=()), blocks(None)),
     "[1]": (fp8(UP, (192, 200), (192, 200), scales=".qscale_weight", grid=(1,)), {}),
+    "blocks of ModelOpt": (
+        fp8(UP, (192, 200), scales=".weight_scale", grid=(2, 1, 2, 1)),
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}},
+    ),
     "a row": (fp8(UP, (192, 200), (1, 200), "BF16", scales=".weight_scale"), {}),
     "a row, 1-D": (fp8(UP, (192, 200), (1, 200), scales=".weight_scale", grid=(192,)), {}),
     "experts": (
@@ -64,6 +83,18 @@ LAYOUTS: dict[str, tuple[Quantised, dict[str, Any]]] = {
     "nvfp4 of ModelOpt": (nvfp4(UP, (130, 96)), {}),
     "nvfp4 of compressed-tensors": (nvfp4(UP, (130, 96), is_divided=True), {}),
     **{f"int{bits}": (packed_int(UP, (130, 192), bits), integers(bits, 32)) for bits in (3, 4, 8)},
+    "bytes, a scale for a row": (
+        signed_bytes(UP, (131, 200), (1, 200)),
+        int_quantized(strategy="channel"),
+    ),
+    "bytes, one scale": (
+        signed_bytes(UP, (131, 200), (131, 200), stored_shape=(1,)),
+        int_quantized(strategy="tensor"),
+    ),
+    "bytes, groups and zero points": (
+        signed_bytes(UP, (131, 192), (1, 32), zero_points=True),
+        int_quantized(strategy="group", group_size=32, symmetric=False),
+    ),
     "zero points": (
         packed_int(UP, (131, 192), zero_points=True),
         integers(4, 32, symmetric=False),

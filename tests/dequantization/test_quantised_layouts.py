@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fuzz import quantised
 from support.plan.listings import checkpoint
 
 from tq3.dequantization.layouts import LAYOUTS
@@ -81,6 +81,21 @@ def test_the_source_is_counted_in_the_bytes_that_it_has():
     assert weight.n_bytes == 192 * 256 + 16
 
 
+def rotated(place: str) -> dict[str, Any]:
+    """A transform_config of compressed-tensors."""
+    return {"config_groups": {"R1": {"type": "hadamard", "apply": [{"location": place}]}}}
+
+
+OF_ROWS = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"a": {"weights": {"num_bits": 4, "type": "int", "strategy": "channel"}}},
+}
+BYTES = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}},
+    }
+}
 STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
     "config says other blocks": (
         (FP8, SCALE),
@@ -99,6 +114,11 @@ STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
         ["F8_E4M3", "quant_method 'gptq'"],
     ),
     "no experts in FP4": ((FP8, SCALE), {"expert_dtype": "fp4"}, ["expert_dtype 'fp4'", "no FP4"]),
+    "no experts in FP4, said beside the blocks": (
+        (FP8, SCALE),
+        {"quantization_config": {**OF_BLOCKS, "expert_dtype": "fp4"}},
+        ["expert_dtype 'fp4'", "no FP4"],
+    ),
     "experts in FP4": (
         (named("weight", "I8", 8, 32), named("scale", "F8_E8M0", 8, 2)),
         {"expert_dtype": "fp8"},
@@ -149,7 +169,30 @@ STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
             named("weight_g_idx", "I32", 32),
         ),
         {},
-        ["weight_g_idx", "without actorder"],
+        ["weight_g_idx", "no neighbours"],
+    ),
+    "scaled inputs": (
+        (FP8, SCALE, named("pre_quant_scale", "BF16", 256)),
+        {},
+        ["pre_quant_scale", "inputs are scaled"],
+    ),
+    "a part of low rank": (
+        (FP8, SCALE, named("svdquant_lora_a", "BF16", 8, 256)),
+        {},
+        ["svdquant_lora_a", "low rank"],
+    ),
+    "rotated inputs": (
+        (FP8, SCALE),
+        {"quantization_config": {**OF_BLOCKS, "transform_config": rotated("input")}},
+        ["config.json", "transform_config"],
+    ),
+    "a shape that is none": (
+        (
+            *(named("weight_packed", "I32", 8, 4), named("weight_scale", "BF16", 8, 1)),
+            named("weight_shape", "I32", 2),
+        ),
+        {"quantization_config": OF_ROWS},
+        ["weight_shape", "I32 [2]", "I64 [2]"],
     ),
     "several global scales": (
         (
@@ -158,6 +201,30 @@ STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
         ),
         {},
         ["F32 [3]", "1 of F32"],
+    ),
+    "bytes of whatever kind": (
+        (named("weight", "I8", 8, 32), named("weight_scale", "F32", 8, 1)),
+        {},
+        ["config.json does not say that these bytes are integers", "num_bits 8 and type int"],
+    ),
+    "bytes of Gemma's QAT": (
+        (named("weight", "I8", 8, 32), named("weight_scale", "F32", 8, 1)),
+        {"quantization_config": {"quant_method": "gemma"}},
+        ["quant_method 'gemma'"],
+    ),
+    "bytes in rows of five": (
+        (named("weight", "I8", 8, 5), named("weight_scale", "F32", 8, 1)),
+        BYTES,
+        ["I8 [8, 5]", "a multiple of 4 columns"],
+    ),
+    "zero points of bytes": (
+        (
+            named("weight", "I8", 8, 32),
+            named("weight_scale", "F32", 8, 1),
+            named("weight_zero_point", "I32", 1, 1),
+        ),
+        BYTES,
+        ["I32 [1, 1]", "I8 [8, 1]"],
     ),
     "MiMo": ((FP8, SCALE), {"model_type": "mimo_v2_flash"}, ["model_type 'mimo_v2_flash'"]),
 }
@@ -180,6 +247,50 @@ def test_integers_that_contradict_config_json_are_refused_with_both_sides():
     assert "4 bits, groups of 32, symmetric" in text
 
 
+def of_two_groups(first: list[str], second: list[str]) -> dict[str, Any]:
+    """Two ways to pack that give tensors of the same shapes."""
+    weights = {"type": "int", "strategy": "group"}
+    ways = {"num_bits": 4, "group_size": 128}, {"num_bits": 8, "group_size": 64}
+    groups = {
+        f"group_{i}": {"targets": targets, "weights": {**weights, **way}}
+        for i, (targets, way) in enumerate(zip((first, second), ways, strict=True))
+    }
+    return {"quant_method": "compressed-tensors", "config_groups": groups}
+
+
+PACKED = named("weight_packed", "I32", 8, 16), named("weight_scale", "BF16", 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (["Linear"], [r"re:.*\.(up|gate)_proj$"], "INT8 with a scale for each row"),
+        ([r"re:.*mlp.*"], ["Linear"], "INT4 with a scale for each row"),
+        ([r"re:.*up_proj"], [UP], "INT8 with a scale for each row"),
+        (["Linear"], [r"re:.*attn.*"], "INT4 with a scale for each row"),
+    ],
+)
+def test_targets_say_which_of_several_groups_is_meant(first, second, words):
+    found = shown(*PACKED, quantization_config=of_two_groups(first, second))
+    assert found.source_quantization["formats"] == {words: 1}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["Linear"], ["Linear"]),
+        ([], []),
+        (["re:.*mlp"], ["re:.*proj"]),
+        (["Linear"], ["re:(.+)+up_proj$"]),
+        (["Linear"], ["re:("]),
+    ],
+)
+def test_what_targets_do_not_tell_is_refused_where_shapes_do_not_either(first, second):
+    text = str(refusal(*PACKED, quantization_config=of_two_groups(first, second)))
+    assert "4 bits, groups of 128, symmetric or 8 bits, groups of 64, symmetric" in text
+    assert f"whose targets name '{UP}'" in text
+
+
 @pytest.mark.parametrize(
     ("weights", "scale", "words"),
     [
@@ -198,6 +309,19 @@ def test_compressed_tensors_says_the_blocks_of_each_group(weights, scale, words)
     method = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
     found = shown(FP8, named("weight_scale", "BF16", *scale), quantization_config=method)
     assert found.source_quantization["formats"] == {words: 1}
+
+
+def test_weights_that_lie_rotated_on_the_disk_are_taken_as_they_are():
+    method = {**OF_BLOCKS, "transform_config": rotated("weight_input")}
+    found = shown(FP8, SCALE, quantization_config=method)
+    assert found.source_quantization["quantization_config"] == method
+
+
+def test_blocks_of_modelopt_may_have_axes_of_one_between():
+    method = {"quant_method": "modelopt", "quant_algo": "fp8_pb_wo"}
+    scale = named("weight_scale", "F32", 2, 1, 2, 1)
+    found = shown(FP8, scale, quantization_config=method)
+    assert found.source_quantization["formats"] == {"FP8 in blocks of 128 x 128": 1}
 
 
 SIZES = st.sampled_from([1, 2, 3, 4, 16, 33, 64, 130])
@@ -243,17 +367,4 @@ CONFIGS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
 def test_whatever_headers_and_config_say_each_piece_has_the_bytes_that_decoding_needs(
     infos, config
 ):
-    try:
-        found = shown(*infos, quantization_config=config)
-    except BadInput:
-        return
-    for tensor in found.tensors:
-        if not tensor.pieces:
-            continue
-        pieces, encoding = tensor.pieces, tensor.pieces.encoding
-        *stack, rows, columns = (1, 1, *tensor.info.shape)
-        n_rows = prod(stack) * rows
-        assert n_rows * columns > 0
-        assert pieces.codes.info.n_bytes == n_rows * encoding.row_bytes(columns)
-        n_scales = prod(stack) * prod(encoding.grid(rows, columns))
-        assert pieces.scales.info.n_elements in (1, n_scales)
+    quantised.check(quantised.placed(infos, {"quantization_config": config}))

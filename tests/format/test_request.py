@@ -101,6 +101,21 @@ def test_the_best_recipe_packs_head_and_embeddings_and_a_card_need_not_ask_for_i
     assert list(command_options(recipe_record(other))) == asked
 
 
+@pytest.mark.parametrize(
+    "options", [{"recipe": "best"}, {"target_size": 10**10}, {"target_bpw": 3}]
+)
+def test_the_best_has_half_size_norms_and_so_has_a_target_unless_told_otherwise(options):
+    assert make_recipe(**options).norms == "float16"
+    full = make_recipe(**options, norms="float32")
+    assert full.norms == "float32"
+    assert list(command_options(recipe_record(full)))[-2:] == ["--norms", "float32"]
+
+
+@pytest.mark.parametrize("options", [{}, {"recipe": "mixed", "target_bpw": 3.4}, {"lm_head": 4}])
+def test_other_recipes_leave_norms_as_published(options):
+    assert make_recipe(**options).norms == "float32"
+
+
 def test_an_empty_list_is_not_given():
     recipe = make_recipe(bits=2)
     assert make_recipe(recipe=recipe, keep=[], only=()) == recipe

@@ -112,6 +112,10 @@ FAULTS = {
         "target_size.*found 1.5, expected a size",
     ),
     "a summary that is none": ("summary = 5\n[roles]\nothers = 3\n", "summary.*found 5.*a text"),
+    "norms of another type": (
+        'norms = "bfloat16"\n[roles]\nothers = 3\n',
+        "norms.*found 'bfloat16', expected float32 or float16",
+    ),
     "a split that is a number": (
         "split_qkv = 1\n[roles]\nothers = 3\n",
         "split_qkv.*true or false",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import chain
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.factories import file_bytes, llama_tensors, safetensors_bytes
-from support.fuzz import inputs, properties
+from support.fuzz import inputs, properties, quantised
 
+from tq3.dequantization.recognition import dequantised
+from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.header import TensorInfo
+from tq3.format.quantised import KINDS
 from tq3.format.request import make_recipe
 
 SOUND = {"a.weight": {"dtype": "BF16", "shape": [4, 16], "data_offsets": [0, 128]}}
 HEADERS = [inputs.as_input(file_bytes(SOUND, bytes(128))), *inputs.header_seeds()]
 FOLDERS = list(inputs.folder_seeds())
+QUANTISED = list(quantised.seeds())
 WORDS = [
     *(b"{}", b"[]", b"[", b"}", b",", b":", b'"', b"null", b"true", b"-1", b"0", b"1e400", b"NaN"),
     *(b'"dtype"', b'"shape"', b'"F32"', b'"BF16"', b'"U8"', b'"__metadata__"', b"\\ud800", b"\0"),
@@ -75,6 +80,8 @@ def test_the_corpus_has_the_properties():
         properties.check_header(inputs.weights(data))
     for data in FOLDERS:
         properties.check_folder(inputs.folder(data))
+    for data in QUANTISED:
+        quantised.check(quantised.listing(data))
 
 
 @settings(max_examples=1000)
@@ -87,6 +94,21 @@ def test_a_mutated_header_is_refused_or_read_as_the_safetensors_library_reads_it
 @given(data=mutations(FOLDERS))
 def test_a_mutated_folder_is_planned_or_refused_with_our_own_error(data):
     properties.check_folder(inputs.folder(data))
+
+
+@settings(max_examples=300)
+@given(data=mutations(QUANTISED))
+def test_any_headers_of_a_quantised_source_are_recognised_or_refused_with_our_own_error(data):
+    quantised.check(quantised.listing(data))
+
+
+def test_among_the_seeds_each_kind_is_recognised():
+    found = set()
+    for data in QUANTISED:
+        with suppress(BadInput):
+            tensors = dequantised(quantised.listing(data)).tensors
+            found |= {each.pieces.encoding.kind for each in tensors if each.pieces}
+    assert found == {*KINDS}
 
 
 def test_an_input_stands_for_its_file():

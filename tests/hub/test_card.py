@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from support.factories import contents, of_another_writer
+from support.factories import (
+    contents,
+    of_another_writer,
+    tiny_checkpoint,
+    whole_llama,
+    whole_llama_config,
+)
 from support.hub.pushing import REPO, SOURCE, SOURCE_CARD, packed
 
 import tq3
@@ -72,6 +78,17 @@ def test_the_card_is_the_same_each_time_and_names_its_sources_and_papers(out):
     assert "2411.17525" in card and "2504.19874" in card
     assert f"vllm serve {REPO}\n" in card and f'tq3.load("{REPO}")' in card
     assert str(out.parent) not in card
+
+
+def test_the_card_says_who_can_load_it_and_whether_columns_are_equalized(out, tmp_path):
+    card = tq3.make_card(out, REPO)
+    assert "Other readers of the published format can load it, too." in card
+    assert "Columns are equalized" not in card
+    source = tiny_checkpoint(tmp_path / "in", whole_llama(), config=whole_llama_config())
+    tq3.compress(source, tmp_path / "best", recipe="best")
+    card = tq3.make_card(tmp_path / "best", REPO)
+    assert "Readers of other makes can't load it: " in card and "norms are F16" in card
+    assert "an adapter that was trained beside the source's own does not fit" in card
 
 
 @pytest.mark.parametrize(

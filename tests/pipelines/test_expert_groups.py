@@ -13,9 +13,11 @@ from support.factories import (
     tensor,
     tiny_checkpoint,
 )
+from support.pipelines.interrupting import BLOCK_BYTES, Stopped, counted_blocks
 
 import tq3
 from tq3.errors import BadInput
+from tq3.plan.plan import Task
 
 EXPERTS = "model.layers.0.mlp.experts"
 GATE_UP, DOWN = f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj"
@@ -154,3 +156,30 @@ def test_it_is_restored_without_its_record_of_shapes(tmp_path):
     tq3.restore(tmp_path / "out", tmp_path / "back")
     found = read_tensors(tmp_path / "back")
     assert {name: one.shape for name, one in found.items()} == {n: t.shape for n, t in even.items()}
+
+
+def test_runs_that_were_stopped_are_continued_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Task.blocks, "__defaults__", (BLOCK_BYTES * 10,))
+    source = made(tmp_path)
+
+    def restore(out, to):
+        return tq3.restore(tmp_path / out, tmp_path / to)
+
+    for run, whole, stopped in (
+        (lambda to: by_inputs(source, tmp_path / to), "whole", "out"),
+        (lambda to: restore("whole", to), "restored whole", "restored"),
+    ):
+        with counted_blocks() as blocks:
+            run(whole)
+        with counted_blocks(len(blocks) // 2), pytest.raises(Stopped):
+            run(stopped)
+        with counted_blocks() as left:
+            run(stopped)
+        assert 0 < len(left) < len(blocks)
+        assert contents(tmp_path / stopped) == contents(tmp_path / whole)
+    with counted_blocks(1), pytest.raises(Stopped):
+        by_inputs(source, tmp_path / "other")
+    with pytest.raises(
+        tq3.UsageError, match="--expert-groups inputs became --expert-groups stored"
+    ):
+        tq3.compress(source, tmp_path / "other")

@@ -33,6 +33,7 @@ def compressed(tmp_path: Path, tensors: Tensors, **options: object) -> Outcome:
         source,
         tmp_path / "out",
         max_shard_size=SHARD_BYTES,
+        equalize=False,
         on_event=events.append,
         **options,  # type: ignore[arg-type]
     )

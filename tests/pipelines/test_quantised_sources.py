@@ -20,6 +20,7 @@ from support.factories import (
 from support.pipelines.interrupting import BLOCK_BYTES, Stopped, counted_blocks
 
 import tq3
+from tq3.errors import BadInput
 from tq3.plan.plan import Task
 
 STEM = "model.layers.0"
@@ -78,6 +79,41 @@ def test_its_codes_are_those_of_the_weights_that_it_means(tmp_path):
         "expert_dtype": "fp4",
         "formats": {"FP8 in blocks of 128 x 128": 3, "FP4 in groups of 32": 1},
     }
+
+
+def test_what_is_said_beside_config_json_is_heeded_recorded_and_gone(tmp_path):
+    """As Mistral and ModelOpt say it: a host of Mistral's format reads params.json."""
+    some = fp8(f"{STEM}.wq", (256, 384), (256, 384), scales=".qscale_weight", grid=(1,))
+    source = tiny_checkpoint(tmp_path / "source", around([some]))
+    said = {"quantization": {"qformat_weight": "fp8_e4m3"}}
+    (source / "params.json").write_text(
+        '{"dim": 384, "quantization": {"qformat_weight": "fp8_e4m3"}}'
+    )
+    of_modelopt = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    (source / "hf_quant_config.json").write_text(json.dumps(of_modelopt))
+    tq3.compress(source, tmp_path / "out")
+    assert (tmp_path / "out" / "params.json").read_text() == '{"dim": 384}'
+    record = json.loads((tmp_path / "out" / "tq_config.json").read_text())["tq3"]
+    assert record["source_quantization"] == {
+        "params.json": said,
+        "hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}},
+        "formats": {"FP8 with a scale for each tensor": 1},
+    }
+    assert tq3.verify(tmp_path / "out", source=source).faults == ()
+    tq3.compress(source, tmp_path / "without", without=["params.json"])
+    assert not (tmp_path / "without" / "params.json").exists()
+    of_modelopt["quantization"] = {"quant_algo": "FP8_PB_WO"}
+    (source / "hf_quant_config.json").write_text(json.dumps(of_modelopt))
+    (source / "params.json").unlink()
+    with pytest.raises(BadInput, match="FP8_PB_WO of hf_quant_config.json"):
+        tq3.compress(source, tmp_path / "contradiction")
+
+
+def test_params_json_of_an_ordinary_source_travels_as_it_is(tmp_path):
+    source = tiny_checkpoint(tmp_path / "source")
+    (source / "params.json").write_text('{"quantization": null, "dim": 4}')
+    tq3.compress(source, tmp_path / "out")
+    assert (tmp_path / "out" / "params.json").read_text() == '{"quantization": null, "dim": 4}'
 
 
 def test_what_is_kept_in_the_type_of_the_source_is_bf16(tmp_path):

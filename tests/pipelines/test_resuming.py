@@ -36,7 +36,7 @@ from tq3.events import Event, Notice, Progress, Report, Run, follow
 from tq3.format.manifest import parse_manifest
 from tq3.pipelines.work import Worker
 
-RECIPE = tq3.Recipe(max_shard_bytes=SHARD_BYTES)
+RECIPE = tq3.Recipe(max_shard_bytes=SHARD_BYTES, equalize=False)
 
 Start = Callable[..., Run[Report]]
 

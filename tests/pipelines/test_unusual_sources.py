@@ -58,10 +58,10 @@ def test_that_one_of_two_copies_was_taken_is_a_notice_of_compress_and_of_inspect
     tiny_checkpoint(tmp_path / "alone", llama_tensors())
     (tmp_path / "alone" / "model.safetensors").rename(source / "model.safetensors")
     events: list[object] = []
-    tq3.compress(source, tmp_path / "out", on_event=events.append)
+    tq3.compress(source, tmp_path / "out", equalize=False, on_event=events.append)
     (notice,) = [event.text for event in events if isinstance(event, Notice)]
     assert notice.startswith("model.safetensors is taken")
-    assert tq3.inspect(source).notices == (notice,)
+    assert notice in tq3.inspect(source).notices
 
 
 @pytest.mark.parametrize("nothing", ["null", "{}", '{"quant_method": null}'])

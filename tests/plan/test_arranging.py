@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tq3.format.checkpoint import Located
+from tq3.format.checkpoint import Located, Pieces
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
+from tq3.format.quantised import Encoding
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task, copy_task
 
 
@@ -93,6 +96,7 @@ def number_task(dtype: str) -> Task:
     return cast_task(Located(TensorInfo("n", dtype, ()), "in", 0), "F16", "why")
 
 
+FP8 = "F8_E4M3", (7, 384)
 BLOCKED = {
     "whole groups": encode_task((7, 384)),
     "padded rows": encode_task((7, 300)),
@@ -117,6 +121,21 @@ def test_blocks_cover_every_unit_once_and_stay_near_the_size_asked_for(one, bloc
         n_bytes = (one.bytes_in + one.bytes_out) // one.units * block.count
         assert n_bytes <= block_bytes or block.count == 1
     assert units == list(range(one.units))
+
+
+def test_blocks_of_weights_that_are_decoded_begin_with_a_row_where_one_fits():
+    encoding = Encoding("e4m3", 8, (128, 128), "F32")
+    codes, scales = (Located(TensorInfo("w", *info), "in", 0) for info in (FP8, ("F32", (1, 3))))
+    virtual = Located(TensorInfo("w", "F32", FP8[1]), "in", 0, Pieces(encoding, codes, scales))
+    one = replace(encode_task(FP8[1]), sources=(virtual,))
+    row = one.bytes_held // 7
+    assert [(block.first, block.count) for block in one.blocks(row * 3 - 1)] == [
+        (0, 6),
+        (6, 6),
+        (12, 6),
+        (18, 3),
+    ]
+    assert [block.count for block in one.blocks(row - 1)] == [2] * 10 + [1]
 
 
 @pytest.mark.parametrize("one", BLOCKED.values(), ids=BLOCKED)

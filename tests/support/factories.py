@@ -245,11 +245,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if index.exists():
         files = set(json.loads(index.read_text())["weight_map"].values())
     assert {path.name for path in folder.glob("*.safetensors")} == files
-    tensors = {}
-    for file in sorted(files):
-        for name, found in safetensors.deserialize((folder / file).read_bytes()):
-            tensors[name] = Tensor(found["dtype"], tuple(found["shape"]), bytes(found["data"]))
-    return tensors
+    return {name: one for file in sorted(files) for name, one in read_file(folder / file).items()}
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Every tensor of one file, by the safetensors library."""
+    return {
+        name: Tensor(found["dtype"], tuple(found["shape"]), bytes(found["data"]))
+        for name, found in safetensors.deserialize(path.read_bytes())
+    }
 
 
 def of_another_writer(folder: Path) -> Path:

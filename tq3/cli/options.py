@@ -120,9 +120,13 @@ def takes_keywords(function: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str, kind: Any, option: Option) -> inspect.Parameter:
     default, flag, text = _DEFAULTS.get(name), option.flag(name), option.text
+    parsed: Any
     if kind is bool:
         parsed, default = bool, bool(default)
         flag = f"{flag}/--no-{name}" if default else flag
+    elif members(kind) == [bool, type(None)]:
+        parsed, flag = bool | None, f"{flag}/--no-{name}"
+        text += f" [default: {option.default}]"
     else:
         parsed = _parsed(kind)
         text += " Repeatable." if parsed == list[str] else ""

@@ -84,6 +84,10 @@ def of_verification(v: Verification) -> Iterator[Table]:
         yield _faults(v)
 
 
+_OWN_READERS = "tq3's own: tq3.load, vLLM with its plugin, tq3 restore"
+_EVERY_READER = "tq3's own, and others of the published format"
+
+
 def of_publication(p: Publication) -> Table:
     """What was uploaded, or would be, and where it is."""
     table = facts()
@@ -186,8 +190,8 @@ def _overview(d: Description) -> Table:
         add(table, "relative error", shown)
     add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
     _add_side_files(table, d)
-    if d.choice.obstacles:
-        add(table, "other readers", [f"can't: {why}" for why in d.choice.obstacles])
+    obstacles = [f"others can't: {why}" for why in d.choice.obstacles]
+    add(table, "readers", [_OWN_READERS, *obstacles] if obstacles else _EVERY_READER)
     if d.peak_memory_bytes:
         add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table

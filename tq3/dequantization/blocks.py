@@ -10,6 +10,7 @@ from math import prod
 
 from tq3.dequantization.declared import PER_ROW, PER_TENSOR, Block, Declared, Integers
 from tq3.dequantization.layouts import Match
+from tq3.dequantization.targets import meant_for
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Located
 from tq3.format.files import CONFIG
@@ -35,16 +36,54 @@ def logical_shape(found: Match) -> Shape:
     return (*shape[:-1], shape[-1] * 2) if is_paired else shape
 
 
+def bytes_shape(found: Match, said: Declared) -> Shape:
+    """The shape of integers of 8 bits that are not packed. Raises BadInput.
+
+    Others store other codes in bytes with such a scale, so config.json has to say these.
+    """
+    if not said.bytes_blocks:
+        raise BadInput(
+            f"{CONFIG} does not say that these bytes are integers",
+            file=found.codes.file,
+            tensor=found.codes.info.name,
+            found=f"I8 with {found.scales.info.dtype} scales",
+            expected="num_bits 8 and type int in config_groups of quantization_config",
+            fix=f"get {CONFIG} of the revision that the weights are from, or compress what they "
+            "were made from",
+        )
+    shape = logical_shape(found)
+    if shape[-1] % 4:
+        raise _misfit(
+            found.codes,
+            "a multiple of 4 columns",
+            "integers of 8 bits",
+            "compress the checkpoint that it was made from",
+        )
+    return shape
+
+
 def packed_integers(found: Match, said: Declared) -> tuple[int, int, Shape]:
     """Bits, columns that share a scale, shape. Raises BadInput where config.json does not say."""
     codes, scales = found.codes.info.shape, found.scales.info.shape
     is_symmetric = found.zero_points is None
     are_matrices = len(codes) == len(scales) == 2 and 0 not in codes
-    for each in said.integers if are_matrices else ():
+    fitting: dict[tuple[int, int, Shape], Integers] = {}
+    for each in meant_for(found.stem, said.integers) if are_matrices else ():
         columns = scales[-1] * each.group if each.group else codes[-1] * 32 // each.bits
         fits = -(-columns * each.bits // 32) == codes[-1]
         if fits and columns and each.is_symmetric == is_symmetric:
-            return each.bits, each.group or columns, (codes[0], columns)
+            fitting.setdefault((each.bits, each.group or columns, (codes[0], columns)), each)
+    if len(fitting) == 1:
+        return next(iter(fitting))
+    if fitting:
+        raise BadInput(
+            f"these integers may be packed in {len(fitting)} ways, and targets don't tell in which",
+            file=found.codes.file,
+            tensor=found.codes.info.name,
+            found=" or ".join(map(_in_words, fitting.values())),
+            expected=f"one group in config_groups of {CONFIG} whose targets name {found.stem!r}",
+            fix=f"add the name to the targets of the group that is meant, in {CONFIG}",
+        )
     raise BadInput(
         f"{CONFIG} does not say how these integers are packed"
         if not said.integers
@@ -70,14 +109,16 @@ def block_of(found: Match, shape: Shape, said: Declared, group: int | None) -> B
     """Rows and columns that share a scale, whose number is that of the scales. Raises BadInput."""
     kind, scales = found.layout.kind, found.scales
     words: dict[Block, str] = {}
-    if group:
+    if found.layout.is_signed:
+        words = dict(said.bytes_blocks)
+    elif group:
         words = {(1, group): f"group_size {group}"}
     elif kind == "nvfp4":
         words = {_BY_16: "16 codes share a scale in NVFP4"}
     elif kind == "e2m1":
         words = {_BY_32: "32 codes share a scale in MXFP4"}
     elif said.blocks:
-        words = {block: f"{text} of {CONFIG}" for block, text in said.blocks.items()}
+        words = dict(said.blocks)
     else:
         first = (_BY_32,) if scales.info.dtype in ("U8", "F8_E8M0") else ()
         words = dict.fromkeys((*first, *_USUAL), f"no word in {CONFIG}")
@@ -90,20 +131,33 @@ def block_of(found: Match, shape: Shape, said: Declared, group: int | None) -> B
         f"{list((*stack, *_grid((rows, columns), block)))} by {text}"
         for block, text in words.items()
     )
-    raise _misfit(scales, expected, f"of a weight of shape {list(shape)}")
+    raise _misfit(scales, expected, f"the weight has shape {list(shape)}")
+
+
+def is_open(encoding: Encoding, shape: Shape) -> bool:
+    """Whether fewer columns would have the same codes and scales, padded to words of 32 bits."""
+    return encoding.kind == "packed_int" and encoding.block[1] == shape[-1]
 
 
 def check_others(found: Match, shape: Shape, encoding: Encoding) -> None:
-    """Raise BadInput for global scales or zero points that are none of this weight."""
+    """Raise BadInput for global scales, zero points or a shape that are none of this weight."""
     if found.global_scale:
         info, stack = found.global_scale.info, prod(shape[:-2])
         if info.dtype != "F32" or info.n_elements not in (1, stack):
             raise _misfit(found.global_scale, f"{stack} of F32", "one scale, or one for a matrix")
-    if found.zero_points:
+    if found.zero_points and encoding.is_signed:
+        info = found.zero_points.info
+        if info.dtype != "I8" or info.n_elements != found.scales.info.n_elements:
+            raise _misfit(
+                found.zero_points, f"I8 {list(found.scales.info.shape)}", "one for each scale"
+            )
+    elif found.zero_points:
         rows, groups = encoding.grid(*shape[-2:])
         expected = -(-rows * encoding.bits // 32), groups
         if found.zero_points.info.dtype != "I32" or found.zero_points.info.shape != expected:
             raise _misfit(found.zero_points, f"I32 {list(expected)}", "packed along the rows")
+    if found.width and (found.width.info.dtype, found.width.info.shape) != ("I64", (2,)):
+        raise _misfit(found.width, "I64 [2]", "rows and columns")
 
 
 def _grid(shape: tuple[int, int], block: Block) -> tuple[int, int]:
@@ -124,16 +178,21 @@ def _fits(shape: Shape, stack: int, grid: tuple[int, int]) -> bool:
     if grid[1] == 1:
         plain += [whole[:-1]]
     if stack == 1:
-        plain += [(1, *grid)]
+        plain += [(1, *grid), (grid[0], 1, grid[1], 1)]  # the last one as ModelOpt stores blocks
     return shape in plain
 
 
-def _misfit(tensor: Located, expected: str, why: str) -> BadInput:
+def _misfit(
+    tensor: Located,
+    expected: str,
+    why: str,
+    fix: str = f"get {CONFIG} and weights from one revision",
+) -> BadInput:
     return BadInput(
         f"its shape does not fit: {why}",
         file=tensor.file,
         tensor=tensor.info.name,
         found=f"{tensor.info.dtype} {list(tensor.info.shape)}",
         expected=expected,
-        fix=f"get {CONFIG} and weights from one revision",
+        fix=fix,
     )

@@ -1,11 +1,16 @@
-"""What config.json says of a quantised source: its method, blocks that share a scale, bits."""
+"""What config.json and its like say of a quantised source: method, blocks that share a scale, bits.
+
+ModelOpt writes a file of its own, and Mistral's format has another config, `params.json`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from tq3.format.files import CONFIG, Files, read_object
 from tq3.plan.quantised import declared_quantizations
 
 # Rows and columns that share a scale; 0 stands for all of them.
@@ -36,15 +41,23 @@ _BLOCKS = {
 }
 # Beside these keys a folder would mislead a host once its weights are decoded.
 LEFT_OUT = ("quantization_config", "compression_config", "expert_dtype", "store_dtype")
+PARAMS = "params.json"
+IN_PARAMS = "quantization"
+_BESIDE = ("hf_quant_config.json", PARAMS)
 
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """How compressed-tensors packs whole numbers; group: columns that share a scale, 0 for all."""
+    """How compressed-tensors packs whole numbers.
+
+    group: columns that share a scale, 0 for all
+    targets: the modules that are packed so: names, classes, or "re:" and a pattern
+    """
 
     bits: int
     group: int
     is_symmetric: bool
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +67,18 @@ class Declared:
     methods: of quantisation
     blocks: by which 8-bit floats may have scales, each with the words that say so; empty: any
     integers: each way in which they may be packed
+    bytes_blocks: as blocks, for integers of 8 bits that are not packed
+    experts: their type, "fp4" or "fp8"
+    beyond: what can't be decoded, in words
     record: the keys as they are, for tq_config.json
     """
 
     methods: tuple[str, ...] = ()
     blocks: Mapping[Block, str] = field(default_factory=dict)
     integers: tuple[Integers, ...] = ()
+    bytes_blocks: Mapping[Block, str] = field(default_factory=dict)
+    experts: object = None
+    beyond: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def allows(self, kind: str) -> bool:
@@ -67,21 +86,46 @@ class Declared:
         return not self.methods or any(kind in _KINDS.get(name, ()) for name in self.methods)
 
 
-def declared(config: Mapping[str, Any]) -> Declared:
-    """Gather what config.json says, in whatever config inside of it."""
+def declared_beside(files: Files) -> dict[str, dict[str, Any]]:
+    """The files beside config.json that tell of the quantisation -> what they say. May raise."""
+    said = ((name, read_object(files, name)) for name in _BESIDE if files.has(name))
+    return {name: {IN_PARAMS: one[IN_PARAMS]} for name, one in said if one.get(IN_PARAMS)}
+
+
+def declared(
+    config: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Declared:
+    """Gather what config.json says, in whatever config inside of it, and the files beside it."""
     methods: dict[str, None] = {}
     blocks: dict[Block, str] = {}
     integers: dict[Integers, None] = {}
-    for value in declared_quantizations(config):
+    bytes_blocks: dict[Block, str] = {}
+    experts = config.get("expert_dtype")
+    beyond: list[str] = []
+    for file, value in _values({CONFIG: config, **beside}):
         method = str(value.get("quant_method", "modelopt" if "quant_algo" in value else ""))
         if "qformat_weight" in value:
             method = "fp8"
         methods |= {method: None} if method else {}
-        blocks |= dict(_blocks(method, value))
+        blocks |= {block: f"{text} of {file}" for block, text in _blocks(method, value)}
         integers |= dict.fromkeys(_integers(value))
+        experts = experts or value.get("expert_dtype")  # there in DeepSeek V4.1
+        beyond += _beyond(value)
+        of_bytes = _blocks_of_groups(value, "int")
+        bytes_blocks |= {block: f"{text} of {file}" for block, text in of_bytes}
     record = {key: config[key] for key in (*LEFT_OUT, "quantization") if config.get(key)}
-    record |= _nested_records(config)
-    return Declared(tuple(methods), blocks, tuple(integers), record)
+    record |= _nested_records(config) | dict(beside)
+    return Declared(
+        tuple(methods), blocks, tuple(integers), bytes_blocks, experts, tuple(beyond), record
+    )
+
+
+def _values(
+    configs: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for file, config in configs.items():
+        for value in declared_quantizations(config):
+            yield file, value
 
 
 def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]]:
@@ -91,11 +135,15 @@ def _blocks(method: str, value: Mapping[str, Any]) -> Iterator[tuple[Block, str]
             yield from dict.fromkeys((PER_TENSOR, PER_ROW), "weight_block_size null").items()
         elif _is_pair(size):
             yield (size[0], size[1]), f"weight_block_size {size}"
-    algorithm = str(value.get("quant_algo", ""))
+    algorithm = str(value.get("quant_algo", "")).upper()  # ModelOpt writes some in small letters
     for block in _BLOCKS.get(method, _BLOCKS.get(algorithm, ())):
         yield block, f"{method} {algorithm}".strip()
-    for weights in _groups(value):
-        if weights.get("type") == "float" and weights.get("num_bits") == 8:
+    yield from _blocks_of_groups(value, "float")
+
+
+def _blocks_of_groups(value: Mapping[str, Any], kind: str) -> Iterator[tuple[Block, str]]:
+    for weights, _ in _groups(value):
+        if weights.get("type") == kind and weights.get("num_bits") == 8:
             yield from _blocks_of_group(weights)
 
 
@@ -115,7 +163,7 @@ def _blocks_of_group(weights: Mapping[str, Any]) -> Iterator[tuple[Block, str]]:
 
 
 def _integers(value: Mapping[str, Any]) -> Iterator[Integers]:
-    for weights in _groups(value):
+    for weights, targets in _groups(value):
         bits: Any = weights.get("num_bits")
         group: Any = weights.get("group_size")
         strategy = weights.get("strategy")
@@ -123,17 +171,38 @@ def _integers(value: Mapping[str, Any]) -> Iterator[Integers]:
             continue
         is_symmetric = weights.get("symmetric") is not False
         if strategy == "group" and _is_size(group):
-            yield Integers(bits, group, is_symmetric)
+            yield Integers(bits, group, is_symmetric, targets)
         elif strategy == "channel":
-            yield Integers(bits, 0, is_symmetric)
+            yield Integers(bits, 0, is_symmetric, targets)
 
 
-def _groups(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _beyond(value: Mapping[str, Any]) -> Iterator[str]:
+    if _turns_activations(value.get("transform_config")):
+        yield "transform_config, by which a host rotates what goes into these weights"
+    for weights, _ in _groups(value):
+        if weights.get("type") == "float" and weights.get("num_bits") == 6:
+            yield "floats of 6 bits"
+
+
+def _turns_activations(transforms: Any) -> bool:
+    """Whether more than weights is rotated: these lie rotated on the disk, and stay so."""
+    try:
+        schemes = transforms["config_groups"].values() if transforms else ()
+        places = [each["location"] for scheme in schemes for each in scheme["apply"]]
+    except (AttributeError, KeyError, TypeError):
+        return True
+    return any(place not in ("weight_input", "weight_output") for place in places)
+
+
+def _groups(value: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], tuple[str, ...]]]:
+    """How the weights of each group are stored, and the modules that it is meant for."""
     groups = value.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
-            yield weights
+            targets = group.get("targets")
+            named = targets if isinstance(targets, list) else []
+            yield weights, tuple(each for each in named if isinstance(each, str))
 
 
 def _nested_records(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,7 @@ class Layout:
 
     name: what follows the stem in the name of the weight
     scales: endings, one of which is there; scale_dtypes: theirs
-    global_scale, zero_points: endings; the first has to be there
-    beside: endings of what is of no use for the weights
+    global_scale, zero_points, width: endings; the first has to be there
     transposed: whether hosts have stacks of such weights as [experts, columns, rows]
     """
 
@@ -37,12 +36,19 @@ class Layout:
     global_scale: str = ""
     is_divided: bool = False
     zero_points: str = ""
-    beside: tuple[str, ...] = ()
+    width: str = ""
+    is_signed: bool = False
     transposed: bool = False
 
 
 _OF_WEIGHT = (".weight_scale_inv", ".weight_scale", ".scale", ".qscale_weight")
-_ACTIVATIONS = (".input_scale", ".activation_scale", ".qscale_act", ".input_global_scale")
+_ACTIVATIONS = (
+    ".input_scale",
+    ".activation_scale",
+    ".qscale_act",
+    ".input_global_scale",
+    ".input_zero_point",
+)
 # First match wins: what is told by more comes first.
 LAYOUTS = (
     Layout("e2m1", "_blocks", ("U8",), ("_scales",), _EXPONENTS, name="", transposed=True),
@@ -63,7 +69,7 @@ LAYOUTS = (
         (".weight_scale",),
         _FLOATS,
         zero_points=".weight_zero_point",
-        beside=(".weight_shape",),
+        width=".weight_shape",
     ),
     Layout(
         "nvfp4",
@@ -74,6 +80,15 @@ LAYOUTS = (
         global_scale=".weight_scale_2",
     ),
     Layout("e2m1", ".weight", ("I8", "U8", "F4"), _OF_WEIGHT, _EXPONENTS),
+    Layout(
+        "packed_int",
+        ".weight",
+        ("I8",),
+        (".weight_scale",),
+        _FLOATS,
+        zero_points=".weight_zero_point",
+        is_signed=True,
+    ),
     Layout("e4m3", ".weight", ("F8_E4M3",), _OF_WEIGHT, (*_FLOATS, *_EXPONENTS)),
     Layout(
         "e4m3",
@@ -91,6 +106,12 @@ OF_NO_WEIGHT = {
     ".weight_global_scale": ".weight_packed",
     ".weight_scale_2": ".weight",
 }
+# Beside a quantised weight these say that it is not what its codes and scales make.
+NOT_ALONE = {
+    ".weight_g_idx": "columns of one scale that are no neighbours",
+    ".pre_quant_scale": "a weight whose inputs are scaled before it",
+    ".svdquant_lora_a": "a weight with a part of low rank beside it",
+}
 _CACHE = (".k_scale", ".v_scale")
 
 
@@ -103,6 +124,7 @@ class Match(NamedTuple):
     scales: Located
     global_scale: Located | None
     zero_points: Located | None
+    width: Located | None
 
 
 def match(tensor: Located, tensors: Mapping[str, Located]) -> Match | None:
@@ -117,7 +139,7 @@ def match(tensor: Located, tensors: Mapping[str, Located]) -> Match | None:
         for ending in layout.scales:
             scales = tensors.get(stem + ending)
             if scales and scales.info.dtype in layout.scale_dtypes:
-                others = layout.global_scale, layout.zero_points
+                others = layout.global_scale, layout.zero_points, layout.width
                 found = (tensors.get(stem + other) if other else None for other in others)
                 return Match(layout, stem, tensor, scales, *found)
     return None
@@ -125,7 +147,7 @@ def match(tensor: Located, tensors: Mapping[str, Located]) -> Match | None:
 
 def of_no_use(found: Match, tensors: Mapping[str, Located]) -> Iterator[str]:
     """Names of what lies beside a weight and says nothing of its values."""
-    endings = (*found.layout.beside, *_ACTIVATIONS)
+    endings: tuple[str, ...] = _ACTIVATIONS
     if not found.layout.name:  # the names of fused experts go on without a dot
         endings += tuple(ending.replace(".", "_") for ending in _ACTIVATIONS)
     yield from (found.stem + ending for ending in endings if found.stem + ending in tensors)

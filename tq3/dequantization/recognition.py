@@ -11,22 +11,39 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tq3.dequantization.blocks import block_of, check_others, logical_shape, packed_integers
-from tq3.dequantization.declared import LEFT_OUT, Declared, declared
-from tq3.dequantization.layouts import OF_NO_WEIGHT, Match, match, of_no_use, scales_a_cache
+from tq3.dequantization.blocks import (
+    block_of,
+    bytes_shape,
+    check_others,
+    is_open,
+    logical_shape,
+    packed_integers,
+)
+from tq3.dequantization.declared import LEFT_OUT, Declared, declared, declared_beside
+from tq3.dequantization.layouts import (
+    NOT_ALONE,
+    OF_NO_WEIGHT,
+    Match,
+    match,
+    of_no_use,
+    scales_a_cache,
+)
 from tq3.errors import BadInput
 from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, Pieces
-from tq3.format.files import CONFIG
+from tq3.format.files import CONFIG, Files
 from tq3.format.header import TensorInfo
 from tq3.format.quantised import Encoding
 from tq3.units import counted
 
+_MADE_FROM = "compress the checkpoint that it was made from"
 _BITS = {"e4m3": 8, "e2m1": 4, "nvfp4": 4}
 _FLOATS_8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
-def dequantised(checkpoint: Checkpoint) -> Checkpoint:
+def dequantised(checkpoint: Checkpoint, files: Files | None = None) -> Checkpoint:
     """A checkpoint of the weights that are meant; the same one where none is quantised.
+
+    files: where it lies, which may say more of the quantisation than its config.json
 
     Raises BadInput where the tensors contradict each other, or config.json.
     """
@@ -34,11 +51,12 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     matches = [found for each in checkpoint.tensors if (found := match(each, tensors))]
     if not matches:
         return checkpoint
-    said = declared(checkpoint.config)
+    said = declared(checkpoint.config, declared_beside(files) if files else {})
     _check_family(checkpoint.config)
-    _check_methods(said, matches, checkpoint.config)
+    _check_methods(said, matches)
+    _check_meant(said)
     _check_whole(tensors, matches)
-    _check_order(tensors, matches)
+    _check_alone(tensors, matches)
     virtual = {found.codes.info.name: _virtual(found, said) for found in matches}
     consumed = set(_consumed(matches, tensors))
     _check_names(virtual, tensors, consumed)
@@ -56,7 +74,9 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
 def _virtual(found: Match, said: Declared) -> Located:
     layout, codes = found.layout, found.codes
     bits, groups = _BITS.get(layout.kind, 0), None
-    if layout.kind == "packed_int":
+    if layout.is_signed:
+        bits, shape = 8, bytes_shape(found, said)
+    elif layout.kind == "packed_int":
         bits, groups, shape = packed_integers(found, said)
     else:
         shape = logical_shape(found)
@@ -67,10 +87,16 @@ def _virtual(found: Match, said: Declared) -> Located:
         found.scales.info.dtype,
         is_divided=layout.is_divided,
         has_zero_points=found.zero_points is not None,
+        is_signed=layout.is_signed,
     )
     check_others(found, shape, encoding)
     info = TensorInfo(found.stem + layout.name, "F32", shape)
-    pieces = Pieces(encoding, codes, found.scales, found.global_scale, found.zero_points)
+    others = (
+        found.global_scale,
+        found.zero_points,
+        found.width if is_open(encoding, shape) else None,
+    )
+    pieces = Pieces(encoding, codes, found.scales, *others)
     transposed = layout.transposed and len(shape) == 3
     return Located(info, codes.file, codes.offset, pieces, transposed)
 
@@ -90,24 +116,25 @@ def _placed(tensors: Iterable[Located]) -> tuple[Located, ...]:
 
 def _consumed(matches: Iterable[Match], tensors: Mapping[str, Located]) -> Iterator[str]:
     for found in matches:
-        parts = found.scales, found.global_scale, found.zero_points
+        parts = found.scales, found.global_scale, found.zero_points, found.width
         yield from (part.info.name for part in parts if part)
         yield from of_no_use(found, tensors)
     yield from (name for name, tensor in tensors.items() if scales_a_cache(tensor.info))
 
 
-def _check_order(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
-    """Raise BadInput for integers whose groups are not neighbours."""
+def _check_alone(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
+    """Raise BadInput for weights that need more than their codes and scales."""
     for found in matches:
-        order = tensors.get(found.stem + ".weight_g_idx")
-        if found.layout.kind == "packed_int" and order:
-            raise BadInput(
-                "columns of one scale that are no neighbours can't be decoded",
-                file=order.file,
-                tensor=order.info.name,
-                expected="packed integers without actorder",
-                fix="compress the checkpoint that it was made from",
-            )
+        for ending, what in NOT_ALONE.items():
+            if other := tensors.get(found.stem + ending):
+                raise BadInput(
+                    f"{what} can't be decoded",
+                    file=other.file,
+                    tensor=other.info.name,
+                    found=f"{other.info.dtype} {list(other.info.shape)}",
+                    expected="codes and scales alone",
+                    fix=_MADE_FROM,
+                )
 
 
 def _check_whole(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
@@ -160,7 +187,7 @@ def _check_names(
         raise BadInput("codes, and scales of others", tensor=min(both), fix="fetch it again")
 
 
-def _check_methods(said: Declared, matches: Iterable[Match], config: Mapping[str, Any]) -> None:
+def _check_methods(said: Declared, matches: Iterable[Match]) -> None:
     """Raise BadInput where config.json names a method that has no such weights."""
     found = {each.layout.kind: each for each in matches}
     for kind, example in found.items():
@@ -175,16 +202,28 @@ def _check_methods(said: Declared, matches: Iterable[Match], config: Mapping[str
                 fix=f"get {CONFIG} and weights from one revision, or compress the checkpoint that "
                 "it was made from",
             )
-    experts = config.get("expert_dtype")
+    experts = said.experts
     if experts == "fp4" and "e2m1" not in found or experts == "fp8" and "e2m1" in found:
         example = next(iter(found.values()))
         raise BadInput(
-            f"{CONFIG} and the tensors contradict each other",
+            "what it says and the tensors contradict each other",
             file=CONFIG,
             found=f"expert_dtype {experts!r}; {'FP4' if 'e2m1' in found else 'no FP4'} among the "
             f"tensors of {example.codes.file}",
             expected="the same of both",
             fix=f"get {CONFIG} and weights from one revision",
+        )
+
+
+def _check_meant(said: Declared) -> None:
+    """Raise BadInput where config.json says that weights need more than codes and scales."""
+    for what in said.beyond:
+        raise BadInput(
+            "weights that can't be decoded",
+            file=CONFIG,
+            found=what,
+            expected="codes and scales alone",
+            fix=_MADE_FROM,
         )
 
 

@@ -39,6 +39,10 @@ class Signal:
     def __add__(self, other: Signal) -> Signal:
         return Signal(self.mean + other.mean, self.variance + other.variance)
 
+    def part(self, channels: slice) -> Signal:
+        """Some of the channels."""
+        return Signal(self.mean[:, channels], self.variance[:, channels])
+
     def times(self, factor: Numbers | float) -> Signal:
         """Each channel multiplied."""
         return Signal(self.mean * factor, self.variance * factor**2)
@@ -60,7 +64,11 @@ class MatrixInput:
 
 @dataclass(frozen=True, slots=True)
 class ColumnStats:
-    """sums, squares: of the columns' weights, (stack, columns); result: what it makes of `given`"""
+    """Of a matrix, or of each of a stack.
+
+    sums, squares: of the columns' weights, (stack, columns); sums only where nothing is given
+    result: what it makes of `given`
+    """
 
     sums: Numbers
     squares: Numbers
@@ -161,9 +169,10 @@ def _measure_piece(files: Source, piece: _Piece) -> _Sums:
             rows = slice(start, start + step)
             weights = reference.to_float32(words[rows], tensor.info.dtype).astype(np.float64)
             squared = weights**2
-            sums += weights.sum(0)
             squares += squared.sum(0)
-            if given:  # not by BLAS, which adds in another order with another number of threads
+            if not given:
+                sums += weights.sum(0)
+            else:  # not by BLAS, which adds in another order with another number of threads
                 at = piece.layer if len(given.mean) > 1 else 0
                 mean[rows] = np.einsum("ij,j->i", weights, given.mean[at])
                 variance[rows] = np.einsum("ij,j->i", squared, given.variance[at])

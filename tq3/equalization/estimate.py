@@ -18,7 +18,6 @@ from typing import cast
 
 import numpy as np
 
-from tq3.equalization.channels import LayerTensors, Mlp
 from tq3.equalization.column_stats import (
     ColumnStats,
     MatrixInput,
@@ -28,6 +27,7 @@ from tq3.equalization.column_stats import (
     read_vector,
     read_words,
 )
+from tq3.equalization.layers import Block, Latent, LayerTensors, Mlp, Value
 from tq3.equalization.scaled_source import storable
 from tq3.equalization.scalings import Scalings
 from tq3.events import Progress, Run
@@ -73,8 +73,12 @@ class _Pass:
         self._workers = workers
         self._factors: dict[str, bytes] = {}
         self._started = time.perf_counter()
-        names = {name for name, each in scalings.by_name.items() if each.columns}
-        names |= {self._model.embeddings, *(layer.out for layer in self._model.layers)}
+        names = {self._model.embeddings}
+        for layer in self._model.layers:
+            names |= {layer.out, *layer.readers}
+            names |= {name for latent in layer.latents for name in latent.readers}
+            names |= {name for block in layer.blocks for name in block.readers}
+            names |= {mlp.down for block in layer.blocks for mlp in block.mlps}
         self._n_total = sum(self._tensors[name].info.n_bytes for name in names)
         self._n_done = 0
 
@@ -84,6 +88,8 @@ class _Pass:
         for layer in self._model.layers:
             signal += yield from self._attention(layer, signal)
             signal += yield from self._mlps(layer, signal)
+            if layer.scalar:
+                signal = signal.times(read_vector(self._files, self._tensors[layer.scalar]))
         return self._factors
 
     def _embedded(self) -> Run[Signal]:
@@ -92,20 +98,24 @@ class _Pass:
         n_tokens, hidden = self._tensors[self._model.embeddings].info.shape
         mean = table.sums / n_tokens
         signal = Signal(mean, table.squares / n_tokens - mean**2)
-        return signal.times(hidden**0.5) if self._model.family.sandwiched else signal
+        return signal.times(hidden**0.5) if self._model.family.embedded else signal
 
     def _attention(self, layer: LayerTensors, signal: Signal) -> Run[Signal]:
         normed = self._normed(layer.norm, signal)
+        sources = {latent.source for latent in layer.latents}
         wanted: dict[str, Signal | None] = dict.fromkeys(layer.readers)
-        if layer.value:
-            wanted[layer.value] = normed
-        stats = yield from self._measured(wanted)
-        self._note_norm(layer.norm, normed, [each.squares for each in stats])
+        for name in wanted:
+            if name in sources or (layer.value and name == layer.value.matrix):
+                wanted[name] = normed
+        stats = dict(zip(wanted, (yield from self._measured(wanted)), strict=True))
+        self._note_norm(layer.norm, normed, [each.squares for each in stats.values()])
+        for latent in layer.latents:
+            stats |= yield from self._latent(latent, stats[latent.source].result)
         width = self._tensors[layer.out].info.shape[1]
         attended = Signal(np.zeros((1, width)), np.ones((1, width)))
         values = None
         if layer.value:
-            values = self._values(layer.value, stats[-1].result)
+            values = self._values(layer.value, stats[layer.value.matrix].result)
             attended = Signal(*map(self._spread(layer.out), (values.mean, values.variance)))
         (out,) = yield from self._measured({layer.out: attended})
         if values:
@@ -114,35 +124,63 @@ class _Pass:
             self._note(layer.out, values, [squares.reshape(1, -1)])
         return self._normed(layer.after[0], out.result) if layer.after else out.result
 
+    def _latent(self, latent: Latent, made: Signal) -> Run[dict[str, ColumnStats]]:
+        """What reads a latent of keys and values, or of queries."""
+        size = self._tensors[latent.norm].info.n_elements
+        normed = self._normed(latent.norm, made.part(slice(size)))
+        found = yield from self._measured(dict.fromkeys(latent.readers, normed))
+        self._note_norm(latent.norm, normed, [each.squares for each in found])
+        return dict(zip(latent.readers, found, strict=True))
+
     def _mlps(self, layer: LayerTensors, signal: Signal) -> Run[Signal]:
-        normed = self._normed(layer.mlp_norm, signal)
-        readers = [name for mlp in layer.mlps for name in mlp.readers]
-        names = (*readers, *layer.others)
-        found = yield from self._measured(dict.fromkeys(names, normed))
-        stats = dict(zip(names, found, strict=True))
-        squares = [each.squares.sum(0, keepdims=True) for each in stats.values()]
-        self._note_norm(layer.mlp_norm, normed, squares)
-        given = {mlp.down: self._activated(mlp, stats) for mlp in layer.mlps}
+        total = Signal(np.zeros(1), np.zeros(1))
+        for block in layer.blocks:
+            total += yield from self._block(block, signal)
+        return self._normed(layer.after[1], total) if layer.after else total
+
+    def _block(self, block: Block, signal: Signal) -> Run[Signal]:
+        normed = self._normed(block.norm, signal)
+        found = yield from self._measured(dict.fromkeys(block.readers, normed))
+        stats = dict(zip(block.readers, found, strict=True))
+        squares = [each.squares.sum(0, keepdims=True) for each in found]
+        self._note_norm(block.norm, normed, squares)
+        given = {mlp.down: self._activated(mlp, stats) for mlp in block.mlps}
         spread = {
             name: Signal(each.mean, each.variance * _TOGETHER) for name, each in given.items()
         }
         downs = yield from self._measured(spread)
         for (name, activated), down in zip(given.items(), downs, strict=True):
             self._note(name, activated, [down.squares])
-        out = _together(layer.mlps, [down.result for down in downs])
-        return self._normed(layer.after[1], out) if layer.after else out
+        out = _together(block.mlps, [down.result for down in downs])
+        return self._normed(block.after, out) if block.after else out
 
     @_QUIET
-    def _normed(self, norm: str, signal: Signal) -> Signal:
+    def _normed(self, norm: str | None, signal: Signal) -> Signal:
+        """Behind a norm; without one as it is, or normed without gains."""
+        if norm is None and self._model.family.after:
+            return signal
+        normed = signal.times(1 / np.sqrt(signal.square.mean()))
+        if norm is None:
+            return normed
         gains = read_vector(self._files, self._tensors[norm]) + self._model.family.offset
-        return signal.times(gains / np.sqrt(signal.square.mean()))
+        return self._biased(norm, normed.times(gains))
 
-    def _values(self, value: str, made: Signal) -> Signal:
-        bias = value.removesuffix(".weight") + ".bias"
-        mean = made.mean
-        if bias in self._tensors:
-            mean = mean + read_vector(self._files, self._tensors[bias])
-        return Signal(mean, made.variance * _ATTENDED)
+    def _biased(self, name: str, made: Signal) -> Signal:
+        bias = name.removesuffix(".weight") + ".bias"
+        if bias not in self._tensors:
+            return made
+        return Signal(made.mean + read_vector(self._files, self._tensors[bias]), made.variance)
+
+    def _values(self, value: Value, made: Signal) -> Signal:
+        """The rows of values, averaged over tokens."""
+        made = self._biased(value.matrix, made)
+        n_rows = made.mean.shape[1] // value.heads
+        n_values = n_rows if value.size is None else value.size // value.heads
+        mean, variance = (
+            each.reshape(value.heads, n_rows)[:, n_rows - n_values :].reshape(1, -1)
+            for each in (made.mean, made.variance)
+        )
+        return Signal(mean, variance * _ATTENDED)
 
     def _spread(self, out: str) -> Callable[[Numbers], Numbers]:
         """A function from channels of values to the columns of `out`."""
@@ -160,9 +198,8 @@ class _Pass:
         gate, up = stats[mlp.gate].result, stats[mlp.up].result
         if mlp.gate == mlp.up:
             half = gate.mean.shape[1] // 2
-            up = Signal(gate.mean[:, half:], gate.variance[:, half:])
-            gate = Signal(gate.mean[:, :half], gate.variance[:, :half])
-        mean, square = _averages(_gelu if self._model.family.sandwiched else _silu, gate)
+            gate, up = gate.part(slice(half)), gate.part(slice(half, None))
+        mean, square = _averages(_gelu if self._model.family.gelu else _silu, gate)
         mean *= up.mean
         square *= up.square
         return Signal(mean, np.maximum(square - mean**2, 0))
@@ -178,8 +215,10 @@ class _Pass:
         rounded = np.clip(np.rint(steps), -LARGEST, LARGEST).astype(np.int8)
         self._factors[name] = rounded.tobytes()
 
-    def _note_norm(self, name: str, signal: Signal, squares: Sequence[Numbers]) -> None:
+    def _note_norm(self, name: str | None, signal: Signal, squares: Sequence[Numbers]) -> None:
         """Factors of the channels that a norm puts out: those by which its gains can be divided."""
+        if name is None:
+            return
         self._note(name, signal, squares)
         info, stored = self._tensors[name].info, read_words(self._files, self._tensors[name])
         offset = self._model.family.offset

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tq3.codec import reference
 from tq3.codec.backend import Backend, as_words, get_backend
 from tq3.codec.reference import Words
-from tq3.equalization.scalings import Scaling, Scalings, plan_scalings
+from tq3.equalization.scalings import FIX, Scaling, Scalings, plan_scalings
+from tq3.errors import BadInput, UsageError
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.equalization import LARGEST, STEPS, Factors
 from tq3.format.files import ForwardingSource, Source
@@ -37,11 +38,15 @@ Floats = NDArray[np.float32]
 def equalized(files: Source, checkpoint: Checkpoint, factors: Factors) -> Source:
     """`files` with every tensor scaled by the recorded factors; without any `files` themselves.
 
-    checkpoint: what `files` hold. Raises UsageError or BadInput where the factors are not for it.
+    checkpoint: what `files` hold. Raises BadInput where the factors are not for it.
     """
     if not factors:
         return files
-    scalings = plan_scalings(checkpoint)
+    try:
+        scalings = plan_scalings(checkpoint)
+    except (UsageError, BadInput) as error:
+        before = "not the source whose columns were equalized"
+        raise BadInput.retold(error, before, file=error.file, fix=FIX) from None
     scalings.check(factors)
     return ScaledSource(files, checkpoint, scalings, factors)
 
@@ -61,7 +66,7 @@ class ScaledSource(ForwardingSource):
                 continue  # it begins where the next one does, and would be taken for it
             self._starts.setdefault(tensor.file, []).append(tensor.offset)
             self._tensors.setdefault(tensor.file, []).append(tensor)
-        self._scalings = scalings.by_name
+        self._scalings = scalings.only(factors)
         # A few tensors are read at one time. All factors as floats could take a gigabyte.
         self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], factors))
 
@@ -114,9 +119,10 @@ class _Scaler:
             repeated = np.broadcast_to(runs, (len(runs), scaling.repeats, scaling.run))
             self.columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
         if link := scaling.rows:
-            divided = np.ones((stack, rows), np.float32)
-            inverses = factors_of(factors[link.name], sign=-1).reshape(stack, link.size)
-            divided[:, rows - link.size :] = inverses
+            n_runs = scaling.row_runs
+            divided = np.ones((stack, n_runs, rows // n_runs), np.float32)
+            inverses = factors_of(factors[link.name], sign=-1)
+            divided[:, :, -(link.size // n_runs) :] = inverses.reshape(stack, n_runs, -1)
             self._rows = divided.reshape(-1)
 
     def scale(self, words: Words, first: int, dtype: str, codec: Backend) -> None:
@@ -132,16 +138,16 @@ class _Scaler:
 
     def _stretch(self, first: int, count: int) -> Floats:
         """The factors of `count` elements.  (count,) float32"""
-        _, rows, columns = self._shape
+        stack, rows, columns = self._shape
         top, left = divmod(first, columns)
-        bottom = -(-(first + count) // columns)
-        numbers = np.arange(top, bottom)
-        factors = np.ones((len(numbers), columns), np.float32)
+        numbers = np.arange(top, -(-(first + count) // columns))
+        factors: Floats = np.ones((1, 1), np.float32)
         if self.columns is not None:
-            factors *= self.columns[numbers // rows]
+            factors = self.columns[numbers // rows] if stack > 1 else self.columns
         if self._rows is not None:
-            factors *= self._rows[numbers, None]
-        return factors.reshape(-1)[left : left + count]
+            factors = factors * self._rows[numbers, None]
+        whole = np.broadcast_to(factors, (len(numbers), columns))
+        return whole.reshape(-1)[left : left + count]
 
 
 def storable(wanted: bytes, stored: Words, dtype: str, offset: float) -> bytes:
@@ -174,9 +180,11 @@ def _rescale(words: Words, dtype: str, factors: Floats, offset: float, codec: Ba
     values = np.empty((1, len(words)), np.float32)
     codec.cast(words.reshape(1, -1), dtype, values.view(np.uint32), "F32")
     with np.errstate(over="ignore", invalid="ignore"):
-        values += np.float32(offset)
+        if offset:
+            values += np.float32(offset)
         values *= factors
-        values -= np.float32(offset)
+        if offset:
+            values -= np.float32(offset)
     codec.cast(values.view(np.uint32), "F32", words.reshape(1, -1), dtype)
 
 

@@ -68,17 +68,21 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """The tensors of a source that make one virtual tensor, in whatever files they lie."""
+    """The tensors of a source that make one virtual tensor, in whatever files they lie.
+
+    width: rows and columns in I64, where codes and scales leave the number of columns open
+    """
 
     encoding: Encoding
     codes: Located
     scales: Located
     global_scale: Located | None = None
     zero_points: Located | None = None
+    width: Located | None = None
 
     @property
     def all(self) -> tuple[Located, ...]:
-        some = (self.codes, self.scales, self.global_scale, self.zero_points)
+        some = (self.codes, self.scales, self.global_scale, self.zero_points, self.width)
         return tuple(piece for piece in some if piece)
 
     @property

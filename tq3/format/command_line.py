@@ -20,9 +20,13 @@ _FLAGS: dict[str, str] = {
 }
 
 
-def flag(keyword: str) -> str:
-    """The option of a keyword, `--lm-head` of `lm_head`; what is no keyword stays as it is."""
-    return _FLAGS.get(keyword, keyword)
+def flag(keyword: str, value: object = None) -> str:
+    """The option of a keyword, `--lm-head` of `lm_head`; what is no keyword stays as it is.
+
+    value: False for the option that says no, `--no-equalize`
+    """
+    found = _FLAGS.get(keyword, keyword)
+    return f"--no-{found.removeprefix('--')}" if value is False and found != keyword else found
 
 
 def command_options(record: Mapping[str, Any]) -> Iterator[str]:
@@ -34,6 +38,7 @@ def command_options(record: Mapping[str, Any]) -> Iterator[str]:
     recipe = make_recipe(recipe=name) if name in recipe_names() else Recipe()
     usual = _width_options(recipe_record(recipe)) | _other_options(recipe_record(recipe))
     usual |= usual_with(name)
+    usual["equalize"] = True  # a run whose record says so could do it, and so can the next
     for option, value in (_width_options(record) | _other_options(record)).items():
         if option in _FLAGS and (option in ("bits", "recipe") or value != usual.get(option)):
             yield from _words(option, value)
@@ -53,7 +58,13 @@ def option_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[s
     before, after = _other_options(old), _other_options(new)
     if old.get("widths") != new.get("widths"):  # these follow from them, unless they are asked for
         before |= {key: after.get(key) for key in usual_with(None)}
+    if _norms_of_recipe(old) != _norms_of_recipe(new):
+        before["norms"] = after.get("norms")
     yield from _changes(before, after)
+
+
+def _norms_of_recipe(record: Mapping[str, Any]) -> Any:
+    return (record.get("widths") or {}).get("norms")
 
 
 def _width_options(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +100,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _in_words(name: str, value: Any) -> str:
-    if value in (None, []) or (value is False and name != flag(name)):
+    if value in (None, []):
         return f"no {flag(name)}"
     return " ".join(_words(name, value))
 
@@ -101,8 +112,8 @@ def _words(name: str, value: Any) -> Iterator[str]:
     several = value if isinstance(value, list) else [value]
     if flag(name) == name:
         yield from (name, ", ".join(map(str, several)).lower())
-    elif value is True:
-        yield flag(name)
+    elif isinstance(value, bool):
+        yield flag(name, value)
     elif value:
         for each in several:
             yield from (flag(name), str(each))

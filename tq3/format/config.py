@@ -21,7 +21,7 @@ QUANTIZER_SEED = 42
 _NO_RECIPE = "tq3.recipe is not a recipe"
 _REPAIR = "compress again, or fetch tq_config.json again from where it was published"
 # What recipes meant that were recorded before there was a choice.
-_BEFORE = {"scale": "norm"}
+_BEFORE = {"scale": "norm", "equalize": False}
 _NAMES = {int: "a whole number below 2**63", str: "a text", list: "a list", dict: "an object"}
 
 
@@ -181,14 +181,17 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
     )
 
 
-def stand_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def stand_in(shapes: Mapping[str, tuple[int, ...]], factors: Factors) -> dict[str, Any]:
     """`tq3` of a quantization_config that `find_in_model_config` reads.
 
     shapes: name -> source shape, where it can't be derived from the stored tensors
+    factors: by the source's names
     """
+    equalization = {"equalization": factors_record(factors)} if factors else {}
     return {
         "format_version": FORMAT_VERSION,
         "shapes": {name: list(shape) for name, shape in shapes.items()},
+        **equalization,
     }
 
 

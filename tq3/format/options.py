@@ -15,17 +15,9 @@ from typing import Annotated, Literal, TypedDict
 from tq3.format.arguments import check_fields
 from tq3.format.calibration_options import CalibrationKeywords
 from tq3.format.option import EXACT, FIRST, OUTPUT, RUN, SMALL, Option
-from tq3.format.recipe import (
-    ExpertGroups,
-    GroupSize,
-    KeptDtype,
-    Nonfinite,
-    NormDtype,
-    Recipe,
-    Scale,
-)
+from tq3.format.recipe import ExpertGroups, GroupSize, KeptDtype, Nonfinite, Recipe, Scale
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
-from tq3.format.widths import Bits
+from tq3.format.widths import Bits, NormDtype
 
 FloatDtype = Literal["bfloat16", "float16", "float32"]
 Globs = str | Sequence[str] | None
@@ -58,13 +50,6 @@ class RecipeKeywords(ShardKeywords, total=False):
             "Choose widths so that all weight files have at most this size: 13GiB.", FIRST, "SIZE"
         ),
     ]
-    equalize: Annotated[
-        bool,
-        Option(
-            "Rescale channels so that less is lost: the model computes the same, but kept tensors "
-            "differ from the source's. Reads the weights twice."
-        ),
-    ]
     target_bpw: Annotated[
         float | None,
         Option(
@@ -82,9 +67,9 @@ class RecipeKeywords(ShardKeywords, total=False):
     norms: Annotated[
         NormDtype | None,
         Option(
-            "How norms are stored. float16 makes files smaller; readers of other makes may "
-            "misread it.",
+            "How norms are stored. float16 makes files smaller; other readers may misread it.",
             SMALL,
+            default="float32; float16 with --recipe best or a target",
         ),
     ]
     group_size: Annotated[GroupSize | None, Option("Weights that share a norm.", SMALL)]
@@ -100,6 +85,15 @@ class RecipeKeywords(ShardKeywords, total=False):
     sensitive_patterns: Annotated[
         Globs,
         Option("Part of the name of a sensitive tensor.", SMALL, "TEXT", "--sensitive-pattern"),
+    ]
+    equalize: Annotated[
+        bool | None,
+        Option(
+            "Rescale channels so that less is lost: the same function by other weights, kept ones "
+            "too, read twice. --equalize refuses where that is impossible.",
+            EXACT,
+            default="wherever the architecture is known",
+        ),
     ]
     keep: Annotated[Globs, Option("Leave tensors of these names uncompressed.", EXACT, "GLOB")]
     only: Annotated[

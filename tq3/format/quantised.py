@@ -19,6 +19,8 @@ class Encoding:
     scale_dtype: of the scales as a header names it; U8 are the exponents of F8_E8M0
     is_divided: nvfp4's global scale is the inverse of what multiplies
     has_zero_points: packed_int's, one for each scale
+    is_signed: packed_int's bytes are stored in two's complement, and zero points a byte each; with
+        their highest bits turned they are codes
     """
 
     kind: str
@@ -27,6 +29,7 @@ class Encoding:
     scale_dtype: str
     is_divided: bool = False
     has_zero_points: bool = False
+    is_signed: bool = False
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS

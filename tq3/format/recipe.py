@@ -7,12 +7,11 @@ from typing import Literal, get_args
 
 from tq3.format.arguments import check_fields
 from tq3.format.sizes import DEFAULT_SHARD_SIZE, check_shard_bytes, parse_size
-from tq3.format.widths import Bits, Widths
+from tq3.format.widths import Bits, NormDtype, Widths
 
 GroupSize = Literal[32, 64, 128, 256]
 # How a group's codes are chosen: docs/format.md, section 4.
 Scale = Literal["norm", "search"]
-NormDtype = Literal["float32", "float16"]
 KeptDtype = Literal["float16", "source"]
 # Along which axis fused experts are cut that are stored with inputs as rows.
 ExpertGroups = Literal["stored", "inputs"]
@@ -30,6 +29,7 @@ class Recipe:
     Fields are the options of the same name (`tq3.format.options.RecipeKeywords`), but for
     max_shard_bytes: tensor bytes of one output file
     widths: by role, in place of `bits` and `sensitive_bits`
+    equalize: None for wherever that is possible; what a run records says whether it was
     """
 
     bits: Bits = 3
@@ -45,7 +45,7 @@ class Recipe:
     scale: Scale = "search"
     norms: NormDtype = "float32"
     widths: Widths | None = None
-    equalize: bool = False
+    equalize: bool | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -41,7 +41,10 @@ def make_recipe(**options: Unpack[RecipeKeywords]) -> Recipe:
             settings[name] = texts
     if "max_shard_size" in asked:
         settings["max_shard_bytes"] = parse_size(asked["max_shard_size"])
-    return Recipe(**{**usual_with(widths.name if widths else None), **settings}, widths=widths)
+    usual = usual_with(widths.name if widths else None)
+    if widths and widths.norms:
+        usual["norms"] = widths.norms
+    return Recipe(**{**usual, **settings}, widths=widths)
 
 
 def usual_with(recipe: str | None) -> dict[str, str]:
@@ -57,9 +60,7 @@ def usual_with(recipe: str | None) -> dict[str, str]:
 
 
 def _check_alone(asked: Mapping[str, Any]) -> None:
-    others = [
-        name for name, value in asked.items() if name != "recipe" and value not in (False, [], ())
-    ]
+    others = [name for name, value in asked.items() if name != "recipe" and value not in ([], ())]
     if others:
         raise UsageError(
             "a Recipe, and other options that make one",

@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 Bits = Literal[2, 3, 4]
+NormDtype = Literal["float32", "float16"]
 WIDTHS: tuple[int, ...] = get_args(Bits)
 EXACT = "exact"
 ROLES = (
@@ -38,6 +39,7 @@ _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "target_bpw": ((int, float), "a number"),
     "target_width": ((int, float), "a number"),
     "target_size": ((int, str), 'a size such as "13GiB"'),
+    "norms": ((str,), "a text"),
 }
 _SUFFIX = ".toml"
 MOST_BITS = 32
@@ -59,6 +61,7 @@ class Widths:
     target_bytes: of all weight files together; target_bpw: stored bits a weight over all tensors
     that have a width among their choices; target_width: bits of a code over all that have several
     choices, whatever groups and padding add. At most one of them.
+    norms: how they are stored where nothing else is asked for; None: as usual
     """
 
     name: str
@@ -68,6 +71,7 @@ class Widths:
     target_bytes: int | None = None
     target_bpw: float | None = None
     target_width: float | None = None
+    norms: NormDtype | None = None
 
     @property
     def targets(self) -> dict[str, float]:
@@ -116,6 +120,7 @@ class Widths:
             "split_qkv": self.split_qkv,
             "roles": {role: [bits or EXACT for bits in some] for role, some in choices.items()},
             **self.targets,
+            **({"norms": self.norms} if self.norms else {}),
         }
 
 
@@ -172,7 +177,11 @@ def parse_widths(raw: Mapping[str, Any], name: str, file: str) -> Widths:
         target_bytes=None if target_size is None else _size(target_size, file),
         target_bpw=_bits(raw, "target_bpw", file),
         target_width=_bits(raw, "target_width", file),
+        norms=raw.get("norms"),
     )
+    norms = get_args(NormDtype)
+    if widths.norms not in (None, *norms):
+        raise _fault(file, "norms", found=repr(widths.norms), expected=" or ".join(norms))
     if len(widths.targets) > 1:
         raise _fault(file, " and ".join(widths.targets), expected="one of them")
     _check_qkv(widths, file)

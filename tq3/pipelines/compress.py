@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tq3.codec.backend import Backend
-from tq3.dequantization.declared import LEFT_OUT
+from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
 from tq3.dequantization.orientation import with_host_views
+from tq3.equalization.choice import choose_scalings
 from tq3.equalization.estimate import estimate_factors
 from tq3.equalization.scaled_source import ScaledSource
-from tq3.equalization.scalings import plan_scalings
 from tq3.errors import BadInput, UsageError
 from tq3.events import Notice, Report, Run
 from tq3.format import config as tq_config
@@ -21,12 +21,12 @@ from tq3.format.arguments import Unpack, of_its_types
 from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.files import CONFIG, Source, read_text
-from tq3.format.json_text import remove_everywhere
+from tq3.format.json_text import remove_everywhere, remove_key
 from tq3.format.options import RunKeywords, RunOptions, StrPath
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
-from tq3.moments.feedbacks import Feedbacks, unscaled
+from tq3.moments.feedbacks import Columns, Feedbacks, unscaled
 from tq3.moments.reading import Moments, of_others, open_moments
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
@@ -44,6 +44,8 @@ from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import RENAMED
 from tq3.storage.target_checks import check_continuation, check_target
 from tq3.version import __version__
+
+_PASS = "columns are equalized (--no-equalize leaves weights as they are): a first pass reads them"
 
 
 @of_its_types
@@ -74,8 +76,7 @@ def compress_checkpoint(
         open_moments(moments) if moments is not None else nullcontext() as known,
     ):
         job = _Compression(files, recipe, verbatim_config, selection, known)
-        if recipe.equalize:
-            yield from job.equalize(Path(out), options)
+        yield from job.equalize(Path(out), options)
         return (yield from run_job(job, out, options))
 
 
@@ -95,9 +96,8 @@ def check_compression(
     """
     with open_source(source, hub) as files:
         job = _Compression(files, recipe, verbatim_config, selection)
-        job.sidecars()
-        if recipe.equalize:
-            plan_scalings(job.checkpoint)
+        copied = job.sidecars().copied
+        choose_scalings(job.checkpoint, job.plan, copied, recipe.equalize)
         check_target(Path(out), files.folder, overwrite=options.overwrite)
 
 
@@ -129,6 +129,7 @@ class _Compression(Job):
         self._recipe = recipe
         self._verbatim_config = verbatim_config
         self._factors: Factors = NO_FACTORS
+        self._columns: Columns = unscaled
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
         spare = unreachable_target(self.plan, recipe)
@@ -140,17 +141,25 @@ class _Compression(Job):
     def equalize(self, out: Path, options: RunOptions) -> Run[None]:
         """Estimate the factors by a first pass over the weights, and read scaled ones from then on.
 
+        Nothing is scaled where the recipe says so, or where it leaves that open and it can't be.
         What is refused is refused before that pass is spoken of.
         """
         workers = check_workers(options.workers, self.files.connections)
-        self.sidecars()
-        scalings = plan_scalings(self.checkpoint)
+        copied = self.sidecars().copied
+        choice = choose_scalings(self.checkpoint, self.plan, copied, self._recipe.equalize)
+        self._recipe = replace(self._recipe, equalize=choice.scalings is not None)
+        self._notices += [Notice(choice.why_not)] if choice.why_not else []
+        if choice.scalings is None:
+            return
         check_target(out, self.files.folder, overwrite=options.overwrite)
         expected = partial(before_factors, self.identity())
         check_continuation(out, expected, resume=options.resume and not options.overwrite)
-        yield Notice("a first pass measures the columns, which --equalize scales")
-        self._factors = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
-        scaled = ScaledSource(self.files, self.checkpoint, scalings, self._factors)
+        again = "" if self.files.folder else ", fetched twice unless --download keeps them"
+        yield Notice(_PASS + again)
+        found = yield from estimate_factors(self.files, self.checkpoint, choice.scalings, workers)
+        self._factors = {name: found[name] for name in found if name in choice.links}
+        scaled = ScaledSource(self.files, self.checkpoint, choice.scalings, self._factors)
+        self._columns = scaled.column_factors
         self.files = with_host_views(scaled, self.checkpoint)
 
     def options(self) -> dict[str, Any]:
@@ -166,9 +175,7 @@ class _Compression(Job):
         """Of the moments, divided by the factors of columns."""
         if self._moments is None:
             return None
-        files = self.files
-        scaled = files.column_factors if isinstance(files, ScaledSource) else unscaled
-        return Feedbacks(self._moments, scaled, backend)
+        return Feedbacks(self._moments, self._columns, backend)
 
     def apply(self, learned: Learned) -> None:
         """Plan with what an earlier run learned, or this one."""
@@ -214,13 +221,19 @@ class _Compression(Job):
         return self._learned
 
     def texts(self) -> dict[str, str]:
-        """config.json with the keys by which hosts recognise the folder, where there is one."""
-        if self._verbatim_config or not self.files.has(CONFIG):
-            return {}
-        text = read_text(self.files, CONFIG)
-        if self.checkpoint.source_quantization:
-            text = remove_everywhere(text, LEFT_OUT)
-        return {CONFIG: mark(text, self._described(None))}
+        """config.json with the keys by which hosts recognise the folder, where there is one.
+
+        And what else would tell a host of a quantisation that the source had.
+        """
+        texts = {}
+        if self.files.has(CONFIG) and not self._verbatim_config:
+            text = read_text(self.files, CONFIG)
+            if self.checkpoint.source_quantization:
+                text = remove_everywhere(text, LEFT_OUT)
+            texts[CONFIG] = mark(text, self._described(None))
+        if PARAMS in self.checkpoint.source_quantization and not self.selection.leaves(PARAMS):
+            texts[PARAMS] = remove_key(read_text(self.files, PARAMS), IN_PARAMS)
+        return texts
 
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """tq_config.json of the plan as it was carried out."""

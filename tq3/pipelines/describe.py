@@ -8,7 +8,7 @@ from math import prod
 
 from tq3.dequantization.orientation import held_bytes
 from tq3.dequantization.source import KEPT_BYTES
-from tq3.equalization.scalings import plan_scalings
+from tq3.equalization.choice import choose_scalings
 from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Files, Source
@@ -82,8 +82,7 @@ def _describe_plan(
     written: Collection[str] = (CONFIG,),
 ) -> Description:
     sidecars = side_files(files, checkpoint, plan, selection, written=written, renamed=RENAMED)
-    if recipe.equalize:
-        plan_scalings(checkpoint)  # which refuses what it does not know
+    equalized = choose_scalings(checkpoint, plan, sidecars.copied, recipe.equalize)
     config = describe_compression(
         plan, recipe, NOTHING_LEARNED, model=files.label, revision=None, writer="", error=None
     )
@@ -105,7 +104,7 @@ def _describe_plan(
         bits=config.bits,
         group_size=recipe.group_size,
         scale=recipe.scale,
-        equalized=recipe.equalize,
+        equalized=equalized.scalings is not None,
         original_model=None,
         source_revision=None,
         source_dtype=None,
@@ -122,7 +121,11 @@ def _describe_plan(
         unreachable_target=unreachable_target(plan, recipe),
         side_files={name: files.size(name) for name in sidecars.copied},
         left_out=sidecars.left_out,
-        notices=(*checkpoint.notices, *worth_knowing(files, plan, recipe)),
+        notices=(
+            *checkpoint.notices,
+            *worth_knowing(files, plan, recipe),
+            *([equalized.why_not] if equalized.why_not else ()),
+        ),
     )
 
 

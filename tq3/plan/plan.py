@@ -69,15 +69,22 @@ class Task:
         decoded = sum(source.info.n_bytes for source in self.sources if source.pieces)
         return self.bytes_in + decoded + self.bytes_out
 
+    @property
+    def _units_of_a_decoded_row(self) -> int:
+        decoded = self.layout and any(source.pieces for source in self.sources)
+        return max(1, self.units // self.layout.rows) if decoded and self.layout else 1
+
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
         """Blocks of about `block_bytes` of input and output together, at least a unit each.
 
-        Those of a cast begin with a stretch of values that are judged together.
+        Those of a cast begin with a stretch of values that are judged together, those of weights
+        that are decoded as they are read with a row, where one fits.
         """
         unit_bytes = self.bytes_held / max(self.units, 1)
         step = max(1, int(block_bytes / max(unit_bytes, 1)))
-        if self.action is Action.CAST and step > STRETCH:
-            step -= step % STRETCH
+        whole = STRETCH if self.action is Action.CAST else self._units_of_a_decoded_row
+        if step > whole:
+            step -= step % whole
         for first in range(0, self.units, step):
             yield Block(self, first, min(step, self.units - first))
 

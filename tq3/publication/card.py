@@ -33,6 +33,12 @@ _SCALES = {
     "search": "; of several scales for the codes the one with the smallest error was kept",
 }
 
+_EQUALIZED = (
+    "Columns are equalized: factors that cancel moved between the weights of neighbouring layers "
+    "before they were coded. The model computes the source's function by other "
+    "weights, so an adapter that was trained beside the source's own does not fit this model."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
@@ -119,6 +125,8 @@ def write_card(facts: CardFacts, repo_id: str, template: Path | None) -> str:
         "error": _error(config.measured_error),
         "quality": _quality(facts.quality),
         "scale": _SCALES[d.scale or "norm"] + _calibration(d.calibration),
+        "readers": _readers(d),
+        "columns": _EQUALIZED if d.equalized else "",
         "how": _how(facts),
         "serve_command": f"vllm serve {repo_id}" + _flag(facts.recognised),
     }
@@ -147,6 +155,12 @@ def _calibration(record: Mapping[str, Any]) -> str:
         ". Codes were chosen for what the weights multiply (LDLQ), as "
         f"{record.get('tokens')} tokens {source} showed it"
     )
+
+
+def _readers(d: Description) -> str:
+    if not d.choice.obstacles:
+        return "Other readers of the published format can load it, too."
+    return f"Readers of other makes can't load it: {'; '.join(map(_cell, d.choice.obstacles))}."
 
 
 def _ratio(d: Description) -> str:

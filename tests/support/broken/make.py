@@ -5,12 +5,22 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from support.broken import broken_checkpoints, broken_folders, broken_headers, broken_sources
+from support.broken import (
+    broken_checkpoints,
+    broken_codes,
+    broken_folders,
+    broken_headers,
+    broken_sources,
+)
 
 FOLDER = Path(__file__).parents[2] / "broken"
 
 CASES = (
-    broken_headers.CASES | broken_folders.CASES | broken_checkpoints.CASES | broken_sources.CASES
+    broken_headers.CASES
+    | broken_folders.CASES
+    | broken_checkpoints.CASES
+    | broken_sources.CASES
+    | broken_codes.CASES
 )
 
 

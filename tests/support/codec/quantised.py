@@ -25,6 +25,7 @@ ENCODINGS = {
     "nvfp4 divided": Encoding("nvfp4", 4, (1, 16), "F8_E4M3", is_divided=True),
     **{f"int{bits}": Encoding("packed_int", bits, (1, 32), "BF16") for bits in range(3, 9)},
     "int4 zero": Encoding("packed_int", 4, (1, 128), "F16", has_zero_points=True),
+    "int4 1 x 20": Encoding("packed_int", 4, (1, 20), "F16", has_zero_points=True),
     "int8 zero": Encoding("packed_int", 8, (1, 9), "F32", has_zero_points=True),
 }
 

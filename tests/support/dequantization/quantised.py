@@ -102,17 +102,37 @@ def packed_int(
     stored, wide = _scales(random, shape, (1, group), "BF16", -6)
     middles = np.full((shape[0], shape[1] // group), 1 << bits - 1)
     tensors = {
-        f"{stem}.weight_packed": _words(codes, bits),
+        f"{stem}.weight_packed": words(codes, bits),
         f"{stem}.weight_scale": stored,
         f"{stem}.weight_shape": Tensor("I64", (2,), np.array(shape, "<i8").tobytes()),
     }
     if zero_points:
         middles = random.integers(0, 1 << bits, middles.shape)
-        turned = _words(middles.T, bits)
-        words = np.frombuffer(turned.data, "<i4").reshape(turned.shape).T
-        tensors[f"{stem}.weight_zero_point"] = Tensor("I32", words.shape, words.tobytes())
+        turned = words(middles.T, bits)
+        points = np.frombuffer(turned.data, "<i4").reshape(turned.shape).T
+        tensors[f"{stem}.weight_zero_point"] = Tensor("I32", points.shape, points.tobytes())
     numbers = (codes - middles.repeat(group, 1)).astype(np.float32)
     return Quantised(tensors, f"{stem}.weight", numbers * wide)
+
+
+def signed_bytes(
+    stem: str, shape: Shape, block: tuple[int, int], *, zero_points: bool = False, **scale: Any
+) -> Quantised:
+    """Whole numbers of 8 bits in a byte each, as compressed-tensors' int-quantized has them."""
+    random = _random(stem)
+    codes = random.integers(-128, 128, shape)
+    stored, wide = _scales(random, shape, block, "BF16", -10, **scale)
+    tensors = {
+        f"{stem}.weight": Tensor("I8", shape, codes.astype(np.int8).tobytes()),
+        f"{stem}.weight_scale": stored,
+    }
+    if zero_points:
+        points = random.integers(-128, 128, stored.shape)
+        tensors[f"{stem}.weight_zero_point"] = Tensor(
+            "I8", stored.shape, points.astype(np.int8).tobytes()
+        )
+        codes = codes - points.repeat(block[0], 0)[: shape[0]].repeat(block[1], 1)[:, : shape[1]]
+    return Quantised(tensors, f"{stem}.weight", codes.astype(np.float32) * wide)
 
 
 def plain(some: Sequence[Quantised]) -> dict[str, Tensor]:
@@ -164,7 +184,7 @@ def _scales(
     return stored, wide
 
 
-def _words(codes: NDArray[np.int64], bits: int) -> Tensor:
+def words(codes: NDArray[np.int64], bits: int) -> Tensor:
     """(rows, n) -> I32 (rows, ceil(n * bits / 32))"""
     planes = (codes[..., None] >> np.arange(bits) & 1).reshape(len(codes), -1)
     padded = np.zeros((len(codes), -(-planes.shape[1] // 32) * 32), np.uint8)

@@ -27,10 +27,11 @@ class Pair(NamedTuple):
 
 
 def make_pair(architecture: Architecture, folder: Path, **options: Any) -> Pair:
+    """A source and what compress makes of it: by default beside that source itself, to the bit."""
     pair = Pair(folder / "source", folder / "out", folder / "text.txt")
     write_checkpoint(architecture, pair.source)
     byte_tokenizer().save_pretrained(pair.source)
-    tq3.compress(pair.source, pair.out, **options)
+    tq3.compress(pair.source, pair.out, **{"equalize": False} | options)
     pair.text.write_text(TEXT)
     return pair
 

@@ -1,9 +1,10 @@
 """Coverage-guided fuzzing of the readers.
 
-    PYTHONPATH=tests python -m support.fuzz.fuzz headers|folders CORPUS [libFuzzer's options]
+    PYTHONPATH=tests python -m support.fuzz.fuzz headers|folders|quantised CORPUS [OPTIONS]
 
-Needs atheris. Seeds from tests/broken are put into the folder CORPUS first; what the fuzzer learns
-is added to it. A crash is written to a file of its own; its bytes belong into tests/broken.
+Needs atheris; the options are libFuzzer's. Seeds, most of them from tests/broken, are put into the
+folder CORPUS first; what the fuzzer learns is added to it. A crash is written to a file of its own;
+its bytes belong into tests/broken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ TOKENS = Path(__file__).parents[2] / "fuzz" / "tokens.dict"
 import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["tq3"]):
-    from support.fuzz import inputs, properties
+    from support.fuzz import inputs, properties, quantised
 
 _SMALL = b'{"a.weight":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], Iterable[bytes]]]] = {
@@ -29,6 +30,10 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], Iterable[bytes]]]
     "folders": (
         lambda data: properties.check_folder(inputs.folder(data)),
         lambda: [b"\n%%model.safetensors\n\x08" + _SMALL, *inputs.folder_seeds()],
+    ),
+    "quantised": (
+        lambda data: quantised.check(quantised.listing(data)),
+        quantised.seeds,
     ),
 }
 

@@ -47,4 +47,15 @@ inline __m512 lookup(const Levels& levels, Lanes code) {
     return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(code), levels);
 }
 
+#define TQ3_HAVE_PAIRS
+inline auto load_pairs(const void* from) {
+    const __m512i halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i shifts =
+        _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
+    const __m512i words =
+        _mm512_castsi128_si512(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
+    return reinterpret_cast<unsigned __attribute__((vector_size(64)))>(
+        _mm512_srlv_epi32(_mm512_permutexvar_epi32(halves, words), shifts));
+}
+
 }  // namespace

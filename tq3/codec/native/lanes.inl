@@ -63,6 +63,17 @@ inline F lookup(const Levels& levels, I code) {
 }
 #endif
 
+// kLanes codes of four bits, the low nibble of a byte first; above them a lane has others.
+#ifndef TQ3_HAVE_PAIRS
+inline U load_pairs(const void* from) {
+    U shifts;
+    for (unsigned lane = 0; lane < kLanes; ++lane) shifts[lane] = 4 * lane;
+    std::uint32_t word = 0;
+    __builtin_memcpy(&word, from, kLanes / 2);
+    return (U{} + word) >> shifts;
+}
+#endif
+
 // --- Four rows become four columns
 // ----------------------------------------------------------------------------
 //

@@ -56,6 +56,7 @@ class Tq3Quantizer(HfQuantizer):
         self._experts_asked: list[str] = []
         self._experts_before: str | None = None
         self._files = MappedFiles(())
+        self._weight_file = ""
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Called before Transformers looks for files. It shall take the usual ones, which
@@ -94,6 +95,7 @@ class Tq3Quantizer(HfQuantizer):
                 fix="give from_pretrained another `dtype`",
             )
         self._files = MappedFiles(checkpoint_files)
+        self._weight_file = checkpoint_files[0]
         pairs, others = read_pairs(checkpoint_files)
         kept = find_kept(model, others)
         places = find_places(model, pairs, kept, self.quantization_config.group_size)
@@ -173,7 +175,8 @@ class Tq3Quantizer(HfQuantizer):
         else:
             group = self.quantization_config.group_size
             shapes = saving.shapes_to_record(model, self._places, state, group)
-            self.quantization_config.tq3 = stand_in(shapes)
+            factors = saving.factors_beside(self._weight_file, self.quantization_config)
+            self.quantization_config.tq3 = stand_in(shapes, factors)
         return state, {}
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:

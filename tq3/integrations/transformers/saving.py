@@ -15,6 +15,7 @@ from transformers.utils import CONFIG_NAME
 
 from tq3.format import config as tq_config
 from tq3.format import manifest
+from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.layout import NORMS, PACKED
 from tq3.format.recognition import ALIAS, METHOD, QUANTIZATION_CONFIG, say_how_to_load
 from tq3.integrations.transformers.placing import Place
@@ -46,6 +47,20 @@ def save_pretrained(
     declared = json.loads(text).get(QUANTIZATION_CONFIG) or {}
     if declared.get("quant_method") in (METHOD, ALIAS):
         path.write_text(say_how_to_load(text), "utf-8")
+
+
+def factors_beside(weight_file: str, declared: Any) -> Factors:
+    """The factors of equalized columns that the checkpoint of this file records.
+
+    declared: its quantization_config, which has them where the host saved it
+
+    From the Hub a host fetches no more than it needs, and there is nothing to read them from.
+    """
+    path = Path(weight_file).with_name(tq_config.FILE_NAME)
+    if path.is_file():
+        return tq_config.parse_tq_config(path.read_text("utf-8")).factors
+    found = tq_config.find_in_model_config({QUANTIZATION_CONFIG: declared.to_dict()})
+    return found.factors if found else NO_FACTORS
 
 
 def state_to_save(
