@@ -93,6 +93,7 @@ def test_an_expert_has_the_moments_of_its_own_tokens(tmp_path):
     assert_moments_are_those_of(case, names)
 
 
+@pytest.mark.slow
 def test_experts_with_few_tokens_have_the_mean_of_all(tmp_path):
     case = make_case("qwen3_5_moe", tmp_path)
     few = tmp_path / "few.safetensors"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tq3.codec.backend import Backend
+from tq3.codec.backend import Backend, get_backend
 from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
 from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.choice import choose_scalings
@@ -26,6 +26,7 @@ from tq3.format.options import RunKeywords, RunOptions, StrPath
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
+from tq3.moments.cost import coding_cost
 from tq3.moments.feedbacks import Columns, Feedbacks, unscaled
 from tq3.moments.reading import Moments, of_others, open_moments
 from tq3.pipelines.findings import Finding, Kind
@@ -77,6 +78,9 @@ def compress_checkpoint(
     ):
         job = _Compression(files, recipe, verbatim_config, selection, known)
         yield from job.equalize(Path(out), options)
+        if known:
+            workers = check_workers(options.workers, files.connections)
+            yield Notice(coding_cost(job.plan, get_backend(options.backend), workers))
         return (yield from run_job(job, out, options))
 
 
