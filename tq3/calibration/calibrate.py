@@ -34,14 +34,12 @@ from tq3.format.checkpoint import Checkpoint
 from tq3.format.files import Source
 from tq3.format.options import StrPath
 from tq3.hub.options import HubOptions
-from tq3.moments.facts import CALIBRATION_TOKENS, Facts
+from tq3.moments.facts import CALIBRATION_TOKENS, ENOUGH_TOKENS, Facts
 from tq3.moments.reading import Moments, open_moments, source_digest
 from tq3.moments.writing import moments_file
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
 
-# Tokens after which more of them change little.
-_FEW = 2048
 _TOLD = 8  # experts in one sentence
 
 
@@ -251,7 +249,7 @@ def _inputs(skeleton: Skeleton, parameters: tuple[str, ...]) -> Iterator[str]:
 
 def _notices(cost: Cost, n_tokens: int, wanted: int, text: str) -> Iterator[Notice]:
     yield Notice(str(cost))
-    if n_tokens < min(wanted, _FEW):
+    if n_tokens < min(wanted, ENOUGH_TOKENS):
         yield Notice(f"{n_tokens} tokens are few: {text} has no more, and moments are damped")
 
 

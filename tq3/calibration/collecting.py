@@ -61,6 +61,7 @@ def collect(
         while part := run.next_part():
             watch, readers = run.through(part)
             _keep(watch, readers, file, collected)
+            del watch  # and with it the layer, before the next one is read
             done = min(done + sum(map(n_bytes, part.tensors)), total)
             yield Progress(done, 0, total, 0, time.perf_counter() - start, part.name)
     yield Progress(total, 0, total, 0, time.perf_counter() - start, "moments")

@@ -16,6 +16,8 @@ from tq3.format.json_reading import parse_object
 VERSION = 1
 # Of which moments are made where nobody says how many.
 CALIBRATION_TOKENS = 4096
+# After fewer tokens moments are damped in proportion to what is missing: docs/calibration.md.
+ENOUGH_TOKENS = 2048
 KEY, READERS, TOKENS = "tq3.moments", "tq3.readers", "tq3.tokens"
 _MAKE = "make the file anew with `tq3 calibrate`"
 

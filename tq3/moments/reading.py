@@ -20,7 +20,7 @@ from tq3.format.manifest import Digest
 from tq3.format.options import StrPath
 from tq3.format.recipe import CALIBRATED
 from tq3.format.weight_files import SUFFIX
-from tq3.moments.facts import from_metadata
+from tq3.moments.facts import ENOUGH_TOKENS, from_metadata
 from tq3.plan.plan import Plan
 from tq3.storage.local import LocalFiles
 from tq3.units import counted
@@ -28,8 +28,6 @@ from tq3.units import counted
 # Of the facts, in tq_config.json.
 _RECORDED = ("text", "tokens", "context", "digest", "damping", "model", "revision")
 _CHUNK_BYTES = 8 * 2**20
-# After fewer tokens moments are damped in proportion to what is missing: docs/quality.md.
-_ENOUGH_TOKENS = 2048
 _FIX = "make the file anew with `tq3 calibrate`"
 
 
@@ -94,7 +92,7 @@ class Moments:
 
     def damping(self, name: str) -> float:
         """What the diagonal of an input gets, as a part of its mean: more after few tokens."""
-        return self.facts.damping * max(1.0, _ENOUGH_TOKENS / self.tokens[name])
+        return self.facts.damping * max(1.0, ENOUGH_TOKENS / self.tokens[name])
 
     def block_columns(self, name: str) -> int:
         """Columns of a block, of which only the last one may have fewer."""
