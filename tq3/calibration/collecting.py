@@ -141,9 +141,9 @@ def _places(
         return ()
     matrices = tensor if tensor.ndim == 3 else tensor[None]
     stack = value if value.ndim == 3 else value[None]
-    if len(matrices) == len(stack):
+    if len(matrices) == len(stack):  # one of one, or all of a stack
         numbers = range(len(stack))
-    elif len(matrices) == 1 and (expert := _EXPERT.search(name)):
+    elif (expert := _EXPERT.search(name)) and int(expert[1]) < len(stack):
         numbers = range(int(expert[1]), int(expert[1]) + 1)
     else:
         return ()
