@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "storage": {"format", "plan"},
     "hub": {"format", "plan", "storage"},
     # What runs tell, and what they work with.
-    "events": {"plan"},
+    "events": {"format", "plan"},
     "equalization": {"format", "codec", "plan", "events"},
     "dequantization": {"format", "codec", "plan"},
     # What is known of the inputs of weights: files that calibration writes.

@@ -9,7 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tq3.api import compress, inspect, preview, push, restore, save_tq3_checkpoint, verify
+    from tq3.api import (
+        compress,
+        finish,
+        inspect,
+        parts,
+        preview,
+        push,
+        restore,
+        save_tq3_checkpoint,
+        verify,
+    )
     from tq3.errors import (
         BadInput,
         NetworkError,
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
     from tq3.format.request import make_recipe
     from tq3.integrations.loading import load
     from tq3.pipelines.compress import compress_checkpoint
+    from tq3.pipelines.finish import finish_parts
     from tq3.pipelines.restore import restore_checkpoint
     from tq3.publication.card import make_card
     from tq3.publication.push import push_checkpoint
@@ -31,14 +42,17 @@ __version__: str
 _HOMES = {
     "__version__": "tq3.version",
     "compress": "tq3.api",
+    "finish": "tq3.api",
     "inspect": "tq3.api",
     "load": "tq3.integrations.loading",
+    "parts": "tq3.api",
     "preview": "tq3.api",
     "push": "tq3.api",
     "restore": "tq3.api",
     "save_tq3_checkpoint": "tq3.api",
     "verify": "tq3.api",
     "compress_checkpoint": "tq3.pipelines.compress",
+    "finish_parts": "tq3.pipelines.finish",
     "make_card": "tq3.publication.card",
     "push_checkpoint": "tq3.publication.push",
     "restore_checkpoint": "tq3.pipelines.restore",
@@ -63,10 +77,13 @@ __all__ = [
     "VerificationFailed",
     "compress",
     "compress_checkpoint",
+    "finish",
+    "finish_parts",
     "inspect",
     "load",
     "make_card",
     "make_recipe",
+    "parts",
     "preview",
     "push",
     "push_checkpoint",

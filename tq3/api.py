@@ -6,7 +6,7 @@ error is a UsageError, BadInput, StorageError or NetworkError.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from tq3.codec.backend import get_backend
@@ -16,29 +16,33 @@ from tq3.format.arguments import Unpack, of_its_types, only
 from tq3.format.command_line import flag
 from tq3.format.options import (
     CompressKeywords,
+    FinishKeywords,
     HubKeywords,
     InspectKeywords,
     MachineKeywords,
-    PushKeywords,
     RecipeKeywords,
     RestoreKeywords,
     RunKeywords,
     StrPath,
     VerifyKeywords,
 )
+from tq3.format.parts import make_part
+from tq3.format.push_options import PushKeywords
 from tq3.format.recipe import GroupSize
 from tq3.format.request import make_recipe
 from tq3.format.sizes import DEFAULT_SHARD_SIZE, parse_size
 from tq3.format.widths import Bits
 from tq3.hub.options import HubOptions
 from tq3.moments.facts import CALIBRATION_TOKENS
-from tq3.moments.reading import is_moments_file, open_moments
+from tq3.moments.reading import is_moments_file, moments_or_none
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import describe, describe_plan
 from tq3.pipelines.description import Description
+from tq3.pipelines.finish import finish_parts
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import open_source, options_of_both
 from tq3.pipelines.restore import restore_checkpoint
+from tq3.pipelines.standing import Standing, find_parts
 from tq3.publication.result import Publication
 from tq3.storage.selection import Selection
 from tq3.verification.checks import Verification
@@ -59,6 +63,7 @@ def compress(
     source: a folder, or as a text the id of a repository on the Hub
     recipe: a `Recipe`, which then has all the options of one, or the name or file of widths by role
     on_event: hears of the progress
+    part: "3/16" or (3, 16) writes the shards of that part, and `finish` joins them
     options: see `tq3.format.options.CompressKeywords`
 
     After an error `out` has no checkpoint, and the same call goes on from what was done.
@@ -69,10 +74,17 @@ def compress(
         "verbatim_config": options.get("verbatim_config", False),
         "selection": Selection.of(options.get("also"), options.get("without")),
         "hub": HubOptions(**only(HubKeywords, options)),
+        "part": options.get("part"),
         **only(RunKeywords, options),
     }
     if moments is None or is_moments_file(moments):
         return follow(compress_checkpoint(source, out, recipe, moments=moments, **how), on_event)
+    if how.pop("part") is not None:
+        raise UsageError(
+            "--part, and a text to calibrate with: each part would have moments of its own",
+            found=f"--calibrate {moments}",
+            fix="write them once with `tq3 calibrate`, and give that file to every part",
+        )
     calibrated = wing("calibration", "compressing", "--calibrate").compress_calibrated
     run: Run[Report] = calibrated(source, out, recipe, moments, tokens, **how)
     return follow(run, on_event)
@@ -87,6 +99,26 @@ def _asked_moments(options: CompressKeywords) -> tuple[StrPath | None, int]:
             fix="leave it out, or give a text, or `random`, with --calibrate",
         )
     return moments, CALIBRATION_TOKENS if tokens is None else tokens
+
+
+@of_its_types
+def finish(
+    out: StrPath, *, on_event: OnEvent | None = None, **options: Unpack[FinishKeywords]
+) -> Report:
+    """Join the parts in the unfinished target `out`: the bytes that one run would have written.
+
+    options: see `tq3.format.options.FinishKeywords`
+
+    Raises BadInput that names the parts which are missing, damaged, of another run, or to be run
+    again; then nothing is changed.
+    """
+    return follow(finish_parts(out, **options), on_event)
+
+
+@of_its_types
+def parts(out: StrPath) -> Standing:
+    """Which parts stand in the unfinished target `out`. Raises UsageError where there are none."""
+    return find_parts(Path(out))
 
 
 @of_its_types
@@ -106,7 +138,7 @@ def preview(source: StrPath, **options: Unpack[CompressKeywords]) -> Description
     hub = HubOptions(revision=options.get("revision"))
     with (
         open_source(source, hub) as files,
-        open_moments(moments) if moments is not None else nullcontext() as known,
+        moments_or_none(moments) as known,
     ):
         return describe_plan(
             files,
@@ -115,6 +147,7 @@ def preview(source: StrPath, **options: Unpack[CompressKeywords]) -> Description
             selection,
             verbatim_config=options.get("verbatim_config", False),
             moments=known,
+            part=make_part(options.get("part")),
         )
 
 
@@ -204,7 +237,7 @@ def push(
     """Publish the TQ3 checkpoint `path` as the model `repo_id` on the Hub.
 
     yes: make a copy public although its source is gated, private or not for commercial use
-    options: see `tq3.format.options.PushKeywords`
+    options: see `tq3.format.push_options.PushKeywords`
     """
     from tq3.publication.push import push_checkpoint  # noqa: PLC0415  others need no Hub
 

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tq3.format.parts import Part
 from tq3.plan.plan import Plan
 
 Result = TypeVar("Result")
@@ -86,6 +87,7 @@ class Report:
     first groups of each compressed tensor; None where nothing was compressed
     share_before: of the work, what an earlier run had done: 0 to 1; seconds: of this run
     bytes_received: over a network by this run; None for a source on this machine
+    part: number and count, where the figures are those of a part's shards
     """
 
     restored: bool
@@ -105,6 +107,7 @@ class Report:
     workers: int
     left_out: dict[str, str] = field(default_factory=dict)
     bytes_received: int | None = None
+    part: Part | None = None
 
     @property
     def ratio(self) -> float:

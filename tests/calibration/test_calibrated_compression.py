@@ -250,3 +250,14 @@ def test_moments_that_are_none_are_refused(llama, tmp_path):
     path.write_bytes(raw)
     with pytest.raises(BadInput, match="not a finite moment"):
         tq3.compress(llama.source, tmp_path / "out", calibrate=path, workers=1)
+
+
+def test_parts_share_a_file_of_moments_and_join_to_what_one_run_writes(llama, tmp_path):
+    how: dict[str, Any] = {"calibrate": llama.moments, "max_shard_size": "200KB"}
+    tq3.compress(llama.source, tmp_path / "whole", **how)
+    for part in ("1/2", "2/2"):
+        tq3.compress(llama.source, tmp_path / "out", part=part, **how)
+    tq3.finish(tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    with pytest.raises(UsageError, match="moments of its own"):
+        tq3.compress(llama.source, tmp_path / "x", part="1/2", calibrate="random")

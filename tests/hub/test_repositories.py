@@ -98,6 +98,18 @@ def test_compressing_by_id_gives_the_bytes_of_compressing_the_folder(hub, snapsh
     assert not (tmp_path / "cache").exists(), "nothing of the source is on the disk"
 
 
+def test_parts_by_id_give_the_bytes_of_one_run_and_fetch_what_it_fetches(hub, snapshot, tmp_path):
+    whole = tq3.compress(MODEL, tmp_path / "whole", max_shard_size=40_000)
+    parts = [
+        tq3.compress(MODEL, tmp_path / "out", max_shard_size=40_000, part=(n, 2)) for n in (1, 2)
+    ]
+    tq3.finish(tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert all(part.source_bytes for part in parts)
+    received = [part.bytes_received or 0 for part in parts]
+    assert sum(received) <= 1.1 * (whole.bytes_received or 0)
+
+
 def test_no_byte_of_the_source_is_fetched_in_vain(hub, snapshot, tmp_path):
     tq3.compress(MODEL, tmp_path / "out")
     needed = weights_bytes(snapshot) + (snapshot / "tokenizer.json").stat().st_size

@@ -11,7 +11,8 @@ from tq3.format.arguments import Unpack
 from tq3.format.options import RunKeywords, RunOptions, StrPath
 from tq3.format.recipe import Recipe
 from tq3.hub.options import HubOptions
-from tq3.pipelines.compress import check_compression, compress_checkpoint
+from tq3.pipelines.checking import check_compression
+from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.opening import FOLDER
 from tq3.storage.selection import BY_POLICY, Selection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,10 +20,12 @@ from tq3.errors import UsageError
 from tq3.format.arguments import Unpack
 from tq3.format.options import (
     CompressKeywords,
+    FinishKeywords,
     InspectKeywords,
     RestoreKeywords,
     VerifyKeywords,
 )
+from tq3.storage.parts import is_divided
 
 app = typer.Typer(
     name="tq3",
@@ -70,7 +73,23 @@ def compress(
                 "missing argument OUT", fix="name the folder to write, or add --dry-run"
             )
         options["show_download"] = screen.draws
-        screen.report(tq3.compress(source, out, on_event=screen.watch(out), **options), out)
+        watch = screen.watch(out, options.get("part"))
+        screen.report(tq3.compress(source, out, on_event=watch, **options), out)
+
+
+def finish(
+    out: opt.UnfinishedArg,
+    json: opt.JsonOpt = False,
+    quiet: opt.QuietOpt = False,
+    **options: Unpack[FinishKeywords],
+) -> None:
+    """Join the parts in OUT that `tq3 compress --part` wrote.
+
+    Names the parts that are missing, damaged, of another run, or to be run again; else writes what
+    one run would have written.
+    """
+    with Screen(json=json, quiet=quiet) as screen:
+        screen.report(tq3.finish(out, on_event=screen.watch(out), **options), out)
 
 
 def inspect(
@@ -79,8 +98,11 @@ def inspect(
     json: opt.JsonOpt = False,
     **options: Unpack[InspectKeywords],
 ) -> None:
-    """Show a TQ3 checkpoint, or what would become of another one."""
+    """Show a TQ3 checkpoint, what would become of another one, or which parts of one stand."""
     with Screen(json=json) as screen:
+        if is_divided(Path(path)) and not options:
+            screen.standing(tq3.parts(path))
+            return
         screen.description(tq3.inspect(path, **options), tensors=tensors)
 
 
@@ -117,6 +139,7 @@ def verify(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress,
+    "finish": finish,
     "inspect": inspect,
     "restore": restore,
     "verify": verify,

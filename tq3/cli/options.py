@@ -47,6 +47,7 @@ OutArg = Annotated[Path, _folder("OUT", "Folder to write; new or empty.")]
 OutOrNoneArg = Annotated[
     Path | None, _folder("OUT", "Folder to write; new or empty. Not needed for --dry-run.")
 ]
+UnfinishedArg = Annotated[Path, _folder("OUT", "Folder that the parts were written into.")]
 Tq3FolderArg = Annotated[Path, _folder("OUT", "Folder of a TQ3 checkpoint.")]
 
 DryRunOpt = Annotated[

@@ -11,7 +11,7 @@ from tq3.cli import options as opt
 from tq3.cli.screen import Screen
 from tq3.events import follow
 from tq3.format.arguments import Unpack
-from tq3.format.options import CardKeywords, PushKeywords
+from tq3.format.push_options import CardKeywords, PushKeywords
 
 RepoArg = Annotated[
     str, typer.Argument(metavar="REPO_ID", help="ORG/NAME on the Hub, or NAME for one of yours.")

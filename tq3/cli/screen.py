@@ -20,8 +20,11 @@ from tq3 import events
 from tq3.cli import stops, tables
 from tq3.cli.progress import ProgressLine
 from tq3.errors import StorageError, Tq3Error, is_lack_of_memory
+from tq3.format.parts import make_part
+from tq3.pipelines.standing import Standing
 from tq3.publication.result import Publication
 from tq3.storage.drafts import WORK_FOLDER
+from tq3.storage.parts import part_folder
 from tq3.units import counted, printable, share, size
 from tq3.verification.checks import Verification
 
@@ -62,12 +65,16 @@ class Screen:
             self._end(stops.SENTENCE, stops.INTERRUPTED, repeatable=True)
         self._progress.stop()
 
-    def watch(self, out: Path | None = None) -> events.OnEvent:
-        """What shows the events of a run; `out`: the folder that it writes."""
+    def watch(
+        self, out: Path | None = None, part: str | tuple[int, int] | None = None
+    ) -> events.OnEvent:
+        """What shows the events of a run; `out`: the folder that it writes, or `part` of it."""
 
         def show(event: events.Event) -> None:
             if isinstance(event, events.Planned) and out:
-                self._work_folder = out / WORK_FOLDER  # now it is this run's
+                asked = make_part(part)
+                # Now it is this run's.
+                self._work_folder = part_folder(out, asked) if asked else out / WORK_FOLDER
             if not self._quiet:
                 self._show(event)
 
@@ -154,6 +161,10 @@ class Screen:
         figures = {"ratio": report.ratio, "gb_per_second": report.gb_per_second}
         shown = tables.of_report(report, out)
         self._result({"out": str(out), **asdict(report), **figures}, [shown])
+
+    def standing(self, standing: Standing) -> None:
+        """Show which parts of a divided run stand."""
+        self._result(standing.to_dict(), [tables.of_standing(standing)])
 
     def verification(self, verification: Verification) -> None:
         """Show what was found; raise VerificationFailed where that is a fault."""

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from tq3.cli.cells import add, columns, facts
 from tq3.events import Report
+from tq3.format.parts import numbers_in_words
 from tq3.pipelines.description import Description
+from tq3.pipelines.standing import Standing
 from tq3.publication.result import Publication
 from tq3.units import count, counted, size
 from tq3.verification.checks import Comparison, Verification
@@ -28,7 +30,7 @@ _NO_MANIFEST = "none: there is no manifest"
 def of_report(report: Report, out: Path) -> Table:
     """The figures of a finished run."""
     table = facts()
-    add(table, "written", str(out))
+    add(table, "written", f"part {report.part} of {out}" if report.part else str(out))
     sizes = f"{size(report.source_bytes)} -> {size(report.output_bytes)}"
     add(table, "size", sizes if report.restored else f"{sizes}, ratio {report.ratio:.2f}")
     if report.restored:
@@ -46,8 +48,23 @@ def of_report(report: Report, out: Path) -> Table:
     if report.bytes_received is not None:
         add(table, "network", f"{size(report.bytes_received)} received")
     add(table, "peak memory", size(report.peak_memory_bytes))
+    if report.part:
+        add(table, "to do", f"tq3 finish {out}, when all {report.part.of} parts stand")
     if report.left_out:
         add(table, "not copied", list(_left_out(report.left_out)))
+    return table
+
+
+def of_standing(standing: Standing) -> Table:
+    """Which parts of a divided run stand, and what is wrong with the others."""
+    table = facts()
+    add(table, "unfinished", standing.path)
+    shown = numbers_in_words(sorted(standing.whole)) or "none"
+    add(table, "parts that stand", f"{shown} of {standing.of}, {size(standing.n_bytes)} written")
+    for number, why in sorted(standing.faults.items()):
+        add(table, f"part {number}", why)
+    if not standing.faults:
+        add(table, "to do", f"tq3 finish {standing.path}")
     return table
 
 

@@ -34,6 +34,7 @@ else:
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Kind = TypeVar("Kind")
+_PAIR = tuple[int, int]
 _WORDS: dict[object, str] = {
     int: "a whole number",
     float: "a number",
@@ -43,6 +44,7 @@ _WORDS: dict[object, str] = {
     os.PathLike: "a path",
     Sequence: "several strings",
     tuple: "a tuple of strings",
+    _PAIR: "two whole numbers",
     Callable: "a function",
 }
 
@@ -170,10 +172,12 @@ def _expected(kind: Any) -> str:
 
 
 def members(kind: Any) -> list[Any]:
-    """The types of a union, without what they hold but for the choices of a Literal."""
+    """The types of a union, without what they hold: not so a Literal, and a pair of numbers."""
     if get_origin(kind) in (Union, types.UnionType):
         return [member for part in get_args(kind) for member in members(part)]
-    return [kind if get_origin(kind) is Literal else get_origin(kind) or kind]
+    if get_origin(kind) is Literal or kind == _PAIR:
+        return [kind]
+    return [get_origin(kind) or kind]
 
 
 def _anything(_: Any, value: Any) -> Any:
@@ -231,6 +235,12 @@ def _tuple_of_texts(_: Any, value: Any) -> tuple[str, ...]:
     return _texts(tuple, value)
 
 
+def _pair(_: Any, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise _Unfit
+    return tuple(_whole(int, each) for each in value)
+
+
 def _function(_: Any, value: Any) -> Any:
     if not callable(value):
         raise _Unfit
@@ -244,5 +254,6 @@ _FITS: dict[object, Callable[[Any, Any], Any]] = {
     float: _number,
     Sequence: _texts,
     tuple: _tuple_of_texts,
+    _PAIR: _pair,
     Callable: _function,
 }

@@ -158,6 +158,20 @@ class RunKeywords(MachineKeywords, total=False):
     ]
 
 
+class PartKeywords(TypedDict, total=False):
+    """Which share of the work a run takes: `tq3.format.parts.Part`."""
+
+    part: Annotated[
+        str | tuple[int, int] | None,
+        Option(
+            "Write part I of N only, beside other processes or machines; tq3 finish joins them "
+            "(docs/scale.md).",
+            RUN,
+            "I/N",
+        ),
+    ]
+
+
 class TravelKeywords(TypedDict, total=False):
     """Which side files are copied: `tq3.storage.selection.Selection`."""
 
@@ -196,12 +210,27 @@ class HubKeywords(RevisionKeywords, total=False):
 
 
 class CompressKeywords(
-    RecipeKeywords, CalibrationKeywords, RunKeywords, TravelKeywords, HubKeywords, total=False
+    RecipeKeywords,
+    CalibrationKeywords,
+    RunKeywords,
+    PartKeywords,
+    TravelKeywords,
+    HubKeywords,
+    total=False,
 ):
     """The keywords of `tq3.compress` and `tq3.preview`."""
 
     verbatim_config: Annotated[
         bool, Option("Copy config.json without adding quantization_config.", OUTPUT)
+    ]
+
+
+class FinishKeywords(MachineKeywords, total=False):
+    """The keywords of `tq3.finish`."""
+
+    source: Annotated[
+        StrPath | None,
+        Option("Where the parts' source lies now, if not where they read it.", metavar="SOURCE"),
     ]
 
 
@@ -240,36 +269,6 @@ class VerifyKeywords(MachineKeywords, BesideKeywords, total=False):
         ),
     ]
     structure: Annotated[bool, Option("Look at listing, JSON files and headers alone.")]
-
-
-class CardKeywords(TypedDict, total=False):
-    """What a model card says beside what the checkpoint does."""
-
-    base_model: Annotated[
-        str | None,
-        Option("The source on the Hub; default what compress recorded.", OUTPUT, "ORG/NAME"),
-    ]
-    template: Annotated[
-        StrPath | None, Option("A template for the card, instead of ours.", OUTPUT, "FILE")
-    ]
-
-
-class PushKeywords(CardKeywords, total=False):
-    """The keywords of `tq3.push`."""
-
-    private: Annotated[bool, Option("Make the repository private, where it is new.")]
-    revision: Annotated[
-        str | None,
-        Option(
-            "Branch to push to, made where it is missing, or refs/pr/N; default main.",
-            metavar="REVISION",
-        ),
-    ]
-    create_pr: Annotated[bool, Option("Open a pull request instead of pushing to main.")]
-    dry_run: Annotated[bool, Option("Verify, show what would be uploaded; write nothing there.")]
-    overwrite_card: Annotated[
-        bool, Option("Replace a README.md that somebody wrote or edited.", OUTPUT)
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,11 @@ def open_moments(path: StrPath) -> Iterator[Moments]:
         if not files.has(file.name):
             raise BadInput("no such file", file=path, fix="write it with `tq3 calibrate`")
         yield Moments(files, file.name)
+
+
+def moments_or_none(path: StrPath | None) -> AbstractContextManager[Moments | None]:
+    """`open_moments`, where there is a path."""
+    return nullcontext() if path is None else open_moments(path)
 
 
 def source_digest(checkpoint: Checkpoint) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
 from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.choice import choose_scalings
 from tq3.equalization.estimate import estimate_factors
-from tq3.equalization.scaled_source import ScaledSource
+from tq3.equalization.scaled_source import ScaledSource, equalized
 from tq3.errors import BadInput, UsageError
 from tq3.events import Notice, Report, Run
 from tq3.format import config as tq_config
@@ -23,17 +23,19 @@ from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.files import CONFIG, Source, read_text
 from tq3.format.json_text import remove_everywhere, remove_key
 from tq3.format.options import RunKeywords, RunOptions, StrPath
+from tq3.format.parts import Part, make_part
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
 from tq3.moments.cost import coding_cost
 from tq3.moments.feedbacks import Columns, Feedbacks, unscaled
-from tq3.moments.reading import Moments, of_others, open_moments
+from tq3.moments.reading import Moments, moments_or_none, of_others
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.job import Job
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import FOLDER, open_source
+from tq3.pipelines.part import run_part, shared_factors
 from tq3.pipelines.run import run_job
 from tq3.plan import joined
 from tq3.plan.allocation import unreachable_target
@@ -41,6 +43,8 @@ from tq3.plan.compressing import describe_compression, plan_compression
 from tq3.plan.coverage import little_compressed
 from tq3.plan.identity import Identity, before_factors, with_factors
 from tq3.plan.learned import NOTHING_LEARNED, Learned
+from tq3.plan.plan import Plan
+from tq3.storage.parts import check_part
 from tq3.storage.selection import BY_POLICY, Selection
 from tq3.storage.sidecars import RENAMED
 from tq3.storage.target_checks import check_continuation, check_target
@@ -59,6 +63,7 @@ def compress_checkpoint(
     selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
     moments: StrPath | None = None,
+    part: str | tuple[int, int] | None = None,
     **run: Unpack[RunKeywords],
 ) -> Run[Report]:
     """Compress the checkpoint `source` into the new folder `out`, telling what happens.
@@ -67,46 +72,28 @@ def compress_checkpoint(
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
     selection: side files that travel or stay in spite of the policy
     moments: a file of `tq3 calibrate`: codes are chosen under what the weights multiply
+    part: "3/16" or (3, 16): write only the shards of that part, which `finish_parts` joins
 
     Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no checkpoint, and
     what was done so far is continued by the next run with the same source and recipe.
     """
-    options = RunOptions(**run)
-    with (
-        open_source(source, hub) as files,
-        open_moments(moments) if moments is not None else nullcontext() as known,
-    ):
-        job = _Compression(files, recipe, verbatim_config, selection, known)
-        yield from job.equalize(Path(out), options)
+    options, asked = RunOptions(**run), make_part(part)
+    with open_source(source, hub) as files, moments_or_none(moments) as known:
+        job = Compression(files, recipe, verbatim_config, selection, known)
+        yield from job.equalize(Path(out), options, asked)
         if known:
             workers = check_workers(options.workers, files.connections)
             yield Notice(coding_cost(job.plan, get_backend(options.backend), workers))
+        if asked:
+            return (yield from run_part(job, Path(out), asked, options, job.request()))
         return (yield from run_job(job, out, options))
 
 
-def check_compression(
-    source: StrPath,
-    out: StrPath,
-    recipe: Recipe,
-    options: RunOptions,
-    *,
-    verbatim_config: bool = False,
-    selection: Selection = BY_POLICY,
-    hub: HubOptions = FOLDER,
-) -> None:
-    """Raise what `compress_checkpoint` would for source, recipe, side files and target.
+class Compression(Job):
+    """The plan of a compression, and what the values taught it on the way.
 
-    But for an unfinished run in the target that can't be continued.
+    Other arguments as `compress_checkpoint` takes them.
     """
-    with open_source(source, hub) as files:
-        job = _Compression(files, recipe, verbatim_config, selection)
-        copied = job.sidecars().copied
-        choose_scalings(job.checkpoint, job.plan, copied, recipe.equalize)
-        check_target(Path(out), files.folder, overwrite=options.overwrite)
-
-
-class _Compression(Job):
-    """The plan of a compression, and what the values taught it on the way."""
 
     command = "compress"
     marker_name = tq_config.FILE_NAME
@@ -129,7 +116,7 @@ class _Compression(Job):
                 fix="leave --verbatim-config out",
             )
         self._moments = moments
-        self.plan = first_plan(files, self.checkpoint, recipe, moments)
+        self.plan = self._first_plan = first_plan(files, self.checkpoint, recipe, moments)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
         self._factors: Factors = NO_FACTORS
@@ -142,29 +129,58 @@ class _Compression(Job):
         if moments:
             self._notices += map(Notice, of_others(moments, self.checkpoint, self.plan))
 
-    def equalize(self, out: Path, options: RunOptions) -> Run[None]:
+    def equalize(self, out: Path, options: RunOptions, part: Part | None) -> Run[None]:
         """Estimate the factors by a first pass over the weights, and read scaled ones from then on.
 
         Nothing is scaled where the recipe says so, or where it leaves that open and it can't be.
-        What is refused is refused before that pass is spoken of.
+        What is refused is refused before that pass is spoken of. Parts share one such pass.
         """
         workers = check_workers(options.workers, self.files.connections)
+        overwrite, resume = options.overwrite, options.resume and not options.overwrite
         copied = self.sidecars().copied
         choice = choose_scalings(self.checkpoint, self.plan, copied, self._recipe.equalize)
         self._recipe = replace(self._recipe, equalize=choice.scalings is not None)
         self._notices += [Notice(choice.why_not)] if choice.why_not else []
         if choice.scalings is None:
             return
-        check_target(out, self.files.folder, overwrite=options.overwrite)
-        expected = partial(before_factors, self.identity())
-        check_continuation(out, expected, resume=options.resume and not options.overwrite)
-        again = "" if self.files.folder else ", fetched twice unless --download keeps them"
-        yield Notice(_PASS + again)
-        found = yield from estimate_factors(self.files, self.checkpoint, choice.scalings, workers)
-        self._factors = {name: found[name] for name in found if name in choice.links}
-        scaled = ScaledSource(self.files, self.checkpoint, choice.scalings, self._factors)
-        self._columns = scaled.column_factors
+        scalings, again = choice.scalings, ", fetched twice unless --download keeps them"
+
+        def estimate() -> Run[Factors]:
+            yield Notice(_PASS if self.files.folder else _PASS + again)
+            found = yield from estimate_factors(self.files, self.checkpoint, scalings, workers)
+            return {name: found[name] for name in found if name in choice.links}
+
+        if part:
+            check_part(out, part, self.files.folder, overwrite=overwrite)
+            plain = self.identity()
+            factors = yield from shared_factors(out, plain, estimate, overwrite=not resume)
+        else:
+            check_target(out, self.files.folder, overwrite=overwrite)
+            expected = partial(before_factors, self.identity())
+            check_continuation(out, expected, resume=resume)
+            factors = yield from estimate()
+        self.scale(factors)
+
+    def scale(self, factors: Factors) -> None:
+        """Read weights scaled by these factors from here on."""
+        self._factors = factors
+        scaled = equalized(self.files, self.checkpoint, factors)
+        if isinstance(scaled, ScaledSource):
+            self._columns = scaled.column_factors
         self.files = with_host_views(scaled, self.checkpoint)
+
+    def request(self) -> dict[str, Any]:
+        """What the whole output depends on beside the identity, and where the source lies."""
+        origin = self.files.origin
+        is_here = self.files.folder is not None
+        return {
+            "source": os.path.abspath(self.files.folder) if self.files.folder else origin.model,
+            "revision": None if is_here else origin.revision,
+            "verbatim_config": self._verbatim_config,
+            "moments": os.path.abspath(self._moments.file) if self._moments else None,
+            "selection": self.selection.to_record(),
+            "writer": self.writer,
+        }
 
     def options(self) -> dict[str, Any]:
         """The recipe."""
@@ -189,11 +205,26 @@ class _Compression(Job):
         if learned != self._learned:
             before, was_little = self.plan, self._little_compressed()
             self._learned = learned
-            readers = self._moments.readers if self._moments else ()
-            self.plan = plan_compression(self.checkpoint, self._recipe, learned, readers)
+            self.plan = self._plan(learned)
             self._notices += map(Notice, joined.in_words(self.plan, before))
             little = self._little_compressed()
             self._notices += [Notice(little)] if little and not was_little else []
+
+    @property
+    def learned(self) -> Learned:
+        """What of the values the plan heeds."""
+        return self._learned
+
+    def forget(self) -> None:
+        """Plan as before any value was known."""
+        self._findings = {}
+        self.apply(NOTHING_LEARNED)
+
+    def _plan(self, learned: Learned) -> Plan:
+        if learned == NOTHING_LEARNED:
+            return self._first_plan
+        readers = self._moments.readers if self._moments else ()
+        return plan_compression(self.checkpoint, self._recipe, learned, readers)
 
     def _little_compressed(self) -> str | None:
         return little_compressed(self.plan, self._recipe, self._learned)

@@ -14,12 +14,14 @@ from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Files, Source
 from tq3.format.header import TensorInfo
 from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.parts import Part
 from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
 from tq3.moments.feedbacks import KEPT_FEEDBACK_BYTES
 from tq3.moments.reading import Moments, of_others
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
+from tq3.pipelines.part import share_in_words
 from tq3.pipelines.roles import describe_choice
 from tq3.pipelines.side_files import side_files
 from tq3.plan.allocation import unreachable_target
@@ -59,12 +61,18 @@ def describe_plan(
     *,
     verbatim_config: bool = False,
     moments: Moments | None = None,
+    part: Part | None = None,
 ) -> Description:
-    """What compress would write. Raises BadInput or UsageError, as compress does."""
+    """What compress would write, and in a notice what `part` would of it.
+
+    Raises BadInput or UsageError, as compress does.
+    """
     files, checkpoint = open_for(recipe, files)
     plan = first_plan(files, checkpoint, recipe, moments)
     written = () if verbatim_config else (CONFIG,)
     found = _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
+    shared = share_in_words(plan, part) if part else ()
+    found = replace(found, notices=(*found.notices, *shared))
     if moments is None:
         return found
     notices = (*found.notices, *of_others(moments, checkpoint, plan))

@@ -57,6 +57,15 @@ class Job(ABC):
     def marker(self, error: MeasuredError | None) -> tuple[str, str]:
         """Name and text of the file that makes the output a checkpoint; `error`: of its codes."""
 
+    @property
+    def learned(self) -> Learned:
+        """What of the values the plan heeds."""
+        return NOTHING_LEARNED
+
+    def forget(self) -> None:
+        """Plan as before any value was known."""
+        self.apply(NOTHING_LEARNED)
+
     @abstractmethod
     def record(self, finding: Finding) -> None:
         """Remember a finding, or raise BadInput if it ends the run."""

@@ -8,10 +8,12 @@ from contextlib import closing
 from tq3.codec.backend import Backend
 from tq3.events import Progress
 from tq3.parallel import in_parallel
+from tq3.pipelines.findings import Finding
 from tq3.pipelines.job import Job
 from tq3.pipelines.tally import Tally
 from tq3.pipelines.work import Done, Worker
 from tq3.plan.plan import Block, Plan
+from tq3.storage.shard_drafts import ShardDrafts
 from tq3.storage.shard_file import ShardFile
 from tq3.storage.target import TargetFolder
 
@@ -26,31 +28,39 @@ def write_shards(
     """
     number = 0
     while number < len(job.plan.shards):
-        done = target.journal.blocks(number)
-        blocks = [block for block in job.plan.shards[number].blocks() if block.key not in done]
-        found = False
-        with (
-            target.shard(job.plan, number) as file,
-            closing(_carry_out(blocks, file, job, backend, workers)) as outcomes,
-        ):
-            for outcome in outcomes:
-                tally.work(outcome.block, outcome.cpu_seconds)
-                if outcome.finding:
-                    job.record(outcome.finding)
-                    found = True
-                if outcome.written:
-                    tally.add(outcome.block, outcome.written)
-                yield tally.progress(outcome.block.task.name)
-        job.check_sources()
+        found = yield from write_shard(job, target, tally, number, backend, workers)
         if found:
             before, learned = job.plan, job.replan()
             begun = filter(target.journal.blocks, range(len(before.shards)))
             stale = {number, *_changed(begun, before, job.plan)}
             target.journal.restart(stale, learned)
-            tally.recount(job.plan, target)
+            tally.recount(job.plan, target.journal)
             number = min(stale)
         else:
             number += 1
+
+
+def write_shard(
+    job: Job, target: ShardDrafts, tally: Tally, number: int, backend: Backend, workers: int
+) -> Generator[Progress, None, list[Finding]]:
+    """Write what is not done of a shard's draft, and return what its values were found to be."""
+    done = target.journal.blocks(number)
+    blocks = [block for block in job.plan.shards[number].blocks() if block.key not in done]
+    findings: list[Finding] = []
+    with (
+        target.shard(job.plan, number) as file,
+        closing(_carry_out(blocks, file, job, backend, workers)) as outcomes,
+    ):
+        for outcome in outcomes:
+            tally.work(outcome.block, outcome.cpu_seconds)
+            if outcome.finding:
+                job.record(outcome.finding)
+                findings.append(outcome.finding)
+            if outcome.written:
+                tally.add(outcome.block, outcome.written)
+            yield tally.progress(outcome.block.task.name)
+    job.check_sources()
+    return findings
 
 
 def _changed(numbers: Iterable[int], before: Plan, after: Plan) -> list[int]:

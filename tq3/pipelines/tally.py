@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from math import fsum, prod
 
 from tq3.events import Progress, Rates, Report
 from tq3.format.config import MeasuredError
 from tq3.format.files import Source
+from tq3.format.parts import Part
 from tq3.pipelines.machine import check_workers, peak_memory_bytes
 from tq3.plan.plan import Block, Plan
-from tq3.storage.journal import DoneBlock
-from tq3.storage.sidecars import Sidecars
-from tq3.storage.target import TargetFolder
+from tq3.storage.journal import DoneBlock, Journal
 
 
 class Tally:
     """Counts blocks, those of an earlier run included.
 
+    numbers: of the shards that are written; all of them, where no others are named
     bytes_before: source bytes whose work an earlier run has done
     """
 
-    def __init__(self, plan: Plan, target: TargetFolder, files: Source, workers: int) -> None:
-        self.bytes_total = plan.bytes_in
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        files: Source,
+        workers: int,
+        numbers: range | None = None,
+    ) -> None:
         self._files = files
         self._processors = min(workers, check_workers(None))
         self._cpu_seconds = 0.0
         self._bytes_worked = 0
         self._received_before = files.n_received or 0
         self._started = time.perf_counter()
-        self._count(plan, target)
+        self._count(plan, journal, numbers)
         self.bytes_before, self._weights_before = self.bytes_done, self._weights_done
 
     @property
@@ -46,19 +53,20 @@ class Tally:
         """The share of the work that an earlier run has done: 0 to 1."""
         return self.bytes_before / max(self.bytes_total, 1)
 
-    def recount(self, plan: Plan, target: TargetFolder) -> None:
+    def recount(self, plan: Plan, journal: Journal, numbers: range | None = None) -> None:
         """A shard is written anew: what was done of it, by an earlier run too, does not count."""
-        self._count(plan, target)
+        self._count(plan, journal, numbers)
         self.bytes_before = min(self.bytes_before, self.bytes_done)
         self._weights_before = min(self._weights_before, self._weights_done)
 
-    def _count(self, plan: Plan, target: TargetFolder) -> None:
+    def _count(self, plan: Plan, journal: Journal, numbers: range | None) -> None:
         """Count what the journal knows of, and nothing else."""
-        self.bytes_done = 0
+        self.bytes_done = self.bytes_total = 0
         self._weights_done = 0
         self.errors: dict[str, float] = {}
-        for number, shard in enumerate(plan.shards):
-            done = target.journal.blocks(number)
+        for number in range(len(plan.shards)) if numbers is None else numbers:
+            shard, done = plan.shards[number], journal.blocks(number)
+            self.bytes_total += shard.bytes_in
             for block in shard.blocks() if done else ():
                 if block.key in done:
                     self.add(block, done[block.key])
@@ -108,9 +116,16 @@ class Tally:
 
 
 def make_report(
-    plan: Plan, tally: Tally, sidecars: Sidecars, *, restored: bool, backend: str, workers: int
+    plan: Plan,
+    tally: Tally,
+    left_out: Mapping[str, str],
+    *,
+    restored: bool,
+    backend: str,
+    workers: int,
+    part: Part | None = None,
 ) -> Report:
-    """The figures of a plan that was carried out."""
+    """The figures of a plan that was carried out; `plan`: of a part, what it has of it."""
     coded = [task for task in plan.tasks if task.layout]
     n_coded = sum(prod(task.layout.shape) for task in coded if task.layout)
     n_kept = sum(task.sources[0].info.n_elements for task in plan.tasks if not task.layout)
@@ -133,6 +148,7 @@ def make_report(
         peak_memory_bytes=peak_memory_bytes(),
         backend=backend,
         workers=workers,
-        left_out=sidecars.left_out,
+        left_out=dict(left_out),
         bytes_received=tally.bytes_received,
+        part=part,
     )

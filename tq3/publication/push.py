@@ -17,7 +17,8 @@ from tq3.events import (
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.arguments import Unpack, of_its_types
-from tq3.format.options import PushKeywords, StrPath
+from tq3.format.options import StrPath
+from tq3.format.push_options import PushKeywords
 from tq3.format.repositories import check_repository_name
 from tq3.hub.publishing import Branch, Hasher, LocalFile, RemoteState, is_same
 from tq3.hub.sharing import look_up, reasons_to_ask
@@ -51,7 +52,7 @@ def push_checkpoint(
 
     may_share: asked with the reasons before a gated, private or non-commercial model is public
     bars: let huggingface_hub draw its progress bars while it uploads
-    options: see `tq3.format.options.PushKeywords`
+    options: see `tq3.format.push_options.PushKeywords`
 
     Raises VerificationFailed for a checkpoint that is not sound, NetworkError for what the Hub
     does not let happen, UsageError, BadInput or StorageError. A push that ended early is completed

@@ -1,25 +1,29 @@
-"""The working folder inside a target: where the drafts and the journal of one run lie."""
+"""A working folder inside a target: where the drafts and the journal of one run lie."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 WORK_FOLDER = ".tq3.part"
+# In the working folder of a target: those of parts. No side file can lie there, for none travels
+# that has such a name on its path.
+PARTS = WORK_FOLDER
 _STAT_BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
 
 
 class DraftFolder:
-    """`.tq3.part` in a folder, made if need be. Every call may raise OSError."""
+    """A working folder, made if need be. Every call may raise OSError."""
 
     JOURNAL = "journal"
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / WORK_FOLDER
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.path.mkdir(exist_ok=True)
         if self.path.is_symlink():
-            raise NotADirectoryError(f"{WORK_FOLDER} in it is a link")
+            raise NotADirectoryError(f"{path.name} in it is a link")
 
     @property
     def journal(self) -> Path:
@@ -46,15 +50,25 @@ class DraftFolder:
         return draft
 
     def clear(self) -> None:
-        """Remove all that an earlier run left, save its journal."""
+        """Remove all that an earlier run left, save its journal and what parts wrote."""
         for left in list(os.scandir(self.path)):
+            if left.path == str(self.journal) or left.name == PARTS:
+                continue
             if left.is_dir(follow_symlinks=False):
                 shutil.rmtree(left.path)
-            elif left.path != str(self.journal):
+            else:
                 os.unlink(left.path)
 
+    def remove_parts(self) -> None:
+        """Remove what parts wrote."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path / PARTS)
+
     def remove(self) -> None:
-        """Remove the folder. The journal goes last: with it the same command clears the rest."""
+        """Remove the folder. The journal goes last: with it the same command clears the rest.
+
+        What parts wrote stays, and the folder with it: an OSError.
+        """
         self.clear()
         self.journal.unlink()
         self.path.rmdir()

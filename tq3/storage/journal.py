@@ -36,6 +36,17 @@ class DoneBlock:
     seen: str | None = None
     error: tuple[float, float] | None = None
 
+    def to_record(self) -> list[Any]:
+        """The block as JSON."""
+        return [self.task, self.first, self.pieces, self.seen, self.error]
+
+
+def done_block(record: list[Any]) -> DoneBlock:
+    """The inverse of `DoneBlock.to_record`."""
+    task, first, pieces, seen, error = record
+    sample = None if error is None else (error[0], error[1])
+    return DoneBlock(task, first, tuple(Piece(*piece) for piece in pieces), seen, sample)
+
 
 class Journal:
     """An append-only file of records, read when it is opened, and the lock of a run.
@@ -43,20 +54,26 @@ class Journal:
     A record is appended only when what it tells is on the disk, and is then flushed itself: after a
     power loss it tells less than was done, never more. What a journal of another version tells is
     left alone. A context manager. Raises UsageError when another run has it open.
+
+    shared: where the file system has no locks, several runs of one plan may write it, and what they
+    write may be torn; `is_locked` says whether that can't be
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         self.path = path
         self.is_foreign = False
         self.identity: Any = None
         self.learned = NOTHING_LEARNED
         self.overwrite: bool | None = None
         self.is_refused = False
+        self.verdicts: list[Any] = []
+        self.joined: Any = None
         self._blocks: dict[int, dict[Key, DoneBlock]] = {}
         self._lock = Lock()
         self._is_closed = False
         with writing(path):
-            self._file = open(open_locked(path), "r+b", buffering=0)  # noqa: SIM115
+            descriptor, self.is_locked = open_locked(path, shared=shared)
+            self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
             records, length = read_records(self._file.read())
             self._file.truncate(length)
         for record in records:
@@ -86,7 +103,13 @@ class Journal:
     @property
     def has_work(self) -> bool:
         """Whether there is anything that a later run need not do again."""
-        return self.is_foreign or self.is_publishing or any(self._blocks.values())
+        joins = self.joined is not None
+        return self.is_foreign or self.is_publishing or joins or any(self._blocks.values())
+
+    @property
+    def begun(self) -> list[int]:
+        """The numbers of the shards of which blocks are done."""
+        return sorted(number for number, blocks in self._blocks.items() if blocks)
 
     def blocks(self, shard: int) -> Mapping[Key, DoneBlock]:
         """The blocks of a shard that are done."""
@@ -97,6 +120,7 @@ class Journal:
         with writing(self.path):
             self._file.truncate(0)
         self.learned, self.overwrite, self._blocks = NOTHING_LEARNED, None, {}
+        self.verdicts, self.joined = [], None
         self._append([{"run": identity}])
 
     def go_on(self, identity: Any) -> None:
@@ -105,9 +129,11 @@ class Journal:
 
     def add_blocks(self, shard: int, blocks: Iterable[DoneBlock]) -> None:
         """Record that these blocks of a shard are on the disk."""
-        self._append(
-            {"shard": shard, "block": [b.task, b.first, b.pieces, b.seen, b.error]} for b in blocks
-        )
+        self._append({"shard": shard, "block": block.to_record()} for block in blocks)
+
+    def add_verdicts(self, verdicts: Any) -> None:
+        """Record what the values of a shard's tensors said (JSON)."""
+        self._append([{"verdicts": verdicts}])
 
     def restart(self, shards: Iterable[int], learned: Learned = NOTHING_LEARNED) -> None:
         """The shards are written anew, in the plan that heeds what was learned from their values.
@@ -115,6 +141,10 @@ class Journal:
         In one record, for what is told of a shard holds in one plan only.
         """
         self._append([{"restart": sorted(shards), **learned.to_record()}])
+
+    def join(self, joined: Any) -> None:
+        """Record from what the run that joins parts knows what to do (JSON)."""
+        self._append([{"joined": joined}])
 
     def publishing(self, *, overwrite: bool) -> None:
         """Record that files take their names; `overwrite`: an older checkpoint may be replaced."""
@@ -150,10 +180,12 @@ class Journal:
         elif self.is_foreign:
             return
         elif "block" in record:
-            task, first, pieces, seen, error = record["block"]
-            sample = None if error is None else (error[0], error[1])
-            done = DoneBlock(task, first, tuple(Piece(*piece) for piece in pieces), seen, sample)
-            self._blocks.setdefault(record["shard"], {})[task, first] = done
+            done = done_block(record["block"])
+            self._blocks.setdefault(record["shard"], {})[done.task, done.first] = done
+        elif "joined" in record:
+            self.joined = record["joined"]
+        elif "verdicts" in record:
+            self.verdicts.append(record["verdicts"])
         elif "restart" in record:
             for shard in record["restart"]:
                 self._blocks.pop(shard, None)

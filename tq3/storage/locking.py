@@ -1,4 +1,4 @@
-"""A file that one run at a time has open."""
+"""A file that one run at a time has open, where the file system can see to that."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from tq3.errors import UsageError
 _CANNOT_LOCK = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def open_locked(path: Path) -> int:
-    """A descriptor for reading and appending, of a file that is made if need be.
+def open_locked(path: Path, *, shared: bool = False) -> tuple[int, bool]:
+    """A descriptor for reading and appending, of a file that is made if need be; if it is locked.
+
+    shared: where the file system has no locks, any number may have it open: then it is not locked
 
     The lock ends with the last copy of the descriptor, or with the process. Raises OSError, and
     UsageError if another run has it.
@@ -25,11 +27,11 @@ def open_locked(path: Path) -> int:
     except FileExistsError:
         descriptor, made = os.open(path, flags), False
     try:
-        _lock(descriptor, path, made)
+        locked = _lock(descriptor, path, made or shared)
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, locked
 
 
 def is_at(descriptor: int, path: Path) -> bool:
@@ -40,13 +42,14 @@ def is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _lock(descriptor: int, path: Path, made: bool) -> None:
+def _lock(descriptor: int, path: Path, may_lack: bool) -> bool:
+    """Lock the file, or say False where there are no locks and it `may_lack` one."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         # Where the file system has no locks, having made the file is the lock.
-        if error.errno in _CANNOT_LOCK and made:
-            return
+        if error.errno in _CANNOT_LOCK and may_lack:
+            return False
         if error.errno in _CANNOT_LOCK:
             fix = f"remove {path.parent.name} in it if there is none"
         elif isinstance(error, BlockingIOError):
@@ -57,6 +60,7 @@ def _lock(descriptor: int, path: Path, made: bool) -> None:
     # The run that held it may have removed it between our opening and our locking.
     if not is_at(descriptor, path):
         raise _another_run(path, "start again")
+    return True
 
 
 def _another_run(path: Path, fix: str) -> UsageError:

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from itertools import takewhile
 from pathlib import Path
 
-from tq3.errors import BadInput, StorageError
+from tq3.errors import BadInput
 from tq3.format import config as tq_config
 from tq3.format import manifest
 from tq3.format.manifest import Digest, Manifest, Piece, digest
 from tq3.format.weight_files import INDEX
 from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan
-from tq3.storage.drafts import DraftFolder
-from tq3.storage.failures import reading, writing
-from tq3.storage.journal import DoneBlock, Journal, Key
-from tq3.storage.shard_file import ShardFile, flush_folder, holds, is_draft
+from tq3.storage.drafts import WORK_FOLDER, DraftFolder
+from tq3.storage.failures import writing
+from tq3.storage.journal import DoneBlock, Journal
+from tq3.storage.shard_drafts import ShardDrafts
+from tq3.storage.shard_file import flush_folder, is_draft
 from tq3.storage.sidecars import is_loaded_by_hosts
-from tq3.storage.target_checks import check_changes, check_free, check_places, check_target
+from tq3.storage.target_checks import check_free, check_no_parts, check_places, check_target
 
 
-class TargetFolder:
+class TargetFolder(ShardDrafts):
     """A complete checkpoint, or drafts and a journal with which a later run goes on.
 
     identity: a run that left the same one in its journal is continued
@@ -36,6 +35,7 @@ class TargetFolder:
     the folder in any format, and an adapter. Files of the same names are replaced, any other file
     stays.
     resume: False gives up an unfinished run of any identity
+    joins_parts: what parts wrote stays until `publish`; else it is in the way, save of an overwrite
     """
 
     def __init__(
@@ -46,20 +46,25 @@ class TargetFolder:
         source: Path | None,
         overwrite: bool,
         resume: bool = True,
+        joins_parts: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self._joins_parts = joins_parts
         self._identity = identity
         self._overwrite = overwrite
         self._made: list[Path] = []  # folders, outer ones first
         self._named: list[Path] = []
         self._written: dict[str, Piece] = {}  # side files and texts, by name
         check_target(self.folder, source, overwrite=overwrite)
+        if not joins_parts:
+            check_no_parts(self.folder, allowed=overwrite or not resume)
         with ExitStack() as undo:
             undo.callback(self._remove_made)
             with writing(self.folder):
                 self._make(self.folder)
-                self._drafts = DraftFolder(self.folder)
-            self.journal = undo.enter_context(Journal(self._drafts.journal))
+                self._drafts = DraftFolder(self.folder / WORK_FOLDER)
+            journal = Journal(self._drafts.journal, shared=joins_parts)
+            self.journal = undo.enter_context(journal)
             undo.callback(self._remove_useless)
             self._begin(resume)
             self._undo = undo.pop_all()
@@ -72,33 +77,19 @@ class TargetFolder:
             if isinstance(error, BadInput) and self.journal.has_work:
                 self.journal.refuse()
 
-    def start_anew(self, differences: Sequence[str]) -> None:
-        """Give up what is left of an earlier run.
-
-        Raises UsageError if that could be continued but for these differences, and may not go.
-        """
-        if not self._overwrite:
-            check_changes(self.folder, self.journal, differences)
-        # In this order: a journal never tells of drafts that are gone.
-        self.journal.begin(self._identity.to_record())
-        with writing(self.folder):
-            self._drafts.clear()
-        self._flush_made()
-
     def check_room(self, n_bytes: int) -> None:
-        """Raise StorageError when the disk can't hold `n_bytes`, drafts that are there included."""
-        if self.journal.is_publishing:
-            return
-        with writing(self.folder):
-            free = shutil.disk_usage(self.folder).free + self._drafts.n_bytes
-        if free < n_bytes:
-            raise StorageError(
-                "not enough free space",
-                file=self.folder,
-                found=f"{free:,} bytes",
-                expected=f"{n_bytes:,}",
-                fix="free some space or choose a target on another disk",
-            )
+        """As of any drafts; a run that began to publish has all it needs."""
+        if not self.journal.is_publishing:
+            super().check_room(n_bytes)
+
+    def adopt(self, number: int, draft: Path, blocks: Iterable[DoneBlock]) -> None:
+        """Take a shard that a part wrote for one of this run; `draft`: where it lies."""
+        own = self._shard_draft(number)
+        with writing(own):
+            if draft != own:
+                draft.replace(own)
+                flush_folder(own.parent)
+        self.journal.add_blocks(number, blocks)
 
     def copy(self, name: str, parts: Iterable[bytes]) -> None:
         """Write a file to the draft of `name`, safely on the disk. Raises StorageError."""
@@ -107,36 +98,6 @@ class TargetFolder:
     def check_names(self, names: Iterable[str]) -> None:
         """Raise UsageError where the folder has something that can't make way for such a file."""
         check_places(self.folder, names)
-
-    def go_on(self) -> None:
-        """Let the journal speak of this run from here on; its options may be others."""
-        record = self._identity.to_record()
-        if self.journal.identity != record or self.journal.is_refused:
-            self.journal.go_on(record)
-
-    def forget_damaged(self, plan: Plan) -> None:
-        """Have every shard written anew whose file is not what the journal says, to the byte."""
-        for number in range(len(plan.shards)):
-            blocks = self.journal.blocks(number)
-            path = self._finished_draft(plan, number) if blocks else None
-            if blocks and (path is None or not _has(path, blocks)):
-                self.journal.restart([number])
-
-    @contextmanager
-    def shard(self, plan: Plan, number: int) -> Iterator[ShardFile]:
-        """The draft of a shard, safely on the disk when the block ends well.
-
-        Its name says which shard it is, not of how many: the values may still change that.
-        """
-        path = self._finished_draft(plan, number) or self._shard_draft(number)
-        record = partial(self.journal.add_blocks, number)
-        file = ShardFile(path, plan.shards[number], record)
-        complete = False
-        try:
-            yield file
-            complete = True
-        finally:
-            file.close(complete=complete)
 
     def publish(
         self, plan: Plan, *, texts: Mapping[str, str], marker: tuple[str, str], writer: str | None
@@ -168,6 +129,8 @@ class TargetFolder:
         self._flush_folders()
         self._take_name(self._drafts.draft(marker[0]), marker[0])
         self._flush_folders()
+        with suppress(OSError):  # as of drafts
+            self._drafts.remove_parts()
         self._remove_drafts()
 
     @property
@@ -210,17 +173,21 @@ class TargetFolder:
             with suppress(OSError):  # something is in it
                 folder.rmdir()
 
+    def _clear(self) -> None:
+        super()._clear()
+        if not self._joins_parts:
+            self._drafts.remove_parts()
+        self._flush_made()
+
     def _finished_draft(self, plan: Plan, number: int) -> Path | None:
         """The file of a shard whose bytes are all reserved, perhaps with its name already."""
         path = self._shard_draft(number)
-        named = self.journal.is_publishing and self.journal.blocks(number)
-        if named and not os.path.lexists(path):
+        if not (self.journal.is_publishing and self.journal.blocks(number)):
+            return super()._finished_draft(plan, number)
+        if not os.path.lexists(path):
             path = self.folder / plan.shard_names[number]
         with writing(path):
             return path if is_draft(path, plan.shards[number]) else None
-
-    def _shard_draft(self, number: int) -> Path:
-        return self._drafts.draft(f"model-{number + 1:05d}.safetensors")
 
     def _write_draft(self, name: str, parts: Iterable[bytes]) -> None:
         state = Digest()
@@ -273,8 +240,3 @@ class TargetFolder:
         for folder in (*(made.parent for made in self._made), self.folder, self._drafts.path):
             with writing(folder):
                 flush_folder(folder)
-
-
-def _has(path: Path, blocks: Mapping[Key, DoneBlock]) -> bool:
-    with reading(path):
-        return holds(path, (piece for block in blocks.values() for piece in block.pieces))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tq3.errors import UsageError
 from tq3.plan.identity import Identity
-from tq3.storage.drafts import WORK_FOLDER, DraftFolder
+from tq3.storage.drafts import PARTS, WORK_FOLDER, DraftFolder
 from tq3.storage.failures import writing
 from tq3.storage.journal import Journal
 
@@ -47,6 +47,16 @@ def check_free(folder: Path, *, allowed: bool) -> None:
             "the target folder is not empty",
             file=folder,
             fix="give another path, or --overwrite to replace what is there",
+        )
+
+
+def check_no_parts(folder: Path, *, allowed: bool) -> None:
+    """Raise UsageError where parts of a divided run lie that may not go."""
+    if not allowed and os.path.lexists(folder / WORK_FOLDER / PARTS):
+        raise UsageError(
+            "parts of a divided run are in the target",
+            file=folder,
+            fix="join them with `tq3 finish`, or --overwrite or --no-resume to start anew",
         )
 
 

@@ -61,7 +61,7 @@ def write_draft(folder: TargetFolder, plan: Plan, number: int) -> None:
 def done(folder: TargetFolder, plan: Plan, number: int) -> bool:
     """Whether a shard, of one block, need not be written."""
     folder.go_on()
-    folder.forget_damaged(plan)
+    folder.forget_damaged(plan, range(len(plan.shards)))
     return bool(folder.journal.blocks(number))
 
 
