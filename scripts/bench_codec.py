@@ -2,6 +2,7 @@
 
     python scripts/bench_codec.py [--gib 1] [--rounds 5] [--backends avx2,numpy]
                                    [--scale search] [--torch | --sources]
+    python scripts/bench_codec.py --code trellis --bits 3,4 --gib 0.03 --backends avx512,avx2
 
 What is compared runs interleaved, one after the other in each round, and the median counts. The
 source is larger than any cache (--gib); numpy and torch, which are slow, get a slice of it.
@@ -37,7 +38,7 @@ from tq3.codec.backend import Backend, available_backends, get_backend
 from tq3.codec.quantised import SCALE_TYPE
 from tq3.codec.reference import WORD_TYPE
 from tq3.format.quantised import Encoding
-from tq3.format.recipe import SCALES
+from tq3.format.recipe import CODES, SCALES
 
 COLS, GROUP = 4096, 128
 SLOW_WEIGHTS = 1 << 22
@@ -93,17 +94,24 @@ def make_matrix(dtype: str, bits: int, n_bytes: int) -> Matrix:
 
 
 def encode_task(
-    backend: Backend, matrices: Sequence[Matrix], dtype: str, bits: int, scale: str = "norm"
+    backend: Backend,
+    matrices: Sequence[Matrix],
+    dtype: str,
+    bits: int,
+    scale: str = "norm",
+    code: str = "scalar",
 ) -> Task:
     def one(m: Matrix) -> None:
-        backend.encode(m.words, dtype, bits, GROUP, m.packed, m.norms, scale)
+        backend.encode(m.words, dtype, bits, GROUP, m.packed, m.norms, scale, code)
 
     return in_threads(one, matrices)
 
 
-def decode_task(backend: Backend, matrices: Sequence[Matrix], dtype: str, bits: int) -> Task:
+def decode_task(
+    backend: Backend, matrices: Sequence[Matrix], dtype: str, bits: int, code: str = "scalar"
+) -> Task:
     def one(m: Matrix) -> None:
-        backend.decode(m.packed, m.norms, bits, GROUP, m.decoded, dtype)
+        backend.decode(m.packed, m.norms, bits, GROUP, m.decoded, dtype, code)
 
     return in_threads(one, matrices)
 
@@ -135,7 +143,7 @@ def medians(
 
 
 def bench_width(
-    names: Sequence[str], dtype: str, bits: int, n_bytes: int, rounds: int, scale: str
+    names: Sequence[str], dtype: str, bits: int, n_bytes: int, rounds: int, scale: str, code: str
 ) -> None:
     matrix = make_matrix(dtype, bits, n_bytes)
     slow = matrix.rows(0, SLOW_WEIGHTS // COLS)
@@ -145,8 +153,8 @@ def bench_width(
         for name in names:
             whole = slow if name == "numpy" else matrix
             parts, backend = whole.split(threads), get_backend(name)
-            tasks[name, "encode"] = encode_task(backend, parts, dtype, bits, scale)
-            tasks[name, "decode"] = decode_task(backend, parts, dtype, bits)
+            tasks[name, "encode"] = encode_task(backend, parts, dtype, bits, scale, code)
+            tasks[name, "decode"] = decode_task(backend, parts, dtype, bits, code)
             weights[name, "encode"] = weights[name, "decode"] = whole.words.size
         seconds = medians(tasks, rounds)
         copied = matrix.words.nbytes * 2 / seconds["memcpy"]
@@ -286,6 +294,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="BF16,F16,F32")
     parser.add_argument("--bits", default="2,3,4")
     parser.add_argument("--scale", default="norm", choices=SCALES)
+    parser.add_argument("--code", default="scalar", choices=CODES)
     parser.add_argument("--torch", action="store_true", help="compare with a torch encoder instead")
     parser.add_argument("--sources", action="store_true", help="decode quantised sources instead")
     options = parser.parse_args()
@@ -299,7 +308,9 @@ def main() -> None:
             continue
         for dtype in options.dtypes.split(","):
             names = options.backends.split(",")
-            bench_width(names, dtype, bits, int(options.gib * 2**30), options.rounds, options.scale)
+            n_bytes = int(options.gib * 2**30)
+            how = options.scale, options.code
+            bench_width(names, dtype, bits, n_bytes, options.rounds, *how)
 
 
 if __name__ == "__main__":

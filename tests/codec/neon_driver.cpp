@@ -1,8 +1,8 @@
 // Runs one kernel on a request from standard input: scripts/check_neon.sh starts it under an
 // emulator.
 //
-// Request: the int64 of `Field`, the tables of `tables.py` as float32, the input. Answer: the
-// output, and an int64, what overflowed in a cast.
+// Request: the int64 of `Field`, the tables of `tables.py` as float32, those of a trellis code if
+// it is one, the input. Answer: the output, and an int64, what overflowed in a cast.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -22,6 +22,7 @@ enum Field {
     kDtype,
     kOtherDtype,
     kScale,
+    kIsTrellis,
     kBytesIn,
     kBytesOut,
     // What follows is of kDequantize, and kGlobal and kBlock of kEncodeCalibrated: whether norms
@@ -58,6 +59,19 @@ tq3::Tables read_tables(int bits, int group) {
     read_exactly(&tables.root_group, sizeof(float));
     read_exactly(&tables.inverse_root_group, sizeof(float));
     return tables;
+}
+
+tq3::Trellis read_trellis(int bits) {
+    tq3::Trellis code = {};
+    for (int* table : {code.first, code.second})
+        for (int i = 0; i < 1 << bits; ++i) {
+            float value;
+            read_exactly(&value, sizeof value);
+            table[i] = static_cast<int>(value);
+        }
+    for (float* constant : {&code.rms, &code.from_norm, &code.from_peak, &code.unit})
+        read_exactly(constant, sizeof *constant);
+    return code;
 }
 
 // The input: lines, global scales, scales, zero points, codes.
@@ -111,6 +125,9 @@ int main() {
         const auto size = [&](Field field) { return static_cast<std::size_t>(request[field]); };
         const tq3::Tables tables =
             read_tables(static_cast<int>(request[kBits]), static_cast<int>(request[kGroup]));
+        const bool is_trellis = request[kIsTrellis];
+        const tq3::Trellis code =
+            is_trellis ? read_trellis(static_cast<int>(request[kBits])) : tq3::Trellis{};
         const std::vector<char> in = read_bytes(size(kBytesIn));
         std::vector<char> out(size(kBytesOut));
 
@@ -124,14 +141,18 @@ int main() {
         const std::size_t packed_bytes =
             size(kRows) * groups_a_row * size(kGroup) * size(kBits) / 8;
         std::int64_t overflowed = 0;
-        if (request[kOperation] == kEncode)
-            kernels.encode(tables, scale, shape, dtype, in.data(),
-                           reinterpret_cast<std::uint8_t*>(out.data()),
-                           reinterpret_cast<float*>(out.data() + packed_bytes));
+        auto* bytes = reinterpret_cast<std::uint8_t*>(out.data());
+        const auto* codes = reinterpret_cast<const std::uint8_t*>(in.data());
+        auto* norms = reinterpret_cast<float*>(out.data() + packed_bytes);
+        const auto* scales = reinterpret_cast<const float*>(in.data() + packed_bytes);
+        if (request[kOperation] == kEncode && is_trellis)
+            kernels.encode_trellis(tables, code, scale, shape, dtype, in.data(), bytes, norms);
+        else if (request[kOperation] == kEncode)
+            kernels.encode(tables, scale, shape, dtype, in.data(), bytes, norms);
+        else if (request[kOperation] == kDecode && is_trellis)
+            kernels.decode_trellis(tables, code, shape, codes, scales, dtype, out.data());
         else if (request[kOperation] == kDecode)
-            kernels.decode(tables, shape, reinterpret_cast<const std::uint8_t*>(in.data()),
-                           reinterpret_cast<const float*>(in.data() + packed_bytes), dtype,
-                           out.data());
+            kernels.decode(tables, shape, codes, scales, dtype, out.data());
         else if (request[kOperation] == kDequantize)
             kernels.dequantize(quantised(request, in), reinterpret_cast<float*>(out.data()));
         else if (request[kOperation] == kEncodeCalibrated) {

@@ -183,7 +183,7 @@ def _overview(d: Description) -> Table:
     table = facts()
     kind = "what compress would write" if d.planned else "TQ3 checkpoint"
     add(table, "checkpoint", f"{d.path}: {kind}")
-    add(table, "format", f"tq3_native, {d.widths_text} bits, groups of {d.group_size}")
+    add(table, "format", f"{d.format}, {d.widths_text} bits, groups of {d.group_size}")
     _add_coding(table, d)
     for name, text in (("recipe", d.choice.recipe), ("target", d.unreachable_target)):
         if text:
@@ -228,6 +228,8 @@ def _add_coding(table: Table, d: Description) -> None:
     if "F16" in d.norm_dtypes:
         tensors = (f"{dtype} of {counted(n, 'tensor')}" for dtype, n in d.norm_dtypes.items())
         add(table, "norms", ", ".join(tensors))
+    if d.code == "trellis":
+        add(table, "codes", "of 3 and 4 bits: a path through a trellis")
     if d.scale:
         add(table, "scales", _SCALES[d.scale])
     if d.calibration:

@@ -21,6 +21,19 @@ class Tables:
         inverse_root_group: float,
     ) -> None: ...
 
+class Trellis:
+    def __init__(
+        self,
+        tables: Tables,
+        *,
+        first: Floats,
+        second: Floats,
+        rms: float,
+        from_norm: float,
+        from_peak: float,
+        unit: float,
+    ) -> None: ...
+
 class Kernels:
     @property
     def name(self) -> str: ...
@@ -32,9 +45,16 @@ class Kernels:
         packed: NDArray[uint8],
         norms: Floats,
         scale: str,
+        trellis: Trellis | None,
     ) -> None: ...
     def decode(
-        self, tables: Tables, packed: NDArray[uint8], norms: Floats, words: Words, dtype: str
+        self,
+        tables: Tables,
+        packed: NDArray[uint8],
+        norms: Floats,
+        words: Words,
+        dtype: str,
+        trellis: Trellis | None,
     ) -> None: ...
     def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int: ...
     def dequantize(

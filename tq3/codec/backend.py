@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tq3.codec import reference, tables
 from tq3.codec.calibrated import Feedback
 from tq3.codec.compiled import unbroken
-from tq3.codec.numpy_backend import NumpyBackend, check_width
+from tq3.codec.numpy_backend import NumpyBackend, check_code, check_width
 from tq3.codec.reference import Floats, Words
 from tq3.errors import UsageError
 from tq3.format.quantised import Encoding
@@ -57,8 +57,12 @@ class Backend(Protocol):
         packed: Packed,
         norms: Floats,
         scale: str = "norm",
+        code: str = "scalar",
     ) -> None:
-        """Fill packed and norms, chosen as `scale` says: one of `format.recipe.SCALES`."""
+        """Fill packed and norms, chosen as `scale` says: one of `format.recipe.SCALES`.
+
+        code: one of `format.recipe.CODES`, for decoding, too
+        """
 
     def encode_calibrated(
         self,
@@ -80,7 +84,14 @@ class Backend(Protocol):
         """
 
     def decode(
-        self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
+        self,
+        packed: Packed,
+        norms: Floats,
+        bits: int,
+        group: int,
+        words: Words,
+        dtype: str,
+        code: str = "scalar",
     ) -> None:
         """Fill words."""
 
@@ -147,8 +158,10 @@ class NativeBackend:
         packed: Packed,
         norms: Floats,
         scale: str = "norm",
+        code: str = "scalar",
     ) -> None:
-        self._kernels.encode(_native_tables(bits, group), words, dtype, packed, norms, scale)
+        made, trellis = _native_tables(bits, group), _native_trellis(code, bits, group)
+        self._kernels.encode(made, words, dtype, packed, norms, scale, trellis)
 
     def encode_calibrated(
         self,
@@ -179,9 +192,17 @@ class NativeBackend:
         self._kernels.decompose(matrix)
 
     def decode(
-        self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
+        self,
+        packed: Packed,
+        norms: Floats,
+        bits: int,
+        group: int,
+        words: Words,
+        dtype: str,
+        code: str = "scalar",
     ) -> None:
-        self._kernels.decode(_native_tables(bits, group), packed, norms, words, dtype)
+        made, trellis = _native_tables(bits, group), _native_trellis(code, bits, group)
+        self._kernels.decode(made, packed, norms, words, dtype, trellis)
 
     def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
         return self._kernels.cast(words, dtype, out, out_dtype)
@@ -225,4 +246,21 @@ def _native_tables(bits: int, group: int) -> _native.Tables:
         d2=d2,
         root_group=float(np.float32(np.sqrt(group))),
         inverse_root_group=float(np.float32(1 / np.sqrt(group))),
+    )
+
+
+@cache
+def _native_trellis(code: str, bits: int, group: int) -> _native.Trellis | None:
+    check_code(code, bits)
+    if code != "trellis":
+        return None
+    constants = tables.trellis(bits)
+    return _native.Trellis(
+        _native_tables(bits, group),
+        first=constants.first.astype(np.float32),
+        second=constants.second.astype(np.float32),
+        rms=constants.rms,
+        from_norm=float(constants.from_norm),
+        from_peak=float(constants.from_peak),
+        unit=constants.unit(group),
     )

@@ -42,6 +42,30 @@ _GAUSSIAN = {
         (4, 256): (0.0085, 0.0011),
     },
 }
+# The same of trellis codes, over 1 to 8 million weights each.
+_TRELLIS = {
+    "norm": {
+        (3, 32): (0.0192, 0.0029),
+        (3, 64): (0.0194, 0.0022),
+        (3, 128): (0.0197, 0.0018),
+        (3, 256): (0.0202, 0.0015),
+        (4, 32): (0.0049, 0.0007),
+        (4, 64): (0.0048, 0.0005),
+        (4, 128): (0.0048, 0.0004),
+        (4, 256): (0.0049, 0.0003),
+    },
+    "search": {
+        (3, 32): (0.0176, 0.0024),
+        (3, 64): (0.0184, 0.0020),
+        (3, 128): (0.0191, 0.0017),
+        (3, 256): (0.0198, 0.0015),
+        (4, 32): (0.0042, 0.0005),
+        (4, 64): (0.0044, 0.0004),
+        (4, 128): (0.0046, 0.0003),
+        (4, 256): (0.0048, 0.0003),
+    },
+}
+_BY_CODE = {"scalar": _GAUSSIAN, "trellis": _TRELLIS}
 # What weights that are not Gaussian add at most: 9 % was the largest of twenty distributions.
 _SYSTEMATIC = 0.10
 _STANDARD_ERRORS = 6.0
@@ -50,28 +74,31 @@ _STANDARD_ERRORS = 6.0
 _CALIBRATED, _CALIBRATED_GROUP = 2.0, 16.0
 
 
-def expected_error(scale: str, bits: int, group: int) -> float:
-    """Relative squared error of Gaussian weights; `scale`: one of `format.recipe.SCALES`.
+def expected_error(scale: str, bits: int, group: int, code: str = "scalar") -> float:
+    """Relative squared error of Gaussian weights.
 
-    Of calibrated codes, those of weights whose inputs are alike and independent.
+    scale, code: of `format.recipe.SCALES` and of its `CODES`; of CALIBRATED ones, those of weights
+    whose inputs are alike and independent
     """
-    return _GAUSSIAN["search" if scale == CALIBRATED else scale][bits, group][0]
+    return _BY_CODE[code]["search" if scale == CALIBRATED else scale][bits, group][0]
 
 
-def error_limit(scale: str, bits: int, group: int, n_groups: float) -> float:
+def error_limit(scale: str, bits: int, group: int, n_groups: float, code: str = "scalar") -> float:
     """The largest error of a tensor of `n_groups` groups of like norm that is not remarkable."""
     if scale == CALIBRATED:
-        return _CALIBRATED * expected_error(scale, bits, group)
-    mean, deviation = _GAUSSIAN[scale][bits, group]
+        return _CALIBRATED * expected_error(scale, bits, group, code)
+    mean, deviation = _BY_CODE[code][scale][bits, group]
     return mean * (1 + _SYSTEMATIC) + _STANDARD_ERRORS * deviation / math.sqrt(n_groups)
 
 
-def group_error_limit(bits: int, group: int, scale: str = "norm") -> float:
+def group_error_limit(
+    bits: int, group: int, code: str = "scalar", *, calibrated: bool = False
+) -> float:
     """The largest relative error of a single group that needs no second look.
 
     However it was coded, unless under second moments: then what no coding of ours has made. One of
     200 Gaussian ones is beyond it at the most. No search makes larger errors than the norm.
     """
-    if scale == CALIBRATED:
-        return _CALIBRATED_GROUP * expected_error(scale, bits, group)
-    return error_limit("norm", bits, group, 1)
+    if calibrated:
+        return _CALIBRATED_GROUP * expected_error(CALIBRATED, bits, group, code)
+    return error_limit("norm", bits, group, 1, code)

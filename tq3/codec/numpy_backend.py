@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tq3.codec import calibrated, quantised, reference, tables
+from tq3.codec import calibrated, quantised, reference, tables, trellis
 from tq3.codec.calibrated import BLOCK, PANEL, Feedback
 from tq3.codec.reference import WORD_TYPE, Floats, Words
 from tq3.format.quantised import Encoding
-from tq3.format.recipe import GROUP_SIZES, SCALES
+from tq3.format.recipe import CODES, GROUP_SIZES, SCALES
 
 Packed = NDArray[np.uint8]
 
@@ -31,12 +32,14 @@ class NumpyBackend:
         packed: Packed,
         norms: Floats,
         scale: str = "norm",
+        code: str = "scalar",
     ) -> None:
         n = _check_matrix(words, dtype, bits, group, packed, norms)
+        codec = _codec(code, bits)
         if scale not in SCALES:
             raise ValueError(f"scale: found {scale!r}, expected 'norm' or 'search'")
         for rows in self._row_chunks(words.shape):
-            packed[rows.start * n : rows.stop * n], norms[rows] = reference.encode(
+            packed[rows.start * n : rows.stop * n], norms[rows] = codec.encode(
                 words[rows], dtype, bits, group, scale
             )
 
@@ -66,13 +69,21 @@ class NumpyBackend:
         calibrated.decompose(matrix)
 
     def decode(
-        self, packed: Packed, norms: Floats, bits: int, group: int, words: Words, dtype: str
+        self,
+        packed: Packed,
+        norms: Floats,
+        bits: int,
+        group: int,
+        words: Words,
+        dtype: str,
+        code: str = "scalar",
     ) -> None:
+        codec = _codec(code, bits)
         n = _check_matrix(words, dtype, bits, group, packed, norms)
         cols = words.shape[1]
         for rows in self._row_chunks(words.shape):
             chunk = packed[rows.start * n : rows.stop * n]
-            values = reference.decode(chunk, norms[rows], bits, group, cols)
+            values = codec.decode(chunk, norms[rows], bits, group, cols)
             words[rows] = reference.from_float32(np.ascontiguousarray(values), dtype)
 
     def cast(self, words: Words, dtype: str, out: Words, out_dtype: str) -> int:
@@ -185,6 +196,19 @@ def _check_quantised(
         raise ValueError(f"global_scale: found {found}, expected some for 'nvfp4' only")
     if global_scale is not None:
         _check("global_scale", global_scale, (rows,), np.float32)
+
+
+def _codec(code: str, bits: int) -> ModuleType:
+    check_code(code, bits)
+    return trellis if code == "trellis" else reference
+
+
+def check_code(code: str, bits: int) -> None:
+    """Refuse codes that the format does not have."""
+    if code not in CODES:
+        raise ValueError(f"code: found {code!r}, expected 'scalar' or 'trellis'")
+    if code == "trellis" and bits not in tables.TRELLIS_BITS:
+        raise ValueError(f"bits: found {bits}, expected 3 or 4 for a trellis code")
 
 
 def check_width(bits: int, group: int) -> None:

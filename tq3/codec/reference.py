@@ -34,16 +34,8 @@ def encode(
     means. `scale` says how codes and norms are chosen: "norm" corrects the norm, "search" looks for
     the smallest error.
     """
-    rows, cols = words.shape
-    n = -(-cols // group)
-    padded = np.zeros((rows, n * group), np.float32)
-    padded[:, :cols] = to_float32(words, dtype)
-    groups = padded.reshape(rows * n, group)
-
+    norm, rotated = rotated_groups(words, dtype, group)
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = np.sqrt(sum_in_index_order(groups * groups))
-        d1, d2 = tables.signs(group)
-        rotated = hadamard(groups * d1) * d2
         unit = norm * np.float32(np.sqrt(group))
         boundaries = tables.boundaries(bits, group)
         if scale == "search":
@@ -53,7 +45,23 @@ def encode(
         else:
             codes = nearest_codes(rotated, unit, boundaries)
             stored_norm = norm / _norm_of_levels(codes, bits)
-    return pack(codes, bits), stored_norm.reshape(rows, n)
+    return pack(codes, bits), stored_norm.reshape(len(words), -1)
+
+
+def rotated_groups(words: Words, dtype: str, group: int) -> tuple[Floats, Floats]:
+    """Norm and D2 * H' * D1 * x of each group x; H' is not normalised.
+
+    (rows, cols) words -> (rows*n,) and (rows*n, group) float32
+    """
+    rows, cols = words.shape
+    n = -(-cols // group)
+    padded = np.zeros((rows, n * group), np.float32)
+    padded[:, :cols] = to_float32(words, dtype)
+    groups = padded.reshape(rows * n, group)
+    d1, d2 = tables.signs(group)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = np.sqrt(sum_in_index_order(groups * groups))
+        return norm, hadamard(groups * d1) * d2
 
 
 def decode(packed: NDArray[np.uint8], norms: Floats, bits: int, group: int, cols: int) -> Floats:

@@ -7,10 +7,14 @@ them again: the levels from Lloyd's iteration on N(0, 1), the signs from MT19937
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Array = TypeVar("_Array", NDArray[np.float32], NDArray[np.int32])
 
 # Positive half of each symmetric codebook for N(0, 1), before the factor 1/sqrt(group).
 LEVELS: dict[int, tuple[float, ...]] = {
@@ -38,6 +42,59 @@ _SIGN_BITS = bytes.fromhex(
 )
 
 
+# Weights of the longest ring of a trellis code.
+LONGEST_CYCLE = 128
+
+
+@dataclass(frozen=True)
+class TrellisCode:
+    """The constants of the trellis code of one width: docs/format.md, section 10.
+
+    first, second: a weight of code c is worth first[c ^ that two before] + second[that before]
+    rms: of all values, nearly: with the norm 1 a group of mean squares 1/group has values so large
+    from_norm, from_peak: the scale of a group is from_norm * norm + from_peak * largest magnitude
+    """
+
+    bits: int
+    first: NDArray[np.int32]
+    second: NDArray[np.int32]
+    rms: float
+    from_norm: np.float32
+    from_peak: np.float32
+
+    def unit(self, group: int) -> float:
+        """What one is worth in a group of the norm 1."""
+        return float(np.float32(1 / (self.rms * np.sqrt(group))))
+
+
+# bits -> first, second, rms, from_norm, from_peak: docs/decisions/trellis.md says why these.
+_TRELLIS: dict[int, tuple[tuple[int, ...], tuple[int, ...], float, float, float]] = {
+    3: (
+        (34, 15, 0, -50, 58, -80, -16, -31),
+        (34, -19, 22, 5, -40, 15, -5, 62),
+        45.5,
+        0.4,
+        0.21,
+    ),
+    4: (
+        (28, -4, 37, 76, -59, -30, 21, -7, 9, -16, 2, 48, -21, -45, 13, -36),
+        (34, -12, -13, -6, 38, 6, -54, 3, 19, -21, -47, -27, 17, 12, -5, 26),
+        39.0,
+        0.38,
+        0.22,
+    ),
+}
+TRELLIS_BITS = tuple(_TRELLIS)
+
+
+@cache
+def trellis(bits: int) -> TrellisCode:
+    """The trellis code of a width."""
+    first, second, rms, from_norm, from_peak = _TRELLIS[bits]
+    a, b = (_frozen(np.array(table, np.int32)) for table in (first, second))
+    return TrellisCode(bits, a, b, rms, np.float32(from_norm), np.float32(from_peak))
+
+
 @cache
 def codebook(bits: int, group: int) -> NDArray[np.float32]:
     """All levels in ascending order, scaled by 1/sqrt(group).  (2**bits,) float32, read-only"""
@@ -60,6 +117,6 @@ def signs(group: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return _frozen(plus_minus[:group]), _frozen(plus_minus[group : 2 * group])
 
 
-def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:
+def _frozen(array: _Array) -> _Array:
     array.setflags(write=False)
     return array

@@ -15,7 +15,7 @@ from tq3.equalization.scaled_source import equalized
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located, read_checkpoint
 from tq3.format.files import Source
-from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORMS, SUFFIXES, GroupLayout
 from tq3.plan.restoring import packed_layouts, read_tq_config
 
 _DTYPES = {
@@ -47,8 +47,9 @@ class Tensors:
         self._located = {tensor.info.name: tensor for tensor in checkpoint.tensors}
         self.layouts = layouts
         kept = {name: (located,) for name, located in self._located.items()}
-        for name in layouts:
-            kept[name] = kept.pop(name + PACKED) + kept.pop(name + NORMS)  # type: ignore[assignment]
+        for name, layout in layouts.items():
+            codes = kept.pop(name + SUFFIXES[layout.code])
+            kept[name] = codes + kept.pop(name + NORMS)  # type: ignore[assignment]
         self.n_bytes = {n: sum(part.n_bytes for part in parts) for n, parts in kept.items()}
         self.shapes = {
             name: layouts[name].host_shape if name in layouts else parts[0].of_host.info.shape
@@ -66,12 +67,13 @@ class Tensors:
         return tensor.mT.contiguous() if is_transposed else tensor
 
     def _decoded(self, name: str, layout: GroupLayout) -> torch.Tensor:
-        packed = self._read(self._located[name + PACKED])
+        packed = self._read(self._located[name + SUFFIXES[layout.code]])
         norms = self._read(self._located[name + NORMS]).float().flatten(0, -2)
         weights = torch.empty(layout.shape)
         words = weights.view(layout.rows, layout.cols).numpy().view(np.uint32)
         codec = get_backend()
-        codec.decode(packed.numpy(), norms.numpy(), layout.bits, layout.group, words, "F32")
+        parts = packed.numpy(), norms.numpy()
+        codec.decode(*parts, layout.bits, layout.group, words, "F32", layout.code)
         return weights
 
     def _read(self, tensor: Located) -> torch.Tensor:

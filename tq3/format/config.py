@@ -10,12 +10,12 @@ from typing import Any
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.equalization import Factors, factors_from_record, factors_record
+from tq3.format.formats import FORMATS, code_of, refuse_trellis
 from tq3.format.json_reading import parse_object
-from tq3.format.recipe import GROUP_SIZES, GroupSize, Recipe
+from tq3.format.recipe import GROUP_SIZES, Code, GroupSize, Recipe
 from tq3.format.widths import WIDTHS, parse_widths
 
 FILE_NAME = "tq_config.json"
-FORMAT = "tq3_native"
 FORMAT_VERSION = 1
 QUANTIZER_SEED = 42
 _NO_RECIPE = "tq3.recipe is not a recipe"
@@ -48,6 +48,7 @@ class TqConfig:
     factors: of channels, where columns were equalized
     calibration: facts of the second moments under which codes were chosen, where they were, and
     as `without` the compressed tensors that had none
+    code: what codes stand for, but of widths that no trellis has
     source_quantization: how the source's weights were stored, where they were quantised
     """
 
@@ -70,6 +71,7 @@ class TqConfig:
     factors: Factors = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     source_quantization: Mapping[str, Any] = field(default_factory=dict)
+    code: Code = "scalar"
 
     def width_by_name(self, name: str) -> int:
         """The width that existing readers take: they know two, the second by parts of names."""
@@ -81,7 +83,7 @@ class TqConfig:
         known: dict[str, Any] = {
             "bits": self.bits,
             "group_size": self.group_size,
-            "format": FORMAT,
+            "format": FORMATS[self.code],
             "quantizer_seed": QUANTIZER_SEED,
             "compressed_layers": self.compressed_layers,
             "original_model": self.original_model,
@@ -135,17 +137,18 @@ def find_in_model_config(model_config: Mapping[str, Any]) -> TqConfig | None:
 
 
 def group_of(declared: Mapping[str, Any], file: str = FILE_NAME) -> GroupSize:
-    """The group size in tq_config.json, or in config.json. Raises BadInput for another format."""
-    found = declared.get("format")
-    if found != FORMAT:
-        fix = "another package may have written it; pip install -U tq3 reads newer ones"
-        raise BadInput("unknown format", file=file, found=found, expected=FORMAT, fix=fix)
+    """The group size in tq_config.json, or in config.json, of codes that hosts can serve packed.
+
+    Raises BadInput for another format.
+    """
+    refuse_trellis(declared.get("format"), file)
     group: GroupSize = _choice(declared, "group_size", GROUP_SIZES, file)
     return group
 
 
 def _from_object(raw: Mapping[str, Any]) -> TqConfig:
-    group = group_of(raw)
+    code = code_of(raw.get("format"), FILE_NAME)
+    group: GroupSize = _choice(raw, "group_size", GROUP_SIZES)
     ours = _typed(raw, "tq3", dict, {})
     version = _typed(ours, "format_version", int, FORMAT_VERSION)
     if version > FORMAT_VERSION:
@@ -178,6 +181,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         factors=factors_from_record(_items(ours, "equalization", dict, str), FILE_NAME),
         calibration=_calibration(_typed(ours, "calibration", dict, {})),
         source_quantization=_typed(ours, "source_quantization", dict, {}),
+        code=code,
     )
 
 

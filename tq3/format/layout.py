@@ -6,10 +6,22 @@ from dataclasses import dataclass
 from math import prod
 
 from tq3.format.header import TensorInfo
+from tq3.format.recipe import Code
 
 PACKED = ".tq_packed"
+TRELLIS = ".tq_trellis"
 NORMS = ".tq_norms"
 NORM_DTYPES = ("F32", "F16")
+# What codes stand for -> the end of the name under which they are stored.
+SUFFIXES: dict[Code, str] = {"scalar": PACKED, "trellis": TRELLIS}
+
+
+def stem_of_codes(name: str) -> tuple[str, Code] | None:
+    """The compressed tensor whose codes have this name, and what they stand for; or None."""
+    for code, suffix in SUFFIXES.items():
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), code
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +31,7 @@ class GroupLayout:
     norm_dtype: of the stored norms, one of `NORM_DTYPES`
     transposed: whether hosts have the last two dimensions of this stack exchanged, which norms of
     three dimensions say
+    code: what codes stand for
     """
 
     shape: tuple[int, ...]
@@ -26,6 +39,7 @@ class GroupLayout:
     group: int
     norm_dtype: str = "F32"
     transposed: bool = False
+    code: Code = "scalar"
 
     @property
     def host_shape(self) -> tuple[int, ...]:
@@ -65,7 +79,7 @@ class GroupLayout:
     def tensors(self, name: str) -> tuple[TensorInfo, TensorInfo]:
         """The two tensors that stand for `name` in the checkpoint: packed codes, norms."""
         n_groups = self.rows * self.groups_per_row
-        packed = TensorInfo(name + PACKED, "U8", (n_groups, self.group_bytes))
+        packed = TensorInfo(name + SUFFIXES[self.code], "U8", (n_groups, self.group_bytes))
         rows = self.shape[:-1] if self.transposed else (self.rows,)
         norms = TensorInfo(name + NORMS, self.norm_dtype, (*rows, self.groups_per_row))
         return packed, norms

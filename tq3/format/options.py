@@ -15,7 +15,15 @@ from typing import Annotated, Literal, TypedDict
 from tq3.format.arguments import check_fields
 from tq3.format.calibration_options import CalibrationKeywords
 from tq3.format.option import EXACT, FIRST, OUTPUT, RUN, SMALL, Option
-from tq3.format.recipe import ExpertGroups, GroupSize, KeptDtype, Nonfinite, Recipe, Scale
+from tq3.format.recipe import (
+    Code,
+    ExpertGroups,
+    GroupSize,
+    KeptDtype,
+    Nonfinite,
+    Recipe,
+    Scale,
+)
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits, NormDtype
 
@@ -78,6 +86,15 @@ class RecipeKeywords(ShardKeywords, total=False):
         Option(
             "How codes are chosen: search for the smallest error, or from the norm, as published. "
             "Same size, same readers.",
+            SMALL,
+        ),
+    ]
+    code: Annotated[
+        Code | None,
+        Option(
+            "What codes of 3 and 4 bits stand for: levels, as published, or the path through a "
+            "trellis: three fifths of the error in as many bytes, but slower to make. Readers of "
+            "other makes can't read it, and no host serves it packed yet.",
             SMALL,
         ),
     ]

@@ -20,6 +20,10 @@ GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 SCALES: tuple[str, ...] = get_args(Scale)
 # How codes are chosen where second moments of what the weights multiply are known.
 CALIBRATED = "calibrated"
+# What codes stand for: a level each, or with the two before them (docs/format.md, section 10).
+Code = Literal["scalar", "trellis"]
+CODES: tuple[str, ...] = get_args(Code)
+TRELLIS_WIDTHS = (3, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,17 @@ class Recipe:
     norms: NormDtype = "float32"
     widths: Widths | None = None
     equalize: bool | None = None
+    code: Code = "scalar"
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_shard_bytes(self.max_shard_bytes)
         if self.widths:
             self.widths.check()
+
+    def code_for(self, bits: int) -> Code:
+        """What codes of this width stand for: a trellis has 3 or 4 bits."""
+        return self.code if bits in TRELLIS_WIDTHS else "scalar"
 
     def bits_for(self, name: str) -> int:
         """The width of tensor `name` without `widths`, by the rule of existing readers.

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tq3.format.config import FORMAT, TqConfig
+from tq3.format.config import TqConfig
+from tq3.format.formats import FORMATS
 from tq3.format.json_text import insert_key, remove_key
 from tq3.format.recipe import Recipe
 
@@ -28,7 +29,7 @@ def quantization_config(recipe: Recipe | TqConfig) -> dict[str, Any]:
     """The value of the key by which hosts recognise the checkpoint."""
     return {
         "quant_method": METHOD,
-        "format": FORMAT,
+        "format": FORMATS[recipe.code],
         "bits": recipe.bits,
         "group_size": recipe.group_size,
     }

@@ -13,7 +13,7 @@ from tq3.format.checkpoint import Checkpoint, read_checkpoint
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Files, Source
 from tq3.format.header import TensorInfo
-from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORMS, GroupLayout, stem_of_codes
 from tq3.format.parts import Part
 from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
@@ -112,6 +112,7 @@ def _describe_plan(
         bits=config.bits,
         group_size=recipe.group_size,
         scale=recipe.scale,
+        code=recipe.code,
         equalized=equalized.scalings is not None,
         original_model=None,
         source_revision=None,
@@ -147,6 +148,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         bits=config.bits,
         group_size=config.group_size,
         scale=recorded.scale if recorded else None,
+        code=config.code,
         equalized=bool(config.factors),
         calibration=config.calibration,
         original_model=config.original_model,
@@ -168,7 +170,7 @@ def _stored_lines(checkpoint: Checkpoint, config: TqConfig, recipe: Recipe) -> I
     sources += (tensor.info for tensor in checkpoint.tensors)
     decisions = decide_together(sources, recipe, config.source_dtype, config.kept_source_dtype)
     for info in (tensor.info for tensor in checkpoint.tensors):
-        stem = info.name.removesuffix(PACKED)
+        stem, _ = stem_of_codes(info.name) or (info.name, "")
         if stem != info.name:
             layout, wide = layouts[stem], config.float32_norms.get(stem)
             n_bytes = sum(part.n_bytes for part in layout.tensors(stem))

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tq3.format import config as tq_config
 from tq3.format.config import MeasuredError
+from tq3.format.formats import FORMATS
 from tq3.format.layout import NORM_DTYPES
+from tq3.format.recipe import Code
 from tq3.pipelines.roles import Choice
 from tq3.plan.classes import LABELS
 
@@ -56,6 +57,7 @@ class Description:
     """A TQ3 checkpoint, or with `planned` one that compress would make.
 
     scale, source_bytes, measured_error: None where nobody recorded them
+    code: what codes stand for, but of widths that no trellis has
     equalized: whether columns were scaled, and what feeds them the other way
     calibration: of the moments under which codes were chosen, as tq_config.json has it
     choice: widths by role, and what they are expected to cost
@@ -70,6 +72,7 @@ class Description:
     bits: int
     group_size: int
     scale: str | None
+    code: Code
     original_model: str | None
     source_revision: str | None
     source_dtype: str | None
@@ -136,11 +139,16 @@ class Description:
                 totals[line.reason] = count + 1, n_bytes + line.n_bytes
         return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
 
+    @property
+    def format(self) -> str:
+        """The name of the checkpoint's format."""
+        return FORMATS[self.code]
+
     def to_dict(self) -> dict[str, Any]:
         """The description as plain data, for --json."""
         return {
             **asdict(self),
-            "format": tq_config.FORMAT,
+            "format": self.format,
             "n_bytes": self.n_bytes,
             "n_compressed": self.n_compressed,
             "n_kept": self.n_kept,

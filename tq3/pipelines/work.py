@@ -86,8 +86,8 @@ class Worker:
         if block.task.scale == CALIBRATED:
             self._encode_calibrated(block, words, packed, norms)
         else:
-            shape, scale = (layout.bits, layout.group), block.task.scale
-            self._backend.encode(words, dtype, *shape, packed, norms, scale)
+            how = block.task.scale, layout.code
+            self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms, *how)
         if not np.isfinite(norms).all():
             return Done(block, nonfinite(block, words, dtype))
         if layout.norm_dtype == "F16" and not fits_float16(norms).all():
@@ -131,10 +131,12 @@ class Worker:
             self._decode_turned(layout, packed, norms, words, dtype)
         else:
             rows = words.reshape(block.count, layout.unit_cols)
-            self._backend.decode(packed, norms, layout.bits, layout.group, rows, dtype)
+            self._backend.decode(packed, norms, layout.bits, layout.group, rows, dtype, layout.code)
         if not all_finite(words, dtype):
             exact = np.empty((len(norms), words.size // len(norms)), np.uint32)
-            self._backend.decode(packed, norms, layout.bits, layout.group, exact, "F32")
+            self._backend.decode(
+                packed, norms, layout.bits, layout.group, exact, "F32", layout.code
+            )
             return Done(block, overflow(block, exact, "F32", dtype))
         return self._write(block, shard, packed, words)
 
@@ -150,8 +152,9 @@ class Worker:
                 stop = min(start + step, (expert + 1) * layout.shape[1])
                 rows = np.empty((stop - start, layout.cols), words.dtype)
                 codes = packed[start * n : stop * n]
+                these = norms[start:stop]
                 self._backend.decode(
-                    codes, norms[start:stop], layout.bits, layout.group, rows, dtype
+                    codes, these, layout.bits, layout.group, rows, dtype, layout.code
                 )
                 matrix[:, first : first + step] = rows.T
 
@@ -189,7 +192,7 @@ class Worker:
         codes = packed.reshape(count, n, -1)[:rows, :groups].reshape(rows * groups, -1)
         gains = norms[:rows, :groups].copy()
         decoded = np.empty(some.shape, np.uint32)
-        self._backend.decode(codes, gains, layout.bits, layout.group, decoded, "F32")
+        self._backend.decode(codes, gains, layout.bits, layout.group, decoded, "F32", layout.code)
         dtype = block.task.sources[0].info.dtype
         exact = reference.to_float32(some, dtype).astype(np.float64)
         error = exact - decoded.view(np.float32)

@@ -76,9 +76,13 @@ def plan_compression(
 
 
 def _calibrated(task: Task) -> Task:
-    """Coded row by row: errors are handed on along it. What is kept stays as it is."""
+    """Coded row by row: errors are handed on along it. What is kept stays as it is, and so do
+    trellises, whose weights hang together.
+    """
     layout = task.layout
-    return replace(task, units=layout.rows, scale=CALIBRATED) if layout else task
+    if layout is None or layout.code != "scalar":
+        return task
+    return replace(task, units=layout.rows, scale=CALIBRATED)
 
 
 def _fates(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> _Fates:
@@ -123,6 +127,7 @@ def describe_compression(
         factors=factors,
         calibration=calibration and {**calibration, "without": _uncalibrated(plan)},
         source_quantization=source_quantization,
+        code=recipe.code,
     )
 
 
@@ -205,7 +210,12 @@ def _task(
         is_half = recipe.norms == "float16" and name not in learned.float32_norms
         norm_dtype = "F16" if is_half else "F32"
         layout = GroupLayout(
-            tensor.info.shape, bits, recipe.group_size, norm_dtype, tensor.transposed
+            tensor.info.shape,
+            bits,
+            recipe.group_size,
+            norm_dtype,
+            tensor.transposed,
+            recipe.code_for(bits),
         )
         return _encode_task(tensor, layout, recipe, decision.reason)
     reason = decision.reason

@@ -28,7 +28,8 @@ def obstacles(
     """
     halves = ("norms are F16: they take them for F32",) if "F16" in norm_dtypes else ()
     turned = ("experts are stored with outputs as rows: they take rows for inputs",)
-    return (*_obstacles(widths, config), *halves, *(turned if transposed else ()))
+    trellis = ("codes are those of a trellis, not levels",) if config.code == "trellis" else ()
+    return (*_obstacles(widths, config), *halves, *(turned if transposed else ()), *trellis)
 
 
 def missing_config(files: Files) -> tuple[str, ...]:

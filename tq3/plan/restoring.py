@@ -13,7 +13,8 @@ from tq3.format.checkpoint import Checkpoint, Located, refuse_unfinished
 from tq3.format.config import FILE_NAME, TqConfig, find_in_model_config, parse_tq_config
 from tq3.format.files import CONFIG, Files, read_text
 from tq3.format.header import TensorInfo
-from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORM_DTYPES, NORMS, PACKED, SUFFIXES, GroupLayout, stem_of_codes
+from tq3.format.recipe import TRELLIS_WIDTHS, Code
 from tq3.format.widths import WIDTHS
 from tq3.plan.classes import EXPERT_ROWS, EXPERT_STACK, SHARED_EXPERTS
 from tq3.plan.plan import Action, Plan, Task, arrange, cast_task
@@ -31,7 +32,7 @@ def plan_restoration(
     tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
     tasks: list[Task] = []
     for name, tensor in tensors.items():
-        stem = name.removesuffix(PACKED)
+        stem, _ = stem_of_codes(name) or (name, "")
         if stem in layouts and stem != name:
             tasks.append(_decode_task(stem, tensor, tensors[stem + NORMS], layouts[stem], dtype))
         elif name.removesuffix(NORMS) not in layouts:
@@ -76,17 +77,31 @@ def all_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayo
 def packed_layouts(checkpoint: Checkpoint, config: TqConfig) -> dict[str, GroupLayout]:
     """Name -> layout of every compressed tensor. Raises BadInput for a broken pair."""
     tensors = {tensor.info.name: tensor for tensor in checkpoint.tensors}
+    layouts = {}
     for name, tensor in tensors.items():
-        for suffix, partner in ((PACKED, NORMS), (NORMS, PACKED)):
-            if name.endswith(suffix) and name.removesuffix(suffix) + partner not in tensors:
-                raise BadInput(f"its {partner} is missing", file=tensor.file, tensor=name)
-        if name + PACKED in tensors:
-            raise BadInput("stored twice: as it is and as codes", file=tensor.file, tensor=name)
-    return {
-        stem: _layout(stem, tensor, tensors[stem + NORMS], checkpoint.config, config)
-        for name, tensor in tensors.items()
-        if (stem := name.removesuffix(PACKED)) != name
-    }
+        _check_whole(name, tensor, tensors)
+        if found := stem_of_codes(name):
+            stem, code = found
+            parts = tensor, tensors[stem + NORMS]
+            layouts[stem] = _layout(stem, *parts, code, checkpoint.config, config)
+    return layouts
+
+
+def _check_whole(name: str, tensor: Located, tensors: Collection[str]) -> None:
+    """Raise BadInput for a part whose other part is missing, and for what is stored twice."""
+    stem, _ = stem_of_codes(name) or (name.removesuffix(NORMS), "")
+    kinds = [suffix for suffix in SUFFIXES.values() if stem + suffix in tensors]
+    partner = None
+    if name.endswith(NORMS) and not kinds:
+        partner = PACKED
+    elif stem_of_codes(name) and stem + NORMS not in tensors:
+        partner = NORMS
+    if partner:
+        raise BadInput(f"its {partner} is missing", file=tensor.file, tensor=name)
+    if stem == name and kinds:
+        raise BadInput("stored twice: as it is and as codes", file=tensor.file, tensor=name)
+    if len(kinds) > 1:
+        raise BadInput("stored twice: " + " and ".join(kinds), file=tensor.file, tensor=name)
 
 
 def record_faults(
@@ -96,7 +111,8 @@ def record_faults(
 
     names: of all stored tensors; layouts: of the compressed ones whose parts agree
     """
-    n_compressed = sum(name.endswith(PACKED) for name in names)
+    stems = {found[0] for name in names if (found := stem_of_codes(name))}
+    n_compressed = len(stems)
     if config.compressed_layers not in (None, n_compressed):
         yield (
             "TQ208",
@@ -108,13 +124,13 @@ def record_faults(
                 fix="fetch the checkpoint again",
             ),
         )
-    for key, named, suffix in (
-        ("kept_source_dtype", config.kept_source_dtype, ""),
-        ("shapes", config.shapes, PACKED),
-        ("orig_in_dims", config.original_in_dims, PACKED),
+    for key, named, there in (
+        ("kept_source_dtype", config.kept_source_dtype, names),
+        ("shapes", config.shapes, stems),
+        ("orig_in_dims", config.original_in_dims, stems),
     ):
         for name in named:
-            if name + suffix not in names:
+            if name not in there:
                 message = f"{key} names a tensor that is not there"
                 yield "TQ209", BadInput(message, file=FILE_NAME, tensor=name)
     # Two widths at most are recorded, and none where parts of names can't tell their tensors apart.
@@ -157,12 +173,18 @@ def _decode_task(
 
 
 def _layout(
-    name: str, packed: Located, norms: Located, model_config: Mapping[str, Any], config: TqConfig
+    name: str,
+    packed: Located,
+    norms: Located,
+    code: Code,
+    model_config: Mapping[str, Any],
+    config: TqConfig,
 ) -> GroupLayout:
     """The layout that the stored shapes and tq_config.json agree on."""
     bits = packed.info.n_bytes * 8 // max(norms.info.n_elements * config.group_size, 1)
     norm_dtype = norms.info.dtype
-    if bits not in WIDTHS or len(norms.info.shape) not in (2, 3) or norm_dtype not in NORM_DTYPES:
+    widths = TRELLIS_WIDTHS if code == "trellis" else WIDTHS
+    if bits not in widths or len(norms.info.shape) not in (2, 3) or norm_dtype not in NORM_DTYPES:
         raise _mismatch(packed, norms)
     *stack, groups_per_row = norms.info.shape
     is_transposed, rows = len(stack) == 2, prod(stack)
@@ -174,7 +196,7 @@ def _layout(
     )
     if says_columns and shape[-1] != cols:
         raise _mismatch(packed, norms, f"columns {cols} and {shape[-1]}")
-    layout = GroupLayout(shape, bits, config.group_size, norm_dtype, is_transposed)
+    layout = GroupLayout(shape, bits, config.group_size, norm_dtype, is_transposed, code)
     if layout.tensors(name) != (packed.info, norms.info):
         raise _mismatch(packed, norms)
     return layout

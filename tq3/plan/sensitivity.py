@@ -26,7 +26,9 @@ _TOWERS = ("vision", "mtp")
 
 def relative_error(bits: Width, recipe: Recipe) -> float:
     """t^2 of Gaussian weights that are stored in `bits`; 0 of those that are not compressed."""
-    return 0.0 if bits is None else expected_error(recipe.scale, bits, recipe.group_size)
+    if bits is None:
+        return 0.0
+    return expected_error(recipe.scale, bits, recipe.group_size, recipe.code_for(bits))
 
 
 def alphas(sizes: Mapping[str, int]) -> dict[str, float]:

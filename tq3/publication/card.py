@@ -102,6 +102,11 @@ def gather_facts(files: LocalFiles, base_model: str | None) -> CardFacts:
 def write_card(facts: CardFacts, repo_id: str, template: Path | None) -> str:
     """The card for a repository. Raises UsageError for a template that asks for something else."""
     d, config = facts.description, facts.config
+    if config.code == "trellis" and not template:
+        raise UsageError(
+            "our card says how a model is served, and no host serves codes of a trellis yet",
+            fix="give a card of your own with --template, or compress with --code scalar",
+        )
     n_weights = sum(line.n_weights for line in d.tensors)
     metadata = make_metadata(facts.source_metadata, facts.base_model, d.bits)
     values = {

@@ -145,9 +145,8 @@ class Comparer:
         """Weights of these groups; what only pads a row is zero."""
         decoded = self._room("decoded", (len(packed), layout.group))
         column = np.ascontiguousarray(norms).reshape(-1, 1)
-        self._backend.decode(
-            packed, column, layout.bits, layout.group, decoded.view(np.uint32), "F32"
-        )
+        words = decoded.view(np.uint32)
+        self._backend.decode(packed, column, layout.bits, layout.group, words, "F32", layout.code)
         if layout.is_padded:
             n = layout.groups_per_row
             decoded[numbers % n == n - 1, layout.cols % layout.group :] = 0
@@ -162,7 +161,10 @@ class Comparer:
         scale: str,
     ) -> Coded:
         energy, error, total = self._energies(weights, decoded)
-        limit = -1.0 if self._again else group_error_limit(layout.bits, layout.group, scale)
+        limit = -1.0
+        if not self._again:
+            calibrated, code = scale == CALIBRATED, layout.code
+            limit = group_error_limit(layout.bits, layout.group, code, calibrated=calibrated)
         odd = np.flatnonzero(~(error <= limit * energy))
         recoded = self._recoded_error(weights[odd], layout, numbers[odd], scale)
         worse = odd[~(error[odd] <= recoded * (1 + HAIR))]
@@ -205,7 +207,8 @@ class Comparer:
         packed = np.empty((len(weights), layout.group_bytes), np.uint8)
         norms = np.empty((len(weights), 1), np.float32)
         words = weights.view(np.uint32)
-        self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms, scale)
+        how = scale, layout.code
+        self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms, *how)
         decoded = self._decode(packed, norms, layout, numbers)
         return self._energies(weights, decoded)[1]
 

@@ -88,7 +88,7 @@ class Judge:
             layout.shape,
             error=_share(coded.error, coded.energy),
             cosine=together / energies if energies else None,
-            expected=expected_error(task.scale, layout.bits, layout.group),
+            expected=expected_error(task.scale, layout.bits, layout.group, layout.code),
             limit=_limit(task, layout, coded),
             worst_group_error=None if nowhere else coded.worst_error,
             worst_row=None if nowhere else row,
@@ -111,7 +111,8 @@ class Judge:
             if _is_beyond(task, layout, coded):
                 yield _error_fault(file, line, in_group)
             else:
-                limit = group_error_limit(layout.bits, layout.group, task.scale)
+                calibrated, code = task.scale == CALIBRATED, layout.code
+                limit = group_error_limit(layout.bits, layout.group, code, calibrated=calibrated)
                 expected = f"at most {limit:.4g}"
                 worst = f"error {line.worst_group_error:.4g} in the worst"
                 yield Fault("TQ506", in_group, file, task.name, worst, expected)
@@ -167,7 +168,7 @@ def _is_beyond(task: Task, layout: GroupLayout, coded: Coded) -> bool:
 def _limit(task: Task, layout: GroupLayout, coded: Coded) -> float:
     """Groups of little energy do not count: their errors hardly move the tensor's."""
     n_groups = coded.energy**2 / coded.energy_squared if coded.energy_squared else 1.0
-    return error_limit(task.scale, layout.bits, layout.group, n_groups)
+    return error_limit(task.scale, layout.bits, layout.group, n_groups, layout.code)
 
 
 def _is_right(kept: Kept) -> bool:

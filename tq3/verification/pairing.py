@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.header import FLOATS
-from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORMS, SUFFIXES, GroupLayout, stem_of_codes
 from tq3.plan.plan import Action, Task
 from tq3.verification.checks import Fault
 from tq3.verification.structure import Structure
@@ -22,12 +22,13 @@ def pair_up(structure: Structure, original: Checkpoint) -> tuple[list[Task], lis
     sources = {tensor.info.name: tensor for tensor in original.tensors}
     stored = {tensor.info.name: tensor for tensor in structure.tensors}
     kept = structure.kept
-    compressed = {name.removesuffix(PACKED) for name in stored if name.endswith(PACKED)}
+    compressed = {found[0] for name in stored if (found := stem_of_codes(name))}
     tasks, faults = [], list(_unpaired(structure, sources, compressed | kept.keys()))
     for name, source in sources.items():
         pair: Task | Fault | None = None
         if name in structure.layouts:
-            parts, layout = (stored[name + PACKED], stored[name + NORMS]), structure.layouts[name]
+            layout = structure.layouts[name]
+            parts = stored[name + SUFFIXES[layout.code]], stored[name + NORMS]
             compared = source if layout.transposed else source.of_host
             pair = _coded(parts, compared, layout, structure.scale_of(name))
         elif name in kept:
@@ -47,8 +48,9 @@ def _unpaired(
         for name in sorted(sources.keys() - stored):
             yield Fault("TQ501", f"the source has it in {sources[name].file}", None, name)
     places = {tensor.info.name: tensor.file for tensor in structure.tensors}
+    places |= {found[0]: places[name] for name in places if (found := stem_of_codes(name))}
     for name in sorted(stored - sources.keys()):
-        yield Fault("TQ502", "not in the source", places.get(name, places.get(name + PACKED)), name)
+        yield Fault("TQ502", "not in the source", places.get(name), name)
 
 
 def _coded(

@@ -17,7 +17,7 @@ from tq3.format import manifest as tq_manifest
 from tq3.format.checkpoint import Checkpoint, Located, misplaced, read_tensors, repeated
 from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Source, read_object, read_text
-from tq3.format.layout import NORMS, PACKED, GroupLayout
+from tq3.format.layout import NORMS, SUFFIXES, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
 from tq3.format.recipe import CALIBRATED
 from tq3.format.recognition import quantization_config
@@ -35,6 +35,9 @@ from tq3.plan.restoring import find_tq_config, packed_layouts, record_faults
 from tq3.storage.drafts import WORK_FOLDER
 from tq3.storage.sidecars import is_loaded_by_hosts
 from tq3.verification.checks import Fault, Faults
+
+# Ends of the names of a compressed tensor's parts.
+_PARTS = (*SUFFIXES.values(), NORMS)
 
 
 @dataclass
@@ -72,7 +75,7 @@ class Structure:
     def kept(self) -> dict[str, Located]:
         """Name -> tensor that is stored as it is."""
         every = {tensor.info.name: tensor for tensor in self.tensors}
-        return {name: every[name] for name in every if not name.endswith((PACKED, NORMS))}
+        return {name: every[name] for name in every if not name.endswith(_PARTS)}
 
 
 def examine(files: Source) -> Structure:
@@ -231,15 +234,17 @@ def _find_layouts(found: Structure, config: TqConfig) -> None:
     parts: dict[str, dict[str, Located]] = defaultdict(dict)
     for tensor in found.tensors:
         name = tensor.info.name
-        suffix = next((suffix for suffix in (PACKED, NORMS) if name.endswith(suffix)), "")
+        suffix = next((suffix for suffix in _PARTS if name.endswith(suffix)), "")
         parts[name.removesuffix(suffix)][suffix] = tensor
     elsewhere = {name for name, file in (found.weight_map or {}).items() if file in found.unread}
     for stem, stored in parts.items():
-        halves = {PACKED, NORMS} & stored.keys()
-        if not halves or any(stem + half in elsewhere for half in (PACKED, NORMS)):
+        halves = [half for half in _PARTS if half in stored]
+        if not halves or any(stem + half in elsewhere for half in _PARTS):
             continue
-        check = "TQ205" if len(halves) == 1 else "TQ206" if "" in stored else "TQ207"
-        file = next(stored[half].file for half in (PACKED, NORMS) if half in halves)
+        is_twice = "" in stored or len(halves) == len(_PARTS)
+        is_half = len(halves) == 1 or NORMS not in halves
+        check = "TQ205" if is_half else "TQ206" if is_twice else "TQ207"
+        file = stored[halves[0]].file
         alone = Checkpoint(tuple(stored.values()), {}, found.model_config)
         with found.faults.catching(check, file, stem):
             found.layouts |= packed_layouts(alone, config)

@@ -86,21 +86,29 @@ def encode(
     bits: int,
     group: int,
     scale: str = "norm",
+    code: str = "scalar",
 ) -> Any:
     """(packed, norms) of a backend, into arrays that held rubbish."""
     n = -(-words.shape[1] // group)
     packed = np.full((words.shape[0] * n, group * bits // 8), 0xA5, np.uint8)
     norms = np.full((words.shape[0], n), -1, np.float32)
-    backend.encode(words, dtype, bits, group, packed, norms, scale)
+    backend.encode(words, dtype, bits, group, packed, norms, scale, code)
     return packed, norms
 
 
 def decode(
-    backend: Backend, packed: Any, norms: Any, bits: int, group: int, cols: int, dtype: str
+    backend: Backend,
+    packed: Any,
+    norms: Any,
+    bits: int,
+    group: int,
+    cols: int,
+    dtype: str,
+    code: str = "scalar",
 ) -> NDArray[Any]:
     """Words of a backend, into an array that held rubbish."""
     words: NDArray[Any] = np.full((len(norms), cols), 0xA5A5, WORD_TYPE[dtype])
-    backend.decode(packed, norms, bits, group, words, dtype)
+    backend.decode(packed, norms, bits, group, words, dtype, code)
     return words
 
 

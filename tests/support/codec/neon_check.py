@@ -30,7 +30,7 @@ from support.codec.matrices import (
 )
 from support.codec.moments import correlated, feedback_of
 from support.codec.quantised import ENCODINGS, dequantize, stretch
-from tq3.codec import calibrated, quantised, reference, tables
+from tq3.codec import calibrated, quantised, reference, tables, trellis
 from tq3.codec.calibrated import Feedback
 from tq3.codec.reference import Floats
 from tq3.format.quantised import Encoding
@@ -59,9 +59,12 @@ class DrivenBackend:
         packed: NDArray[Any],
         norms: NDArray[Any],
         scale: str = "norm",
+        code: str = "scalar",
     ) -> None:
         data, outputs = words.tobytes(), [packed, norms]
-        out, _ = self._ask(ENCODE, bits, group, words.shape, dtype, dtype, data, outputs, scale)
+        out, _ = self._ask(
+            ENCODE, bits, group, words.shape, dtype, dtype, data, outputs, scale, code
+        )
         packed[:] = out[: packed.nbytes].reshape(packed.shape)
         norms[:] = out[packed.nbytes :].view(np.float32).reshape(norms.shape)
 
@@ -73,9 +76,10 @@ class DrivenBackend:
         group: int,
         words: NDArray[Any],
         dtype: str,
+        code: str = "scalar",
     ) -> None:
         data = packed.tobytes() + norms.tobytes()
-        out, _ = self._ask(DECODE, bits, group, words.shape, dtype, dtype, data, [words])
+        out, _ = self._ask(DECODE, bits, group, words.shape, dtype, dtype, data, [words], code=code)
         words[:] = out.view(words.dtype).reshape(words.shape)
 
     def cast(self, words: NDArray[Any], dtype: str, out: NDArray[Any], out_dtype: str) -> int:
@@ -141,13 +145,14 @@ class DrivenBackend:
         data: bytes,
         outputs: list[NDArray[Any]],
         scale: str = "norm",
+        code: str = "scalar",
         more: Sequence[int] = (0,) * 7,
     ) -> tuple[NDArray[np.uint8], int]:
         n_out = sum(output.nbytes for output in outputs)
         dtypes = DTYPES.index(dtype), DTYPES.index(other)
         kernel = KERNELS.index(self.name)
         fields = [operation, kernel, bits, group, *shape, *dtypes, SCALES.index(scale)]
-        fields += [len(data), n_out, *more]
+        fields += [code == "trellis", len(data), n_out, *more]
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(np.array(fields, np.int64).tobytes())
         constants: list[NDArray[Any]] = [
@@ -155,6 +160,10 @@ class DrivenBackend:
             tables.boundaries(bits, group),
         ]
         constants += [*tables.signs(group), np.sqrt([group]), 1 / np.sqrt([group])]
+        if code == "trellis":
+            of_code = tables.trellis(bits)
+            others = of_code.rms, of_code.from_norm, of_code.from_peak, of_code.unit(group)
+            constants += [of_code.first, of_code.second, np.array(others)]
         for constant in constants:
             self._process.stdin.write(constant.astype(np.float32).tobytes())
         self._process.stdin.write(data)
@@ -166,20 +175,20 @@ class DrivenBackend:
 
 
 def check_encode_and_decode(
-    backend: DrivenBackend, dtype: str, bits: int, group: int, scale: str
+    backend: DrivenBackend, dtype: str, bits: int, group: int, scale: str, code: str, cols: int
 ) -> None:
-    """Every kind of row, ends of rows inside a group and at its end, decoded to the same dtype."""
-    for cols in (group - 7, 2 * group + 1, 2 * group):
-        words = matrix([*ROW_KINDS, "gaussian", "gaussian"], cols, dtype, seed=bits * cols)
-        packed, norms = encode(backend, words, dtype, bits, group, scale)
-        with np.errstate(invalid="ignore"):
-            expected_packed, expected_norms = reference.encode(words, dtype, bits, group, scale)
-        np.testing.assert_array_equal(packed, expected_packed)
-        assert_same_words(norms.view(np.uint32), expected_norms.view(np.uint32), "F32")
+    """Every kind of row, decoded to the same dtype."""
+    codec = trellis if code == "trellis" else reference
+    words = matrix([*ROW_KINDS, "gaussian", "gaussian"], cols, dtype, seed=bits * cols)
+    packed, norms = encode(backend, words, dtype, bits, group, scale, code)
+    with np.errstate(invalid="ignore"):
+        expected_packed, expected_norms = codec.encode(words, dtype, bits, group, scale)
+    np.testing.assert_array_equal(packed, expected_packed)
+    assert_same_words(norms.view(np.uint32), expected_norms.view(np.uint32), "F32")
 
-        decoded = decode(backend, packed, norms, bits, group, cols, dtype)
-        expected = to_words(reference.decode(packed, norms, bits, group, cols), dtype)
-        assert_same_words(decoded, expected, dtype)
+    decoded = decode(backend, packed, norms, bits, group, cols, dtype, code)
+    expected = to_words(codec.decode(packed, norms, bits, group, cols), dtype)
+    assert_same_words(decoded, expected, dtype)
 
 
 def check_cast(backend: DrivenBackend, source: str, target: str) -> None:
@@ -234,9 +243,15 @@ def main(command: list[str]) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         for name in KERNELS:
             backend = DrivenBackend(process, name)
-            cases = list(product(DTYPES, BITS, GROUPS, SCALES))
-            for case in cases:
-                check_encode_and_decode(backend, *case)
+            ways = 0
+            for dtype, bits, group, scale in product(DTYPES, BITS, GROUPS, SCALES):
+                ways += 1
+                # Ends of rows inside a group and at its end.
+                for cols in (group - 7, 2 * group + 1, 2 * group):
+                    check_encode_and_decode(backend, dtype, bits, group, scale, "scalar", cols)
+            for bits, group, scale in product(tables.TRELLIS_BITS, GROUPS, SCALES):
+                ways += 1
+                check_encode_and_decode(backend, "BF16", bits, group, scale, "trellis", group - 7)
             for source in DTYPES:
                 for target in DTYPES:
                     check_cast(backend, source, target)
@@ -245,7 +260,7 @@ def main(command: list[str]) -> None:
                 check_calibrated(backend, *calibration)
             check_decompose(backend)
             print(
-                f"{name}: {len(cases)} ways to encode and decode, 9 casts and {len(ENCODINGS)} "
+                f"{name}: {ways} ways to encode and decode, 9 casts and {len(ENCODINGS)} "
                 "encodings of quantised sources equal the reference, and calibrated codes"
             )
 

@@ -31,4 +31,24 @@ inline __m256 lookup(const Levels& levels, int __attribute__((vector_size(32))) 
     return _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
 
+#define TQ3_HAVE_SATURATION
+using Eight = unsigned short __attribute__((vector_size(16)));
+inline Eight add_saturated(Eight a, Eight b) {
+    return reinterpret_cast<Eight>(
+        _mm_adds_epu16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+}
+struct First {
+    int value, at;
+};
+inline First first_least(Eight values) {
+    const auto both = static_cast<unsigned>(
+        _mm_cvtsi128_si32(_mm_minpos_epu16(reinterpret_cast<__m128i>(values))));
+    return {static_cast<int>(both & 0xffff), static_cast<int>(both >> 16)};
+}
+using Sixteen = unsigned short __attribute__((vector_size(32)));
+inline Sixteen add_saturated(Sixteen a, Sixteen b) {
+    return reinterpret_cast<Sixteen>(
+        _mm256_adds_epu16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+
 }  // namespace

@@ -47,6 +47,26 @@ inline __m512 lookup(const Levels& levels, Lanes code) {
     return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(code), levels);
 }
 
+#define TQ3_HAVE_SATURATION
+using Eight = unsigned short __attribute__((vector_size(16)));
+inline Eight add_saturated(Eight a, Eight b) {
+    return reinterpret_cast<Eight>(
+        _mm_adds_epu16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+}
+struct First {
+    int value, at;
+};
+inline First first_least(Eight values) {
+    const auto both = static_cast<unsigned>(
+        _mm_cvtsi128_si32(_mm_minpos_epu16(reinterpret_cast<__m128i>(values))));
+    return {static_cast<int>(both & 0xffff), static_cast<int>(both >> 16)};
+}
+using ThirtyTwo = unsigned short __attribute__((vector_size(64)));
+inline ThirtyTwo add_saturated(ThirtyTwo a, ThirtyTwo b) {
+    return reinterpret_cast<ThirtyTwo>(
+        _mm512_adds_epu16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+
 #define TQ3_HAVE_PAIRS
 inline auto load_pairs(const void* from) {
     const __m512i halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);

@@ -68,8 +68,8 @@ inline F canonical(F norm) {
 
 // norm * (D1 * (H * level)), the last strides and the way out in one pass.
 template <Dtype D>
-void store_weights(const F* x, F norm, const DecodeConstants& constants, int group,
-                   Prefetch upcoming, char* const (&to)[kLanes]) {
+void store_weights(const F* x, F norm, const float* scale, int group, Prefetch upcoming,
+                   char* const (&to)[kLanes]) {
     for (int i = 0; i < group; i += kRun) {
         upcoming.step<kToWrite>();
         F v[kRun];
@@ -77,7 +77,7 @@ void store_weights(const F* x, F norm, const DecodeConstants& constants, int gro
         for (int j = 0; j < kRun; ++j) v[j] = x[i + j];
         butterflies<kRun>(v);
 #pragma GCC unroll 16
-        for (int j = 0; j < kRun; ++j) v[j] = v[j] * constants.scale[i + j] * norm;
+        for (int j = 0; j < kRun; ++j) v[j] = v[j] * scale[i + j] * norm;
 #pragma GCC unroll 4
         for (int j = 0; j < kRun; j += 4 * kWeightsOut<D>) {
             I w[4];
@@ -107,14 +107,13 @@ void unstage(const char* room, int valid, WordOf<D>* to) {
     }
 }
 
-template <Dtype D, int bits>
-void decode_matrix(const Tables& tables, const Shape& shape, const std::uint8_t* packed,
-                   const float* norms, void* words) {
+// Each kLanes groups: fill(x, packed words) makes D2 * levels of them, `scale` is D1 / sqrt(group).
+template <Dtype D, class Fill>
+void decode_groups(const Shape& shape, int group, int bits, const std::uint8_t* packed,
+                   const float* norms, const float* scale, void* words, Fill fill) {
     auto* matrix = static_cast<WordOf<D>*>(words);
-    const DecodeConstants constants = decode_constants(tables);
-    const int group = tables.group, words_a_group = group / 32 * bits;
     const std::size_t groups = shape.rows * shape.groups_a_row,
-                      bytes = static_cast<std::size_t>(words_a_group) * 4;
+                      bytes = static_cast<std::size_t>(group / 8 * bits);
     GroupWalk walk(shape, group);
 
     alignas(64) char room[kLanes][kMaxGroup * 4];
@@ -123,9 +122,7 @@ void decode_matrix(const Tables& tables, const Shape& shape, const std::uint8_t*
     for (std::size_t first = 0; first < groups; first += kLanes) {
         const std::size_t count = groups - first < kLanes ? groups - first : kLanes;
         load_packed(packed + first * bytes, bytes, count, packed_words);
-        for (int i = 0; i < words_a_group; ++i) packed_words[i] ^= constants.flip[i];
-        for (int i = 0; i < group / 32; ++i)
-            levels_of_codes<bits>(packed_words + i * bits, constants.levels, x + i * 32);
+        fill(x, packed_words);
         butterflies_between_runs(x, group);
 
         F norm = {};
@@ -140,11 +137,24 @@ void decode_matrix(const Tables& tables, const Shape& shape, const std::uint8_t*
         }
         const Prefetch upcoming(matrix + walk.position(), sizeof *matrix * kLanes * group,
                                 group / kRun);
-        store_weights<D>(x, canonical(norm), constants, group, upcoming, to);
+        store_weights<D>(x, canonical(norm), scale, group, upcoming, to);
         for (int lane = 0; lane < kLanes; ++lane)
             if (to[lane] == room[lane])
                 unstage<D>(room[lane], span[lane].valid, matrix + span[lane].first_word);
     }
+}
+
+template <Dtype D, int bits>
+void decode_matrix(const Tables& tables, const Shape& shape, const std::uint8_t* packed,
+                   const float* norms, void* words) {
+    const DecodeConstants constants = decode_constants(tables);
+    const int group = tables.group;
+    decode_groups<D>(
+        shape, group, bits, packed, norms, constants.scale, words, [&](F* x, I* packed_words) {
+            for (int i = 0; i < group / 32 * bits; ++i) packed_words[i] ^= constants.flip[i];
+            for (int i = 0; i < group / 32; ++i)
+                levels_of_codes<bits>(packed_words + i * bits, constants.levels, x + i * 32);
+        });
 }
 
 template <Dtype D>

@@ -212,19 +212,18 @@ inline void store_packed(I* words, std::size_t bytes, std::uint8_t* packed, std:
         for (int lane = 0; lane < kLanes; ++lane) store(group[lane] + offset, (*words)[lane]);
 }
 
-template <Dtype D, int bits>
-void encode_matrix(const Tables& tables, Scale scale, const Shape& shape, const void* words,
-                   std::uint8_t* packed, float* norms) {
+// D1 * weights of each kLanes groups, in the order of the groups: each(x, norm, upcoming, first,
+// count), `first` the number of the first group.
+template <Dtype D, class Each>
+void each_groups(const Tables& tables, const Shape& shape, const void* words,
+                 const EncodeSigns& signs, Each each) {
     const auto* matrix = static_cast<const WordOf<D>*>(words);
-    const EncodeSigns signs = encode_signs<D>(tables);
     const int group = tables.group;
     const std::size_t groups = shape.rows * shape.groups_a_row;
-    const std::size_t bytes = static_cast<std::size_t>(group) * bits / 8;
     GroupWalk walk(shape, group);
 
     alignas(64) char room[kSets][kLanes][kMaxGroup * 4];
     F x[kSets][kMaxGroup], norm[kSets];
-    I packed_words[kMaxWords];
     for (std::size_t first = 0; first < groups; first += kBlock) {
         const char* source[kSets][kLanes];
         for (int set = 0; set < kSets; ++set) {
@@ -243,12 +242,24 @@ void encode_matrix(const Tables& tables, Scale scale, const Shape& shape, const 
             const std::size_t begin = first + static_cast<std::size_t>(set) * kLanes;
             if (begin >= groups) break;
             const std::size_t count = groups - begin < kLanes ? groups - begin : kLanes;
-            const F stored =
-                quantize<bits>(x[set], norm[set], scale, signs.d2, tables, upcoming, packed_words);
-            store_packed(packed_words, bytes, packed + begin * bytes, count);
-            __builtin_memcpy(norms + begin, &stored, count * sizeof *norms);
+            each(x[set], norm[set], upcoming, begin, count);
         }
     }
+}
+
+template <Dtype D, int bits>
+void encode_matrix(const Tables& tables, Scale scale, const Shape& shape, const void* words,
+                   std::uint8_t* packed, float* norms) {
+    const EncodeSigns signs = encode_signs<D>(tables);
+    const std::size_t bytes = static_cast<std::size_t>(tables.group) * bits / 8;
+    I packed_words[kMaxWords];
+    each_groups<D>(tables, shape, words, signs,
+                   [&](F* x, F norm, Prefetch& upcoming, std::size_t first, std::size_t count) {
+                       const F stored =
+                           quantize<bits>(x, norm, scale, signs.d2, tables, upcoming, packed_words);
+                       store_packed(packed_words, bytes, packed + first * bytes, count);
+                       __builtin_memcpy(norms + first, &stored, count * sizeof *norms);
+                   });
 }
 
 template <Dtype D>

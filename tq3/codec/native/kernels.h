@@ -1,4 +1,4 @@
-// What a kernel is: six functions over plain memory, and the constants of the format they are
+// What a kernel is: a few functions over plain memory, and the constants of the format they are
 // given.
 //
 // A kernel knows no Python, throws nothing, allocates nothing and may run on many threads at once.
@@ -29,6 +29,13 @@ struct Tables {
     float boundary[1 << (kMaxBits - 1)];   // between positive levels, 2**(bits-1) - 1 of them
     float d1[kMaxGroup], d2[kMaxGroup];    // +1 or -1
     float root_group, inverse_root_group;  // sqrt(group) and 1 / sqrt(group), each rounded once
+};
+
+// The constants of a trellis code of some bits, from tq3/codec/tables.py, too.
+struct Trellis {
+    int first[1 << kMaxBits], second[1 << kMaxBits];
+    float rms, from_norm, from_peak;
+    float unit;  // what one is worth in a group of the norm 1
 };
 
 // A row-major matrix of weights. Each row is `groups_a_row` groups, the last one padded with zeros.
@@ -80,6 +87,11 @@ struct Kernels {
     // Returns how many finite values became infinite.
     std::size_t (*cast)(std::size_t count, Dtype from, const void* words, Dtype to, void* out);
     void (*dequantize)(const Quantised&, float* out);
+    // As encode and decode; of the tables only signs and roots count.
+    void (*encode_trellis)(const Tables&, const Trellis&, Scale, Shape, Dtype, const void* words,
+                           std::uint8_t* packed, float* norms);
+    void (*decode_trellis)(const Tables&, const Trellis&, Shape, const std::uint8_t* packed,
+                           const float* norms, Dtype, void* words);
     // The groups of one block, in every row.
     void (*encode_calibrated)(const Tables&, const Feedback&, Shape, Dtype, const void* words,
                               std::uint8_t* packed, float* norms);

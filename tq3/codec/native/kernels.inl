@@ -30,6 +30,13 @@ using namespace tq3;
 #include "calibrated.inl"
 #include "dequantize.inl"
 
+#include "trellis_lanes.inl"
+
+#include "trellis.inl"
+
+#include "trellis_decode.inl"
+#include "trellis_encode.inl"
+
 std::size_t cast(std::size_t count, Dtype from, const void* words, Dtype to, void* out) {
     const DefaultFloatEnvironment environment;
     if (from == Dtype::kBF16) return cast_from<Dtype::kBF16>(count, words, to, out);

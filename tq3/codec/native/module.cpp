@@ -96,6 +96,18 @@ void make_tables(Tables* tables, int bits, int group, Constants levels, Constant
     fill("d2", d2, tables->d2, static_cast<std::size_t>(group));
 }
 
+void make_trellis(Trellis* code, const Tables& tables, Constants first, Constants second, float rms,
+                  float from_norm, float from_peak, float unit) {
+    new (code) Trellis{{}, {}, rms, from_norm, from_peak, unit};
+    float values[2][1 << kMaxBits];
+    fill("first", first, values[0], std::size_t{1} << tables.bits);
+    fill("second", second, values[1], std::size_t{1} << tables.bits);
+    for (int i = 0; i < 1 << tables.bits; ++i) {
+        code->first[i] = static_cast<int>(values[0][i]);
+        code->second[i] = static_cast<int>(values[1][i]);
+    }
+}
+
 // What encode and decode agree on: the arrays of one compressed matrix.
 template <class Words, class Packed>
 Shape checked_shape(const Tables& tables, const Words& words, Dtype dtype, const Packed& packed,
@@ -114,23 +126,33 @@ Shape checked_shape(const Tables& tables, const Words& words, Dtype dtype, const
     return shape;
 }
 
+// With a trellis code, or with scalar ones.
 void encode(const Kernels& kernels, const Tables& tables, Array words, const std::string& dtype,
-            OutArray packed, OutArray norms, const std::string& scale) {
+            OutArray packed, OutArray norms, const std::string& scale,
+            const std::optional<Trellis>& trellis) {
     const Dtype type = dtype_of(dtype);
     const Scale how = scale_of(scale);
     const Shape shape = checked_shape(tables, words, type, packed, norms);
     const nb::gil_scoped_release release;
-    kernels.encode(tables, how, shape, type, words.data(),
-                   static_cast<std::uint8_t*>(packed.data()), static_cast<float*>(norms.data()));
+    auto* codes = static_cast<std::uint8_t*>(packed.data());
+    auto* scales = static_cast<float*>(norms.data());
+    if (trellis)
+        kernels.encode_trellis(tables, *trellis, how, shape, type, words.data(), codes, scales);
+    else
+        kernels.encode(tables, how, shape, type, words.data(), codes, scales);
 }
 
 void decode(const Kernels& kernels, const Tables& tables, Array packed, Array norms, OutArray words,
-            const std::string& dtype) {
+            const std::string& dtype, const std::optional<Trellis>& trellis) {
     const Dtype type = dtype_of(dtype);
     const Shape shape = checked_shape(tables, words, type, packed, norms);
     const nb::gil_scoped_release release;
-    kernels.decode(tables, shape, static_cast<const std::uint8_t*>(packed.data()),
-                   static_cast<const float*>(norms.data()), type, words.data());
+    const auto* codes = static_cast<const std::uint8_t*>(packed.data());
+    const auto* scales = static_cast<const float*>(norms.data());
+    if (trellis)
+        kernels.decode_trellis(tables, *trellis, shape, codes, scales, type, words.data());
+    else
+        kernels.decode(tables, shape, codes, scales, type, words.data());
 }
 
 std::size_t cast(const Kernels& kernels, Array words, const std::string& dtype, OutArray out,
@@ -307,12 +329,16 @@ NB_MODULE(_native, m) {
         .def("__init__", &make_tables, nb::kw_only(), nb::arg("bits"), nb::arg("group"),
              nb::arg("levels"), nb::arg("boundaries"), nb::arg("d1"), nb::arg("d2"),
              nb::arg("root_group"), nb::arg("inverse_root_group"));
+    nb::class_<Trellis>(m, "Trellis")
+        .def("__init__", &make_trellis, nb::arg("tables"), nb::kw_only(), nb::arg("first"),
+             nb::arg("second"), nb::arg("rms"), nb::arg("from_norm"), nb::arg("from_peak"),
+             nb::arg("unit"));
     nb::class_<Kernels>(m, "Kernels")
         .def_ro("name", &Kernels::name)
         .def("encode", &encode, nb::arg("tables"), nb::arg("words"), nb::arg("dtype"),
-             nb::arg("packed"), nb::arg("norms"), nb::arg("scale"))
+             nb::arg("packed"), nb::arg("norms"), nb::arg("scale"), nb::arg("trellis").none())
         .def("decode", &decode, nb::arg("tables"), nb::arg("packed"), nb::arg("norms"),
-             nb::arg("words"), nb::arg("dtype"))
+             nb::arg("words"), nb::arg("dtype"), nb::arg("trellis").none())
         .def("cast", &cast, nb::arg("words"), nb::arg("dtype"), nb::arg("out"),
              nb::arg("out_dtype"))
         .def("dequantize", &dequantize, nb::arg("kind"), nb::arg("bits"), nb::arg("block"),

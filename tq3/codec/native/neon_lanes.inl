@@ -27,4 +27,21 @@ inline Float4 lookup(const Levels& levels, int __attribute__((vector_size(16))) 
     return reinterpret_cast<Float4>(vqtbl4q_u8(levels, index));
 }
 
+#define TQ3_HAVE_SATURATION
+using Eight = unsigned short __attribute__((vector_size(16)));
+inline Eight add_saturated(Eight a, Eight b) {
+    return reinterpret_cast<Eight>(
+        vqaddq_u16(reinterpret_cast<uint16x8_t>(a), reinterpret_cast<uint16x8_t>(b)));
+}
+struct First {
+    int value, at;
+};
+inline First first_least(Eight values) {
+    const auto found = reinterpret_cast<uint16x8_t>(values);
+    const unsigned short least = vminvq_u16(found);
+    const Eight places = {0, 1, 2, 3, 4, 5, 6, 7};
+    const auto others = vmvnq_u16(vceqq_u16(found, vdupq_n_u16(least)));
+    return {least, vminvq_u16(vorrq_u16(reinterpret_cast<uint16x8_t>(places), others))};
+}
+
 }  // namespace

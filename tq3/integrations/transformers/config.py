@@ -9,7 +9,8 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tq3.errors import BadInput
-from tq3.format.config import FILE_NAME, FORMAT, group_of, parse_tq_config
+from tq3.format.config import FILE_NAME, group_of, parse_tq_config
+from tq3.format.formats import FORMAT
 from tq3.format.recognition import METHOD, QUANTIZATION_CONFIG, quantization_config
 
 

@@ -32,12 +32,12 @@ from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 from tq3.errors import BadInput, UsageError
 from tq3.format.config import (
     FILE_NAME,
-    FORMAT,
     TqConfig,
     find_in_model_config,
     group_of,
     parse_tq_config,
 )
+from tq3.format.formats import FORMATS
 from tq3.format.layout import PACKED
 from tq3.format.recognition import ALIAS, METHOD
 from tq3.integrations.stored import Stored, read_shapes
@@ -105,7 +105,7 @@ class Tq3Config(QuantizationConfig):
     ) -> Any:
         """Our name for a checkpoint whose config.json is in our format, or None."""
         method, written = hf_quant_cfg.get("quant_method"), hf_quant_cfg.get("format")
-        if method not in NAMES or written != FORMAT:
+        if method not in NAMES or written not in FORMATS.values():
             return None
         ours = [name for name in NAMES if is_ours(name)]
         if user_quant is not None:
