@@ -15,15 +15,7 @@ from typing import Annotated, Literal, TypedDict
 from tq3.format.arguments import check_fields
 from tq3.format.calibration_options import CalibrationKeywords
 from tq3.format.option import EXACT, FIRST, OUTPUT, RUN, SMALL, Option
-from tq3.format.recipe import (
-    Code,
-    ExpertGroups,
-    GroupSize,
-    KeptDtype,
-    Nonfinite,
-    Recipe,
-    Scale,
-)
+from tq3.format.recipe import Code, ExpertGroups, GroupSize, KeptDtype, Nonfinite, Recipe, Scale
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits, NormDtype
 
