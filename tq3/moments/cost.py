@@ -22,7 +22,7 @@ def coding_cost(plan: Plan, backend: Backend, workers: int) -> str:
     layouts = [task.layout for task in plan.tasks if task.layout and task.scale == CALIBRATED]
     weights = sum(prod(layout.shape) for layout in layouts)
     if not weights:
-        return "no tensor has moments: all are coded as without --calibrate"
+        return "no scalar code has moments: all is coded as without --calibrate"
     seconds = weights / _rate(backend, layouts[0].bits, layouts[0].group)
     return (
         f"{count(weights)} weights are coded under moments: {duration(seconds)} of one processor, "

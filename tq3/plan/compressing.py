@@ -125,14 +125,17 @@ def describe_compression(
         recipe=recipe_record(recipe),
         measured_error=error,
         factors=factors,
-        calibration=calibration and {**calibration, "without": _uncalibrated(plan)},
+        calibration=_recorded_calibration(plan, calibration),
         source_quantization=source_quantization,
         code=recipe.code,
     )
 
 
-def _uncalibrated(plan: Plan) -> list[str]:
-    return [task.name for task in plan.tasks if task.layout and task.scale != CALIBRATED]
+def _recorded_calibration(plan: Plan, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The facts, and the compressed tensors that go without; nothing where all do."""
+    coded = [task for task in plan.tasks if task.layout]
+    without = [task.name for task in coded if task.scale != CALIBRATED]
+    return {**facts, "without": without} if facts and len(without) < len(coded) else {}
 
 
 def _recorded_widths(
