@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tq3.equalization.choice import choose_scalings
 from tq3.format.parts import Part
 from tq3.format.request import make_recipe
 from tq3.pipelines.compress import Compression
@@ -68,7 +69,9 @@ def main() -> None:
 
 def report(recipe: str, found: dict[str, float]) -> None:
     """One line."""
-    steps = ", ".join(f"{name} {found[name]:.2f} s" for name in ("headers", "identity", "shares"))
+    steps = ", ".join(
+        f"{name} {found[name]:.1f} s" for name in ("headers", "identity", "shares", "scalings")
+    )
     print(
         f"{recipe}: {found['tensors']:.0f} tensors, {found['gigabytes']:.0f} GB, "
         f"{found['shards']:.0f} shards out: {found['cpu']:.2f} s of processor time ({steps}), "
@@ -94,7 +97,9 @@ def plan(source: Path, recipe: str) -> dict[str, float]:
         job.identity()
         identified = time.process_time()
         share(job.plan, Part(3, 16))
-        job.sidecars()
+        copied = job.sidecars().copied
+        shared = time.process_time()
+        choose_scalings(job.checkpoint, job.plan, copied, None)
         ended = time.process_time()
     return {
         "tensors": len(job.plan.tasks),
@@ -102,7 +107,8 @@ def plan(source: Path, recipe: str) -> dict[str, float]:
         "shards": len(job.plan.shards),
         "headers": planned - began,
         "identity": identified - planned,
-        "shares": ended - identified,
+        "shares": shared - identified,
+        "scalings": ended - shared,
         "cpu": ended - began,
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
     }

@@ -72,3 +72,14 @@ def test_the_number_of_an_expert_is_left_out_or_replaced():
     assert without_expert(name) == "model.layers.3.mlp.experts.up_proj.weight"
     assert without_expert(name, "0") == "model.layers.3.mlp.experts.0.up_proj.weight"
     assert without_expert("my_experts.12.up_proj") == "my_experts.12.up_proj"
+
+
+@given(
+    parts=st.lists(st.sampled_from([*PARTS, "my_experts", "experts.3", "", "1"]), max_size=6),
+    instead=st.sampled_from(["", "0"]),
+)
+def test_an_expert_s_number_is_left_out_as_the_pattern_says(parts, instead):
+    name = ".".join(parts)
+    pattern = r"((?:^|\.)experts)\.\d+\."
+    expected = re.sub(pattern, rf"\1.{instead}." if instead else r"\1.", name)
+    assert without_expert(name, instead) == expected

@@ -33,7 +33,7 @@ from tq3.moments.reading import Moments, moments_or_none, of_others
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.job import Job
-from tq3.pipelines.machine import check_workers
+from tq3.pipelines.machine import check_workers, uncollected
 from tq3.pipelines.opening import FOLDER, open_source
 from tq3.pipelines.part import run_part, shared_factors
 from tq3.pipelines.run import run_job
@@ -108,15 +108,16 @@ class Compression(Job):
         selection: Selection,
         moments: Moments | None = None,
     ) -> None:
-        super().__init__(*open_for(recipe, files), selection)
+        self._moments = moments
+        with uncollected():
+            super().__init__(*open_for(recipe, files), selection)
+            self.plan = self._first_plan = first_plan(files, self.checkpoint, recipe, moments)
         if verbatim_config and self.checkpoint.source_quantization:
             raise UsageError(
                 "its config.json says that the weights are quantised as they were",
                 file=files.label,
                 fix="leave --verbatim-config out",
             )
-        self._moments = moments
-        self.plan = self._first_plan = first_plan(files, self.checkpoint, recipe, moments)
         self._recipe = recipe
         self._verbatim_config = verbatim_config
         self._factors: Factors = NO_FACTORS

@@ -119,7 +119,7 @@ class Block:
         return self.first * unit, self.count * unit
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shard:
     """One output file: its header, and the absolute offset of each tensor."""
 
@@ -127,11 +127,11 @@ class Shard:
     header: bytes
     offsets: dict[str, int]
 
-    @property
+    @cached_property
     def bytes_in(self) -> int:
         return sum(task.bytes_in for task in self.tasks)
 
-    @property
+    @cached_property
     def bytes_out(self) -> int:
         return sum(task.bytes_out for task in self.tasks)
 
