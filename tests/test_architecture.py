@@ -29,8 +29,11 @@ MAY_IMPORT = {
     "events": {"format", "plan"},
     "equalization": {"format", "codec", "plan", "events"},
     "dequantization": {"format", "codec", "plan"},
+    # What is known of the inputs of weights: files that calibration writes.
+    "moments": {"format", "codec", "plan", "storage"},
     "pipelines": {
         *("format", "codec", "plan", "storage", "hub", "events", "equalization", "dequantization"),
+        "moments",
     },
     "verification": {
         *("format", "codec", "plan", "storage", "hub", "events", "equalization", "pipelines"),
@@ -45,9 +48,14 @@ MAY_IMPORT = {
         *("format", "codec", "plan", "storage", "hub", "events", "equalization", "pipelines"),
         *("dequantization", "integrations"),
     },
+    # A third one, beside it: the inputs of every matrix of a host's model.
+    "calibration": {
+        *("format", "codec", "plan", "storage", "hub", "events", "equalization", "pipelines"),
+        *("dequantization", "integrations", "evaluation", "moments"),
+    },
 }
 FREE = {"errors", "parallel", "units", "version"}
-TOP = {"cli", "api", "__init__", "__main__"}
+TOP = {"cli", "api", "wings", "__init__", "__main__"}
 
 THIRD_PARTY = {
     "format": {"xxhash", "tomli", "typing_extensions"},
@@ -55,6 +63,8 @@ THIRD_PARTY = {
     "hub": {"huggingface_hub", "yaml"},
     "equalization": {"numpy"},
     "dequantization": {"numpy"},
+    "moments": {"numpy"},
+    "calibration": {"torch"},
     "pipelines": {"numpy"},
     "verification": {"numpy"},
     "cli": {"typer", "rich"},

@@ -7,10 +7,11 @@ error is a UsageError, BadInput, StorageError or NetworkError.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tq3.codec.backend import get_backend
 from tq3.errors import UsageError
-from tq3.events import OnEvent, Report, follow
+from tq3.events import OnEvent, Report, Run, follow
 from tq3.format.arguments import Unpack, of_its_types, only
 from tq3.format.command_line import flag
 from tq3.format.options import (
@@ -32,6 +33,8 @@ from tq3.format.request import make_recipe
 from tq3.format.sizes import DEFAULT_SHARD_SIZE, parse_size
 from tq3.format.widths import Bits
 from tq3.hub.options import HubOptions
+from tq3.moments.facts import CALIBRATION_TOKENS
+from tq3.moments.reading import is_moments_file, moments_or_none
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.pipelines.describe import describe, describe_plan
 from tq3.pipelines.description import Description
@@ -44,6 +47,7 @@ from tq3.publication.result import Publication
 from tq3.storage.selection import Selection
 from tq3.verification.checks import Verification
 from tq3.verification.verify import verify_checkpoint
+from tq3.wings import wing
 
 
 @of_its_types
@@ -64,17 +68,37 @@ def compress(
 
     After an error `out` has no checkpoint, and the same call goes on from what was done.
     """
-    run = compress_checkpoint(
-        source,
-        out,
-        make_recipe(**only(RecipeKeywords, options)),
-        verbatim_config=options.get("verbatim_config", False),
-        selection=Selection.of(options.get("also"), options.get("without")),
-        hub=HubOptions(**only(HubKeywords, options)),
-        part=options.get("part"),
+    recipe = make_recipe(**only(RecipeKeywords, options))
+    moments, tokens = _asked_moments(options)
+    how: dict[str, Any] = {
+        "verbatim_config": options.get("verbatim_config", False),
+        "selection": Selection.of(options.get("also"), options.get("without")),
+        "hub": HubOptions(**only(HubKeywords, options)),
+        "part": options.get("part"),
         **only(RunKeywords, options),
-    )
+    }
+    if moments is None or is_moments_file(moments):
+        return follow(compress_checkpoint(source, out, recipe, moments=moments, **how), on_event)
+    if how.pop("part") is not None:
+        raise UsageError(
+            "--part, and a text to calibrate with: each part would have moments of its own",
+            found=f"--calibrate {moments}",
+            fix="write them once with `tq3 calibrate`, and give that file to every part",
+        )
+    calibrated = wing("calibration", "compressing", "--calibrate").compress_calibrated
+    run: Run[Report] = calibrated(source, out, recipe, moments, tokens, **how)
     return follow(run, on_event)
+
+
+def _asked_moments(options: CompressKeywords) -> tuple[StrPath | None, int]:
+    moments, tokens = options.get("calibrate"), options.get("calibration_tokens")
+    if tokens is not None and (moments is None or is_moments_file(moments)):
+        raise UsageError(
+            "--calibration-tokens says how much of a text goes through the model",
+            found=f"--calibrate {moments}" if moments else "no --calibrate",
+            fix="leave it out, or give a text, or `random`, with --calibrate",
+        )
+    return moments, CALIBRATION_TOKENS if tokens is None else tokens
 
 
 @of_its_types
@@ -102,20 +126,27 @@ def preview(source: StrPath, **options: Unpack[CompressKeywords]) -> Description
     """What compress would write: every tensor's fate and reason, shards, bytes, peak memory.
 
     options: those of `compress`; `workers` counts for the peak memory, `backend` is looked up, and
-    `resume`, `overwrite` and `download` are not looked at
+    `resume`, `overwrite` and `download` are not looked at, nor a text to calibrate with
 
     Raises what `compress` would for the source, the recipe and the side files. Reads headers only.
     """
     get_backend(options.get("backend"))
     selection = Selection.of(options.get("also"), options.get("without"))
     recipe = make_recipe(**only(RecipeKeywords, options))
-    with open_source(source, HubOptions(revision=options.get("revision"))) as files:
+    asked, _ = _asked_moments(options)
+    moments = asked if asked is not None and is_moments_file(asked) else None
+    hub = HubOptions(revision=options.get("revision"))
+    with (
+        open_source(source, hub) as files,
+        moments_or_none(moments) as known,
+    ):
         return describe_plan(
             files,
             recipe,
             check_workers(options.get("workers"), files.connections),
             selection,
             verbatim_config=options.get("verbatim_config", False),
+            moments=known,
             part=make_part(options.get("part")),
         )
 

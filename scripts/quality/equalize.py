@@ -6,8 +6,10 @@ matrices and the other gains, as `tq3 compress --equalize` writes it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +41,11 @@ class Factors:
             return coded and Coded(coded.weight / factors, coded.bits)
 
         return code
+
+    def columns(self, name: str) -> np.ndarray | None:
+        """Of the columns of a matrix.  (1, columns) float32"""
+        link = replace(self._scalings[name], rows=None)
+        return self._factors(link).numpy() if link.columns else None
 
     def _factors(self, scaling: Scaling) -> Tensor:
         """Of each weight of a matrix.  (rows, columns) or what broadcasts to it"""

@@ -63,8 +63,12 @@ class Format:
         backend.encode(words, "F32", self.bits, self.group, packed, norms, self.scale)
         if self.rule != "least squares":
             norms = self._other_norms(weight, packed, norms)
+        return self.decoded(packed, norms, cols)
+
+    def decoded(self, packed: np.ndarray, norms: np.ndarray, cols: int) -> Coded:
+        """What these codes and norms stand for, in rows of `cols`, norms rounded as they say."""
         norms = norms.astype(np.dtype(self.norms)).astype(np.float32)
-        size = rows * n * (self.group * self.bits + 8 * np.dtype(self.norms).itemsize)
+        size = norms.size * (self.group * self.bits + 8 * np.dtype(self.norms).itemsize)
         return Coded(self._decoded(packed, norms, cols), size)
 
     def _decoded(self, packed: np.ndarray, norms: np.ndarray, cols: int) -> torch.Tensor:

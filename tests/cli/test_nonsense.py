@@ -188,7 +188,7 @@ def test_garbage_in_any_json_file_is_a_sentence_or_does_not_matter(tq3, whole, n
 
 
 @pytest.mark.parametrize(
-    "command", ["compress", "inspect", "restore", "verify", "card", "push", "eval"]
+    "command", ["compress", "inspect", "restore", "verify", "card", "push", "eval", "calibrate"]
 )
 def test_a_command_without_its_arguments_is_a_wrong_request(tq3, command):
     result = tq3(command)

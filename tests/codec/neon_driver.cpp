@@ -11,7 +11,7 @@
 
 namespace {
 
-enum Operation { kEncode, kDecode, kCast, kDequantize };
+enum Operation { kEncode, kDecode, kCast, kDequantize, kEncodeCalibrated, kDecompose };
 enum Field {
     kOperation,
     kKernel,
@@ -25,7 +25,8 @@ enum Field {
     kIsTrellis,
     kBytesIn,
     kBytesOut,
-    // What follows is of kDequantize only.
+    // What follows is of kDequantize, and kGlobal and kBlock of kEncodeCalibrated: whether norms
+    // are halves, and the number of groups.
     kKind,
     kCodeBits,
     kScaleType,
@@ -97,6 +98,15 @@ tq3::Quantised quantised(const std::int64_t (&request)[kFields], const std::vect
     return source;
 }
 
+// The input: order, weight, spread, words.
+tq3::Feedback feedback(const std::int64_t (&request)[kFields], const std::vector<char>& in) {
+    const auto groups = static_cast<std::size_t>(request[kBlock]);
+    const std::size_t columns = groups * static_cast<std::size_t>(request[kGroup]);
+    const auto* weight = reinterpret_cast<const float*>(in.data() + 8 * groups);
+    const auto* order = reinterpret_cast<const std::int64_t*>(in.data());
+    return {0, static_cast<int>(groups), order, weight + columns, weight, request[kGlobal] != 0};
+}
+
 // A caller that flushes denormals to zero must not change a byte.
 void flush_denormals() {
 #if defined(__aarch64__)
@@ -145,7 +155,16 @@ int main() {
             kernels.decode(tables, shape, codes, scales, dtype, out.data());
         else if (request[kOperation] == kDequantize)
             kernels.dequantize(quantised(request, in), reinterpret_cast<float*>(out.data()));
-        else
+        else if (request[kOperation] == kEncodeCalibrated) {
+            const std::size_t columns = size(kBlock) * size(kGroup);
+            const char* words = in.data() + 8 * size(kBlock) + 4 * (columns + columns * columns);
+            kernels.encode_calibrated(tables, feedback(request, in), shape, dtype, words,
+                                      reinterpret_cast<std::uint8_t*>(out.data()),
+                                      reinterpret_cast<float*>(out.data() + packed_bytes));
+        } else if (request[kOperation] == kDecompose) {
+            out = in;
+            kernels.decompose(size(kRows), reinterpret_cast<double*>(out.data()));
+        } else
             overflowed = static_cast<std::int64_t>(
                 kernels.cast(size(kCols), dtype, in.data(), other, out.data()));
         std::fwrite(out.data(), 1, out.size(), stdout);

@@ -11,6 +11,7 @@ import typer
 
 import tq3
 from tq3.cli import options as opt
+from tq3.cli.calibrating import calibrate
 from tq3.cli.evaluating import evaluate
 from tq3.cli.program import Program
 from tq3.cli.publishing import card, push
@@ -145,6 +146,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "push": push,
     "card": card,
     "eval": evaluate,
+    "calibrate": calibrate,
 }
 for name, function in COMMANDS.items():
     app.command(name, cls=opt.Command)(opt.takes_keywords(function))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tq3.cli import options as opt
 from tq3.cli.evaluation_tables import of_evaluation
 from tq3.cli.screen import Screen
-from tq3.errors import UsageError
 from tq3.events import follow
 from tq3.format.arguments import Unpack
 from tq3.format.options import BesideKeywords, FloatDtype
 from tq3.pipelines.opening import options_of_both
-
-_PACKAGES = ("accelerate", "matplotlib", "safetensors", "torch", "transformers")
+from tq3.wings import wing
 
 OutArg = Annotated[str, opt.checkpoint("OUT", "A TQ3 checkpoint")]
 SourceOpt = Annotated[
@@ -81,11 +78,11 @@ def evaluate(
     memory. Needs pip install 'tq3[eval]'.
     """
     with Screen(json=json, quiet=quiet) as screen:
-        evaluation = _part("evaluate")
-        plotting = _part("plotting") if plot else None
+        evaluation = wing("evaluation", "evaluate", "tq3 eval")
+        plotting = wing("evaluation", "plotting", "tq3 eval") if plot else None
         if plotting:
             plotting.check_file(plot)
-        saving = _part("saving") if save else None
+        saving = wing("evaluation", "saving", "tq3 eval") if save else None
         checkpoint = saving.check_folder(path) if saving else None
         options["show_download"] = screen.draws
         hub, source_hub = options_of_both(path, source, options)
@@ -107,15 +104,3 @@ def evaluate(
             plotting.draw(evaluated, plot)
         if saving:
             saving.save(evaluated, path, checkpoint)
-
-
-def _part(name: str) -> Any:
-    """A module of tq3.evaluation: imported here, so that a missing package has a sentence."""
-    try:
-        return import_module(f"tq3.evaluation.{name}")
-    except ModuleNotFoundError as error:
-        if error.name not in _PACKAGES:
-            raise
-        raise UsageError(
-            f"tq3 eval needs the package {error.name}", fix="pip install 'tq3[eval]'"
-        ) from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -231,8 +232,17 @@ def _add_coding(table: Table, d: Description) -> None:
         add(table, "codes", "of 3 and 4 bits: a path through a trellis")
     if d.scale:
         add(table, "scales", _SCALES[d.scale])
+    if d.calibration:
+        add(table, "calibrated", calibrated_by(d.calibration))
     if d.equalized:
         add(table, "columns", "equalized: the source's function, with other weights")
+
+
+def calibrated_by(record: Mapping[str, Any]) -> str:
+    """Of what tokens the moments are, from the record in tq_config.json."""
+    tokens, text = record.get("tokens"), record.get("text")
+    what = "random tokens" if text == "random" else f"tokens of {text}"
+    return f"with {tokens} {what}: errors of one weight are made up for by others"
 
 
 def _classes(d: Description) -> Table:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from numpy import int64, uint8
+from numpy import float64, int64, uint8
 from numpy.typing import NDArray
 
 from tq3.codec.reference import Floats, Words
@@ -71,5 +71,19 @@ class Kernels:
         zero_points: NDArray[uint8] | None,
         global_scale: Floats | None,
     ) -> None: ...
+    def encode_calibrated(
+        self,
+        tables: Tables,
+        words: Words,
+        dtype: str,
+        first_group: int,
+        order: NDArray[int64],
+        spread: Floats,
+        weight: Floats,
+        half_norms: bool,
+        packed: NDArray[uint8],
+        norms: Floats,
+    ) -> None: ...
+    def decompose(self, matrix: NDArray[float64]) -> None: ...
 
 def kernels_that_run_here() -> list[Kernels]: ...

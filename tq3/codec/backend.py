@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tq3.codec import reference, tables
+from tq3.codec.calibrated import Feedback
 from tq3.codec.compiled import unbroken
 from tq3.codec.numpy_backend import NumpyBackend, check_code, check_width
 from tq3.codec.reference import Floats, Words
@@ -61,6 +62,25 @@ class Backend(Protocol):
         """Fill packed and norms, chosen as `scale` says: one of `format.recipe.SCALES`.
 
         code: one of `format.recipe.CODES`, for decoding, too
+        """
+
+    def encode_calibrated(
+        self,
+        words: Words,
+        dtype: str,
+        bits: int,
+        group: int,
+        packed: Packed,
+        norms: Floats,
+        first_group: int,
+        feedback: Feedback,
+        norm_dtype: str,
+    ) -> None:
+        """Fill the groups of one block in every row, from `first_group` on: `calibrated.encode`."""
+
+    def decompose(self, matrix: NDArray[np.float64]) -> None:
+        """What `calibrated.decompose` does to a matrix of at most BLOCK columns, above and on its
+        diagonal.
         """
 
     def decode(
@@ -142,6 +162,34 @@ class NativeBackend:
     ) -> None:
         made, trellis = _native_tables(bits, group), _native_trellis(code, bits, group)
         self._kernels.encode(made, words, dtype, packed, norms, scale, trellis)
+
+    def encode_calibrated(
+        self,
+        words: Words,
+        dtype: str,
+        bits: int,
+        group: int,
+        packed: Packed,
+        norms: Floats,
+        first_group: int,
+        feedback: Feedback,
+        norm_dtype: str,
+    ) -> None:
+        self._kernels.encode_calibrated(
+            _native_tables(bits, group),
+            words,
+            dtype,
+            first_group,
+            feedback.order,
+            feedback.spread,
+            feedback.weight,
+            norm_dtype == "F16",
+            packed,
+            norms,
+        )
+
+    def decompose(self, matrix: NDArray[np.float64]) -> None:
+        self._kernels.decompose(matrix)
 
     def decode(
         self,

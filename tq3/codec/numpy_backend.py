@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tq3.codec import quantised, reference, tables, trellis
+from tq3.codec import calibrated, quantised, reference, tables, trellis
+from tq3.codec.calibrated import BLOCK, PANEL, Feedback
 from tq3.codec.reference import WORD_TYPE, Floats, Words
 from tq3.format.quantised import Encoding
 from tq3.format.recipe import CODES, GROUP_SIZES, SCALES
@@ -41,6 +42,31 @@ class NumpyBackend:
             packed[rows.start * n : rows.stop * n], norms[rows] = codec.encode(
                 words[rows], dtype, bits, group, scale
             )
+
+    def encode_calibrated(
+        self,
+        words: Words,
+        dtype: str,
+        bits: int,
+        group: int,
+        packed: Packed,
+        norms: Floats,
+        first_group: int,
+        feedback: Feedback,
+        norm_dtype: str,
+    ) -> None:
+        n = _check_matrix(words, dtype, bits, group, packed, norms)
+        _check_feedback(feedback, group, first_group, n)
+        here = slice(first_group, first_group + len(feedback.order))
+        block = words[:, here.start * group : here.stop * group]
+        codes, norms[:, here] = calibrated.encode(block, dtype, bits, group, feedback, norm_dtype)
+        packed.reshape(len(words), n, -1)[:, here] = codes
+
+    def decompose(self, matrix: NDArray[np.float64]) -> None:
+        _check("matrix", matrix, (len(matrix), len(matrix)), np.float64)
+        if len(matrix) > BLOCK:
+            raise ValueError(f"matrix.shape: found {matrix.shape}, expected at most {BLOCK} rows")
+        calibrated.decompose(matrix)
 
     def decode(
         self,
@@ -116,6 +142,23 @@ def _check_matrix(
     _check("norms", norms, (rows, n), np.float32)
     _check("packed", packed, (rows * n, group * bits // 8), np.uint8)
     return n
+
+
+def _check_feedback(feedback: Feedback, group: int, first_group: int, n_groups: int) -> None:
+    """Refuse what module.cpp refuses, in the same words."""
+    order, m = feedback.order, len(feedback.order)
+    n = m * group
+    _check("order", order, (m,), np.int64)
+    if not 0 < n <= BLOCK:
+        expected = f"at most {BLOCK} columns in groups"
+        raise ValueError(f"order.shape: found {order.shape}, expected {expected}")
+    for at in order[(order < 0) | (order >= m)]:
+        raise ValueError(f"order: found {at}, expected a group of the block")
+    if first_group + m > n_groups:
+        expected = "that of a block inside the row"
+        raise ValueError(f"first_group: found {first_group}, expected {expected}")
+    _check("spread", feedback.spread, (n // PANEL, n, PANEL), np.float32)
+    _check("weight", feedback.weight, (n,), np.float32)
 
 
 def _check_quantised(

@@ -8,6 +8,8 @@ uint32 for F32.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from tq3.codec import tables
 
 Words = NDArray[np.uint16] | NDArray[np.uint32]
 Floats = NDArray[np.float32]
+AnyFloats = TypeVar("AnyFloats", NDArray[np.float32], NDArray[np.float64])
 WORD_TYPE: dict[str, type] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
 
 # The search halves its step, from a quarter of the norm's scale on. docs/quality.md says why.
@@ -34,12 +37,13 @@ def encode(
     norm, rotated = rotated_groups(words, dtype, group)
     with np.errstate(over="ignore", invalid="ignore"):
         unit = norm * np.float32(np.sqrt(group))
+        boundaries = tables.boundaries(bits, group)
         if scale == "search":
-            unit, gain = _search(np.abs(rotated), unit, bits)
-            codes = _nearest_codes(rotated, unit, bits)
+            unit, gain = search(np.abs(rotated), unit, bits)
+            codes = nearest_codes(rotated, unit, boundaries)
             stored_norm = np.where(np.isfinite(norm), gain * np.float32(1 / np.sqrt(group)), norm)
         else:
-            codes = _nearest_codes(rotated, unit, bits)
+            codes = nearest_codes(rotated, unit, boundaries)
             stored_norm = norm / _norm_of_levels(codes, bits)
     return pack(codes, bits), stored_norm.reshape(len(words), -1)
 
@@ -56,7 +60,7 @@ def rotated_groups(words: Words, dtype: str, group: int) -> tuple[Floats, Floats
     groups = padded.reshape(rows * n, group)
     d1, d2 = tables.signs(group)
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = np.sqrt(_sum_in_index_order(groups * groups))
+        norm = np.sqrt(sum_in_index_order(groups * groups))
         return norm, hadamard(groups * d1) * d2
 
 
@@ -73,8 +77,8 @@ def decode(packed: NDArray[np.uint8], norms: Floats, bits: int, group: int, cols
     return weights.reshape(len(norms), -1)[:, :cols]
 
 
-def hadamard(groups: Floats) -> Floats:
-    """Walsh-Hadamard transform of each row, not normalised.  (n_groups, group) float32
+def hadamard(groups: AnyFloats) -> AnyFloats:
+    """Walsh-Hadamard transform of each row, not normalised.  (n_groups, group)
 
     Natural (Sylvester) order.
     Strides group/2, group/4, ..., 1: the order of the float32 additions is part of the definition.
@@ -126,7 +130,7 @@ def from_float32(values: Floats, dtype: str) -> Words:
     return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16)
 
 
-def _sum_in_index_order(values: Floats) -> Floats:
+def sum_in_index_order(values: Floats) -> Floats:
     """Sum of each group, added from the first value to the last.  (n_groups,) float32"""
     total = np.zeros(len(values), np.float32)
     for column in values.T:
@@ -134,7 +138,7 @@ def _sum_in_index_order(values: Floats) -> Floats:
     return total
 
 
-def _search(sizes: Floats, unit: Floats, bits: int) -> tuple[Floats, Floats]:
+def search(sizes: Floats, unit: Floats, bits: int) -> tuple[Floats, Floats]:
     """The scale of the thresholds that gives the smallest error, and the gain of its levels.
 
     Each step tries a smaller and a larger scale than the best one so far.
@@ -161,22 +165,22 @@ def _fit(sizes: Floats, scale: Floats, bits: int) -> tuple[Floats, Floats]:
     group = sizes.shape[1]
     levels = tables.codebook(bits, group)[1 << (bits - 1) :]
     squares = levels * levels
-    product = _sum_in_index_order(sizes) * levels[0]
+    product = sum_in_index_order(sizes) * levels[0]
     square = np.full(len(sizes), np.float32(group) * squares[0])
     for k, boundary in enumerate(tables.boundaries(bits, group)):
         above = sizes > (scale * boundary)[:, None]
-        sum_above = _sum_in_index_order(np.where(above, sizes, np.float32(0)))
+        sum_above = sum_in_index_order(np.where(above, sizes, np.float32(0)))
         product += sum_above * (levels[k + 1] - levels[k])
         square += above.sum(axis=1).astype(np.float32) * (squares[k + 1] - squares[k])
     return product / np.sqrt(square), product / square
 
 
-def _nearest_codes(rotated: Floats, unit: Floats, bits: int) -> NDArray[np.uint8]:
+def nearest_codes(rotated: Floats, unit: Floats, boundaries: Floats) -> NDArray[np.uint8]:
     """Count thresholds below |y|, then the sign picks the half: zero takes the lower one."""
-    thresholds = unit[:, None] * tables.boundaries(bits, rotated.shape[1])
+    thresholds = unit[:, None] * boundaries
     exceeds = np.abs(rotated)[:, :, None] > thresholds[:, None, :]
     magnitude: NDArray[np.uint8] = exceeds.sum(axis=-1, dtype=np.uint8)
-    half = 1 << (bits - 1)
+    half = len(boundaries) + 1
     codes = np.where(rotated > 0, half + magnitude, half - 1 - magnitude)
     return codes.astype(np.uint8)
 

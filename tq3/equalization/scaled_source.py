@@ -70,6 +70,10 @@ class ScaledSource(ForwardingSource):
         # A few tensors are read at one time. All factors as floats could take a gigabyte.
         self._scaler = lru_cache(_SCALERS)(lambda name: _Scaler(self._scalings[name], factors))
 
+    def column_factors(self, name: str) -> Floats | None:
+        """What the columns of a tensor are multiplied by.  (stack or 1, columns) or None"""
+        return self._scaler(name).columns if name in self._scalings else None
+
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Read bytes as `Files.read` does, scaled where they are weights."""
         data = bytearray(self._files.read(name, offset, length))
@@ -108,12 +112,12 @@ class _Scaler:
         stack, rows, columns = scaling.shape
         self._shape = scaling.shape
         self._offset = scaling.offset
-        self._columns: Floats | None = None
+        self.columns: Floats | None = None
         self._rows: Floats | None = None
         if link := scaling.columns:
             runs = factors_of(factors[link.name]).reshape(-1, 1, scaling.run)
             repeated = np.broadcast_to(runs, (len(runs), scaling.repeats, scaling.run))
-            self._columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
+            self.columns = np.broadcast_to(repeated.reshape(link.stack, columns), (stack, columns))
         if link := scaling.rows:
             n_runs = scaling.row_runs
             divided = np.ones((stack, n_runs, rows // n_runs), np.float32)
@@ -138,8 +142,8 @@ class _Scaler:
         top, left = divmod(first, columns)
         numbers = np.arange(top, -(-(first + count) // columns))
         factors: Floats = np.ones((1, 1), np.float32)
-        if self._columns is not None:
-            factors = self._columns[numbers // rows] if stack > 1 else self._columns
+        if self.columns is not None:
+            factors = self.columns[numbers // rows] if stack > 1 else self.columns
         if self._rows is not None:
             factors = factors * self._rows[numbers, None]
         whole = np.broadcast_to(factors, (len(numbers), columns))

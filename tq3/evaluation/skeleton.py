@@ -49,13 +49,14 @@ class Skeleton:
     head: the parts outside of the base model, which make logits
     rest: parameters that belong to no part
     used: the parts that text goes through, as far as that can be told beforehand
+    filled: tensor of the checkpoint -> the parameters it ends up in; none for what is not loaded
     """
 
     def __init__(self, model: PreTrainedModel, tensors: Collection[str]) -> None:
         self.model = model
         self._state = model.state_dict()
         self._tied: Mapping[str, str] = model.all_tied_weights_keys
-        self._filled = _filled_by(model, self._state, tensors)
+        self.filled = _filled_by(model, self._state, tensors)
         self._loading = LoadStateDictConfig(
             dtype=model.dtype,
             dtype_plan=model._get_dtype_plan(model.dtype),
@@ -81,6 +82,17 @@ class Skeleton:
     def part_of(self, module: nn.Module) -> Part:
         """The part that a `Forward` stopped at."""
         return self._parts[module]
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """A parameter as it is now: without a value while no part `holding` it is in memory."""
+        return self._get(name)
+
+    def move(self, part: Part, device: torch.device) -> None:
+        """Move what `holding` the part has put into memory; to be called within."""
+        for name in part.parameters:
+            value = self._get(name)
+            if value.device != device:
+                self._set(name, nn.Parameter(value.to(device), requires_grad=False))
 
     @contextmanager
     def holding(self, part: Part, weights: Weights) -> Iterator[None]:
@@ -134,13 +146,13 @@ class Skeleton:
 
     def _made_from(self, parameters: Collection[str]) -> tuple[str, ...]:
         """The tensors that these parameters are built from; tied ones, stored once, count once."""
-        stored = {name for names in self._filled.values() for name in names}
+        stored = {name for names in self.filled.values() for name in names}
         wanted = {p if p in stored else self._tied.get(p, p) for p in parameters}
-        return tuple(n for n, filled in self._filled.items() if not wanted.isdisjoint(filled))
+        return tuple(n for n, filled in self.filled.items() if not wanted.isdisjoint(filled))
 
     def _touched(self, part: Part) -> set[str]:
         """Every parameter and buffer that loading the part's tensors fills."""
-        return {*part.parameters, *(p for name in part.tensors for p in self._filled[name])}
+        return {*part.parameters, *(p for name in part.tensors for p in self.filled[name])}
 
     def _get(self, name: str) -> torch.Tensor:
         path, _, last = name.rpartition(".")

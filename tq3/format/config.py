@@ -46,6 +46,8 @@ class TqConfig:
     kept_source_dtype: name -> reason, for floats that are not F16 because of their values
     float32_norms: name -> reason, for norms that are not FP16 because of their values
     factors: of channels, where columns were equalized
+    calibration: facts of the second moments under which codes were chosen, where they were, and
+    as `without` the compressed tensors that had none
     code: what codes stand for, but of widths that no trellis has
     source_quantization: how the source's weights were stored, where they were quantised
     """
@@ -67,6 +69,7 @@ class TqConfig:
     recipe: Mapping[str, Any] | None = None
     measured_error: MeasuredError | None = None
     factors: Factors = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     source_quantization: Mapping[str, Any] = field(default_factory=dict)
     code: Code = "scalar"
 
@@ -104,6 +107,8 @@ class TqConfig:
         }
         if self.factors:
             known["tq3"]["equalization"] = factors_record(self.factors)
+        if self.calibration:
+            known["tq3"]["calibration"] = dict(self.calibration)
         if self.source_quantization:
             known["tq3"]["source_quantization"] = dict(self.source_quantization)
         text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
@@ -174,6 +179,7 @@ def _from_object(raw: Mapping[str, Any]) -> TqConfig:
         recipe=_typed(ours, "recipe", dict, None),
         measured_error=_measured_error(_typed(ours, "measured_error", dict, None)),
         factors=factors_from_record(_items(ours, "equalization", dict, str), FILE_NAME),
+        calibration=_calibration(_typed(ours, "calibration", dict, {})),
         source_quantization=_typed(ours, "source_quantization", dict, {}),
         code=code,
     )
@@ -265,6 +271,12 @@ def _choice(
 def _check_seed(raw: Mapping[str, Any]) -> None:
     """Signs are constants: other ones would decode to other weights, of the right size."""
     _choice(raw, "quantizer_seed", (None, QUANTIZER_SEED))
+
+
+def _calibration(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    if record:
+        _items(record, "without", list, str)
+    return record
 
 
 def _measured_error(record: Mapping[str, Any] | None) -> MeasuredError | None:

@@ -13,16 +13,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 from tq3.format.arguments import check_fields
+from tq3.format.calibration_options import CalibrationKeywords
 from tq3.format.option import EXACT, FIRST, OUTPUT, RUN, SMALL, Option
-from tq3.format.recipe import (
-    Code,
-    ExpertGroups,
-    GroupSize,
-    KeptDtype,
-    Nonfinite,
-    Recipe,
-    Scale,
-)
+from tq3.format.recipe import Code, ExpertGroups, GroupSize, KeptDtype, Nonfinite, Recipe, Scale
 from tq3.format.sizes import DEFAULT_SHARD_SIZE
 from tq3.format.widths import Bits, NormDtype
 
@@ -226,7 +219,13 @@ class HubKeywords(RevisionKeywords, total=False):
 
 
 class CompressKeywords(
-    RecipeKeywords, RunKeywords, PartKeywords, TravelKeywords, HubKeywords, total=False
+    RecipeKeywords,
+    CalibrationKeywords,
+    RunKeywords,
+    PartKeywords,
+    TravelKeywords,
+    HubKeywords,
+    total=False,
 ):
     """The keywords of `tq3.compress` and `tq3.preview`."""
 

@@ -18,6 +18,8 @@ ExpertGroups = Literal["stored", "inputs"]
 Nonfinite = Literal["error", "keep"]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 SCALES: tuple[str, ...] = get_args(Scale)
+# How codes are chosen where second moments of what the weights multiply are known.
+CALIBRATED = "calibrated"
 # What codes stand for: a level each, or with the two before them (docs/format.md, section 10).
 Code = Literal["scalar", "trellis"]
 CODES: tuple[str, ...] = get_args(Code)

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tq3.codec.backend import Backend, get_backend
 from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
 from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.choice import choose_scalings
 from tq3.equalization.estimate import estimate_factors
-from tq3.equalization.scaled_source import equalized
+from tq3.equalization.scaled_source import ScaledSource, equalized
 from tq3.errors import BadInput, UsageError
 from tq3.events import Notice, Report, Run
 from tq3.format import config as tq_config
@@ -26,6 +27,9 @@ from tq3.format.parts import Part, make_part
 from tq3.format.recipe import Recipe
 from tq3.format.recognition import mark
 from tq3.hub.options import HubOptions
+from tq3.moments.cost import coding_cost
+from tq3.moments.feedbacks import Columns, Feedbacks, unscaled
+from tq3.moments.reading import Moments, moments_or_none, of_others
 from tq3.pipelines.findings import Finding, Kind
 from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.job import Job
@@ -58,6 +62,7 @@ def compress_checkpoint(
     verbatim_config: bool = False,
     selection: Selection = BY_POLICY,
     hub: HubOptions = FOLDER,
+    moments: StrPath | None = None,
     part: str | tuple[int, int] | None = None,
     **run: Unpack[RunKeywords],
 ) -> Run[Report]:
@@ -66,15 +71,19 @@ def compress_checkpoint(
     source: a folder, or as a text the id of a repository on the Hub, which `hub` is about
     verbatim_config: leave config.json as it is, without the key by which hosts recognise the folder
     selection: side files that travel or stay in spite of the policy
+    moments: a file of `tq3 calibrate`: codes are chosen under what the weights multiply
     part: "3/16" or (3, 16): write only the shards of that part, which `finish_parts` joins
 
     Raises UsageError, BadInput, StorageError or NetworkError; then `out` has no checkpoint, and
     what was done so far is continued by the next run with the same source and recipe.
     """
     options, asked = RunOptions(**run), make_part(part)
-    with open_source(source, hub) as files:
-        job = Compression(files, recipe, verbatim_config, selection)
+    with open_source(source, hub) as files, moments_or_none(moments) as known:
+        job = Compression(files, recipe, verbatim_config, selection, known)
         yield from job.equalize(Path(out), options, asked)
+        if known:
+            workers = check_workers(options.workers, files.connections)
+            yield Notice(coding_cost(job.plan, get_backend(options.backend), workers))
         if asked:
             return (yield from run_part(job, Path(out), asked, options, job.request()))
         return (yield from run_job(job, out, options))
@@ -97,10 +106,12 @@ class Compression(Job):
         recipe: Recipe,
         verbatim_config: bool,
         selection: Selection,
+        moments: Moments | None = None,
     ) -> None:
+        self._moments = moments
         with uncollected():
             super().__init__(*open_for(recipe, files), selection)
-            self.plan = self._first_plan = first_plan(files, self.checkpoint, recipe)
+            self.plan = self._first_plan = first_plan(files, self.checkpoint, recipe, moments)
         if verbatim_config and self.checkpoint.source_quantization:
             raise UsageError(
                 "its config.json says that the weights are quantised as they were",
@@ -110,11 +121,14 @@ class Compression(Job):
         self._recipe = recipe
         self._verbatim_config = verbatim_config
         self._factors: Factors = NO_FACTORS
+        self._columns: Columns = unscaled
         self._learned = NOTHING_LEARNED
         self._findings: dict[str, Finding] = {}
         spare = unreachable_target(self.plan, recipe)
         self._notices += [Notice(f"the target is {spare}")] if spare else []
         self._notices += map(Notice, worth_knowing(files, self.plan, recipe))
+        if moments:
+            self._notices += map(Notice, of_others(moments, self.checkpoint, self.plan))
 
     def equalize(self, out: Path, options: RunOptions, part: Part | None) -> Run[None]:
         """Estimate the factors by a first pass over the weights, and read scaled ones from then on.
@@ -152,6 +166,8 @@ class Compression(Job):
         """Read weights scaled by these factors from here on."""
         self._factors = factors
         scaled = equalized(self.files, self.checkpoint, factors)
+        if isinstance(scaled, ScaledSource):
+            self._columns = scaled.column_factors
         self.files = with_host_views(scaled, self.checkpoint)
 
     def request(self) -> dict[str, Any]:
@@ -162,6 +178,7 @@ class Compression(Job):
             "source": os.path.abspath(self.files.folder) if self.files.folder else origin.model,
             "revision": None if is_here else origin.revision,
             "verbatim_config": self._verbatim_config,
+            "moments": os.path.abspath(self._moments.file) if self._moments else None,
             "selection": self.selection.to_record(),
             "writer": self.writer,
         }
@@ -172,7 +189,14 @@ class Compression(Job):
 
     def identity(self) -> Identity:
         """The run's identity with the factors, on which every byte depends, too."""
-        return with_factors(super().identity(), self._factors)
+        identity = with_factors(super().identity(), self._factors)
+        return replace(identity, moments=self._moments.digest if self._moments else "")
+
+    def feedbacks(self, backend: Backend) -> Feedbacks | None:
+        """Of the moments, divided by the factors of columns."""
+        if self._moments is None:
+            return None
+        return Feedbacks(self._moments, self._columns, backend)
 
     def apply(self, learned: Learned) -> None:
         """Plan with what an earlier run learned, or this one."""
@@ -200,7 +224,8 @@ class Compression(Job):
     def _plan(self, learned: Learned) -> Plan:
         if learned == NOTHING_LEARNED:
             return self._first_plan
-        return plan_compression(self.checkpoint, self._recipe, learned)
+        readers = self._moments.readers if self._moments else ()
+        return plan_compression(self.checkpoint, self._recipe, learned, readers)
 
     def _little_compressed(self) -> str | None:
         return little_compressed(self.plan, self._recipe, self._learned)
@@ -261,6 +286,7 @@ class Compression(Job):
             writer=self.writer,
             error=error,
             factors=self._factors,
+            calibration=self._moments.record if self._moments else {},
             source_quantization=self.checkpoint.source_quantization,
         )
         return replace(described, recipe={**(described.recipe or {}), **self.selection.to_record()})

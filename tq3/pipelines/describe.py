@@ -17,6 +17,8 @@ from tq3.format.layout import NORMS, GroupLayout, stem_of_codes
 from tq3.format.parts import Part
 from tq3.format.precision import what_is_lost, what_may_be_lost
 from tq3.format.recipe import Recipe
+from tq3.moments.feedbacks import KEPT_FEEDBACK_BYTES
+from tq3.moments.reading import Moments, of_others
 from tq3.pipelines.description import Description, TensorLine
 from tq3.pipelines.first_plan import first_plan, open_for, worth_knowing
 from tq3.pipelines.part import share_in_words
@@ -58,6 +60,7 @@ def describe_plan(
     selection: Selection = BY_POLICY,
     *,
     verbatim_config: bool = False,
+    moments: Moments | None = None,
     part: Part | None = None,
 ) -> Description:
     """What compress would write, and in a notice what `part` would of it.
@@ -65,11 +68,16 @@ def describe_plan(
     Raises BadInput or UsageError, as compress does.
     """
     files, checkpoint = open_for(recipe, files)
-    plan = first_plan(files, checkpoint, recipe)
+    plan = first_plan(files, checkpoint, recipe, moments)
     written = () if verbatim_config else (CONFIG,)
     found = _describe_plan(files, checkpoint, plan, recipe, workers, selection, written)
     shared = share_in_words(plan, part) if part else ()
-    return replace(found, notices=(*found.notices, *shared))
+    found = replace(found, notices=(*found.notices, *shared))
+    if moments is None:
+        return found
+    notices = (*found.notices, *of_others(moments, checkpoint, plan))
+    memory = (found.peak_memory_bytes or 0) + KEPT_FEEDBACK_BYTES
+    return replace(found, calibration=moments.record, notices=notices, peak_memory_bytes=memory)
 
 
 def _describe_plan(
@@ -142,6 +150,7 @@ def _describe_tq3(files: Files, checkpoint: Checkpoint, config: TqConfig) -> Des
         scale=recorded.scale if recorded else None,
         code=config.code,
         equalized=bool(config.factors),
+        calibration=config.calibration,
         original_model=config.original_model,
         source_revision=config.source_revision,
         source_dtype=config.source_dtype,

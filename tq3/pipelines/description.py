@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,6 +59,7 @@ class Description:
     scale, source_bytes, measured_error: None where nobody recorded them
     code: what codes stand for, but of widths that no trellis has
     equalized: whether columns were scaled, and what feeds them the other way
+    calibration: of the moments under which codes were chosen, as tq_config.json has it
     choice: widths by role, and what they are expected to cost
     peak_memory_bytes: what compress would need, for a plan
     notices: what the user should know beside the figures
@@ -85,6 +86,7 @@ class Description:
     unreachable_target: str | None = None
     notices: tuple[str, ...] = ()
     equalized: bool = False
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     side_files: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 

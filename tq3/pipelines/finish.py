@@ -23,6 +23,7 @@ from tq3.format.equalization import factors_from_record, factors_record
 from tq3.format.files import Source
 from tq3.format.options import MachineKeywords, RunOptions, StrPath
 from tq3.hub.options import HubOptions
+from tq3.moments.reading import Moments, moments_or_none
 from tq3.pipelines.compress import Compression
 from tq3.pipelines.joining import ready_shards, refuse, written_shards
 from tq3.pipelines.machine import check_workers
@@ -50,8 +51,11 @@ def finish_parts(
     options, folder = RunOptions(**machine), Path(out)
     begun = _begun(folder)
     asked = begun or _asked(folder, find_parts(folder))
-    with _opened(asked["request"], source) as files:
-        job, identity = _job(files, folder, asked)
+    with (
+        _opened(asked["request"], source) as files,
+        moments_or_none(asked["request"].get("moments")) as moments,
+    ):
+        job, identity = _job(files, folder, asked, moments)
         workers = check_workers(options.workers, files.connections)
         codec = get_backend(options.backend)
         with TargetFolder(
@@ -137,12 +141,14 @@ def _opened(request: Mapping[str, Any], source: StrPath | None) -> Iterator[Sour
         yield files
 
 
-def _job(files: Source, folder: Path, asked: Mapping[str, Any]) -> tuple[Compression, Identity]:
+def _job(
+    files: Source, folder: Path, asked: Mapping[str, Any], moments: Moments | None
+) -> tuple[Compression, Identity]:
     """The job that the parts shared, and its identity, which must be theirs."""
     request, recorded = asked["request"], asked["identity"]
     recipe = recipe_from_record(recorded["options"])
     selection = Selection(**{name: tuple(globs) for name, globs in request["selection"].items()})
-    job = Compression(files, recipe, request["verbatim_config"], selection)
+    job = Compression(files, recipe, request["verbatim_config"], selection, moments)
     if asked["factors"]:
         job.scale(factors_from_record(asked["factors"], str(folder)))
     identity = job.identity()

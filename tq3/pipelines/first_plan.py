@@ -9,7 +9,8 @@ from tq3.dequantization.orientation import by_outputs, with_host_views
 from tq3.dequantization.source import open_original
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.files import Files, Source
-from tq3.format.recipe import Recipe
+from tq3.format.recipe import CALIBRATED, Recipe
+from tq3.moments.reading import Moments
 from tq3.plan import joined
 from tq3.plan.compressing import plan_compression
 from tq3.plan.coverage import little_compressed, refuse_nothing
@@ -38,9 +39,16 @@ def open_for(recipe: Recipe, files: Source) -> tuple[Source, Checkpoint]:
     return with_host_views(files, checkpoint), checkpoint
 
 
-def first_plan(files: Files, checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """The plan that compress begins with. Raises BadInput where there is nothing to compress."""
-    plan = plan_compression(checkpoint, recipe)
+def first_plan(
+    files: Files, checkpoint: Checkpoint, recipe: Recipe, moments: Moments | None = None
+) -> Plan:
+    """The plan that compress begins with. Raises BadInput where there is nothing to compress, and
+    for moments that don't fit.
+    """
+    plan = plan_compression(checkpoint, recipe, calibrated=moments.readers if moments else ())
+    for task in plan.tasks:
+        if moments and task.scale == CALIBRATED:
+            moments.check(task.sources[0], recipe.group_size)
     refuse_nothing(plan, recipe, files.label)
     return plan
 

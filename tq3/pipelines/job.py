@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from tq3.codec.backend import Backend
 from tq3.errors import StorageError
 from tq3.events import Notice
 from tq3.format import manifest
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.config import MeasuredError
 from tq3.format.files import Source
+from tq3.moments.feedbacks import Feedbacks
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.side_files import in_words, side_files
 from tq3.plan.identity import Identity, identify
@@ -76,6 +78,10 @@ class Job(ABC):
     def replan(self) -> Learned:
         """Plan again with what was heeded; gives all that was learned so far."""
         raise AssertionError("only a job whose `record` returns plans again")
+
+    def feedbacks(self, backend: Backend) -> Feedbacks | None:
+        """What codes are chosen with where the plan has calibrated ones."""
+        return None
 
     def notices(self) -> list[Notice]:
         """Notices that are new since the last call."""

@@ -7,7 +7,6 @@ from contextlib import closing
 
 from tq3.codec.backend import Backend
 from tq3.events import Progress
-from tq3.format.files import Source
 from tq3.parallel import in_parallel
 from tq3.pipelines.findings import Finding
 from tq3.pipelines.job import Job
@@ -50,7 +49,7 @@ def write_shard(
     findings: list[Finding] = []
     with (
         target.shard(job.plan, number) as file,
-        closing(_carry_out(blocks, file, job.files, backend, workers)) as outcomes,
+        closing(_carry_out(blocks, file, job, backend, workers)) as outcomes,
     ):
         for outcome in outcomes:
             tally.work(outcome.block, outcome.cpu_seconds)
@@ -71,10 +70,12 @@ def _changed(numbers: Iterable[int], before: Plan, after: Plan) -> list[int]:
 
 
 def _carry_out(
-    blocks: Iterable[Block], file: ShardFile, files: Source, backend: Backend, workers: int
+    blocks: Iterable[Block], file: ShardFile, job: Job, backend: Backend, workers: int
 ) -> Generator[Done, None, None]:
+    feedbacks = job.feedbacks(backend)
+
     def make_work() -> Callable[[Block], Done]:
-        worker = Worker(files, backend)
+        worker = Worker(job.files, backend, feedbacks)
         return lambda block: worker.carry_out(block, file)
 
-    return in_parallel(blocks, make_work, workers, files.cancel)
+    return in_parallel(blocks, make_work, workers, job.files.cancel)

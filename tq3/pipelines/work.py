@@ -18,6 +18,8 @@ from tq3.codec.reference import WORD_TYPE, Floats, Words
 from tq3.format.files import Source
 from tq3.format.layout import GroupLayout
 from tq3.format.manifest import digest
+from tq3.format.recipe import CALIBRATED
+from tq3.moments.feedbacks import Feedbacks
 from tq3.pipelines.findings import (
     Finding,
     all_finite,
@@ -57,9 +59,10 @@ class Done:
 class Worker:
     """One thread's buffers and the four ways to carry out a block."""
 
-    def __init__(self, files: Source, backend: Backend) -> None:
+    def __init__(self, files: Source, backend: Backend, feedbacks: Feedbacks | None = None) -> None:
         self._files = files
         self._backend = backend
+        self._feedbacks = feedbacks
         self._room = np.empty(0, np.uint8)
         self._used = 0
         self._reading_seconds = 0.0
@@ -76,13 +79,15 @@ class Worker:
     def _encode(self, block: Block, shard: ShardFile) -> Done:
         layout = _layout(block.task)
         dtype = block.task.sources[0].info.dtype
-        words = as_words(self._read(block, 0), dtype).reshape(block.count, layout.unit_cols)
+        words = as_words(self._read(block, 0), dtype).reshape(block.count, -1)
         packed = self._target(block, 0).reshape(-1, layout.group_bytes)
         # Not from the room, which holds what is read and written: a hundredth of a block.
         norms = np.empty((block.count, len(packed) // block.count), np.float32)
-        scale = block.task.scale
-        how = scale, layout.code
-        self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms, *how)
+        if block.task.scale == CALIBRATED:
+            self._encode_calibrated(block, words, packed, norms)
+        else:
+            how = block.task.scale, layout.code
+            self._backend.encode(words, dtype, layout.bits, layout.group, packed, norms, *how)
         if not np.isfinite(norms).all():
             return Done(block, nonfinite(block, words, dtype))
         if layout.norm_dtype == "F16" and not fits_float16(norms).all():
@@ -90,6 +95,28 @@ class Worker:
         stored = stored_norms(norms, layout.norm_dtype)
         error = self._sampled_error(block, words, packed, read_norms(stored, layout.norm_dtype))
         return self._write(block, shard, words, packed, stored, error=error)
+
+    def _encode_calibrated(self, block: Block, words: Words, packed: Bytes, norms: Floats) -> None:
+        """Whole rows, block by block of columns, of one matrix of a stack after the other."""
+        assert self._feedbacks, "a plan with calibrated codes has moments"
+        layout, name = _layout(block.task), block.task.name
+        n, matrix_rows = layout.groups_per_row, layout.shape[-2]
+        width = self._feedbacks.block_columns(name)
+        dtype, shape = block.task.sources[0].info.dtype, (layout.bits, layout.group)
+        starts = range(0, layout.cols, width)
+        # Workers that begin together with one matrix begin with other blocks of it.
+        turn = block.first // block.count % len(starts)
+        at = 0
+        while at < block.count:
+            matrix, row = divmod(block.first + at, matrix_rows)
+            stop = min(block.count, at + matrix_rows - row)
+            rows, groups = slice(at, stop), slice(at * n, stop * n)
+            arrays = words[rows], dtype, *shape, packed[groups], norms[rows]
+            for number in (*range(turn, len(starts)), *range(turn)):
+                feedback = self._feedbacks.get(name, matrix, number, layout.cols, layout.group)
+                first = starts[number] // layout.group
+                self._backend.encode_calibrated(*arrays, first, feedback, layout.norm_dtype)
+            at = stop
 
     def _decode(self, block: Block, shard: ShardFile) -> Done:
         layout = _layout(block.task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -17,7 +17,7 @@ from tq3.format.config import MeasuredError, TqConfig, recipe_record
 from tq3.format.equalization import NO_FACTORS, Factors
 from tq3.format.header import TensorInfo
 from tq3.format.layout import GroupLayout
-from tq3.format.recipe import Recipe
+from tq3.format.recipe import CALIBRATED, Recipe
 from tq3.format.widths import Width
 from tq3.plan.allocation import Allocation, Chosen, advice_on_target, fit
 from tq3.plan.heads import AS_A_HEAD, heads_by_shape, with_tied_head
@@ -34,9 +34,15 @@ _Fates = Sequence[tuple[Located, Decision]]
 
 
 def plan_compression(
-    checkpoint: Checkpoint, recipe: Recipe, learned: Learned = NOTHING_LEARNED
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    learned: Learned = NOTHING_LEARNED,
+    calibrated: Collection[str] = (),
 ) -> Plan:
-    """Decide every tensor's fate. Raises BadInput or UsageError."""
+    """Decide every tensor's fate. Raises BadInput or UsageError.
+
+    calibrated: tensors of which it is known what they multiply
+    """
     check_ordinary(checkpoint)
     _check_globs(checkpoint, recipe)
     recipe = with_tied_head(recipe, checkpoint)
@@ -65,7 +71,18 @@ def plan_compression(
         )
         for tensor, decision in fates
     )
-    return arrange(tasks, recipe.max_shard_bytes, joined)
+    under_moments = (_calibrated(each) if each.name in calibrated else each for each in tasks)
+    return arrange(under_moments, recipe.max_shard_bytes, joined)
+
+
+def _calibrated(task: Task) -> Task:
+    """Coded row by row: errors are handed on along it. What is kept stays as it is, and so do
+    trellises, whose weights hang together.
+    """
+    layout = task.layout
+    if layout is None or layout.code != "scalar":
+        return task
+    return replace(task, units=layout.rows, scale=CALIBRATED)
 
 
 def _fates(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> _Fates:
@@ -82,6 +99,7 @@ def describe_compression(
     writer: str,
     error: MeasuredError | None,
     factors: Factors = NO_FACTORS,
+    calibration: Mapping[str, Any] = MappingProxyType({}),
     source_quantization: Mapping[str, Any] = MappingProxyType({}),
 ) -> TqConfig:
     """The tq_config.json of a plan that was carried out."""
@@ -107,9 +125,17 @@ def describe_compression(
         recipe=recipe_record(recipe),
         measured_error=error,
         factors=factors,
+        calibration=_recorded_calibration(plan, calibration),
         source_quantization=source_quantization,
         code=recipe.code,
     )
+
+
+def _recorded_calibration(plan: Plan, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The facts, and the compressed tensors that go without; nothing where all do."""
+    coded = [task for task in plan.tasks if task.layout]
+    without = [task.name for task in coded if task.scale != CALIBRATED]
+    return {**facts, "without": without} if facts and len(without) < len(coded) else {}
 
 
 def _recorded_widths(

@@ -24,6 +24,7 @@ class Identity:
     sources: file -> its stamp, which changes when the file does
     options: what was asked for; they explain a difference, since the plan says nearly all
     factors: digest of those by which weights are scaled; empty for a run without any
+    moments: digest of the file of second moments under which codes are chosen; empty without one
     """
 
     command: str
@@ -32,6 +33,7 @@ class Identity:
     plan: str
     versions: str = VERSIONS
     factors: str = ""
+    moments: str = ""
 
     def to_record(self) -> dict[str, Any]:
         """The identity as JSON."""
@@ -49,6 +51,8 @@ class Identity:
         told += _stamp_changes(record.get("sources") or {}, self.sources)
         if self._is_stricter(record.get("options") or {}):
             told.append("--nonfinite keep became --nonfinite error")
+        if record.get("moments", "") != self.moments:
+            told.append("other second moments, or none (--calibrate)")
         same = all(record.get(key) == getattr(self, key) for key in ("plan", "factors"))
         if not same and not told:
             told += option_changes(record.get("options") or {}, self.options)

@@ -41,7 +41,7 @@ class Task:
     target has the same number of bytes for each unit.
     reason: as the user reads it; nothing that is written depends on it
     must_be_finite: a NaN or infinity among the values is a finding, not data
-    scale: how codes are chosen where they are made, one of `format.recipe.SCALES`
+    scale: how codes are chosen where they are made, one of `format.recipe.SCALES` or CALIBRATED
     """
 
     name: str

@@ -129,7 +129,7 @@ def write_card(facts: CardFacts, repo_id: str, template: Path | None) -> str:
         "kept": _kept(d),
         "error": _error(config.measured_error),
         "quality": _quality(facts.quality),
-        "scale": _SCALES[d.scale or "norm"],
+        "scale": _SCALES[d.scale or "norm"] + _calibration(d.calibration),
         "readers": _readers(d),
         "columns": _EQUALIZED if d.equalized else "",
         "how": _how(facts),
@@ -148,6 +148,18 @@ def _base(facts: CardFacts) -> str:
     if facts.base_model:
         return f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"
     return f"`{_cell(facts.config.original_model or 'a model that was not recorded')}`"
+
+
+def _calibration(record: Mapping[str, Any]) -> str:
+    """How the sentence on the norms goes on where codes were calibrated."""
+    if not record:
+        return ""
+    text = record.get("text")
+    source = "drawn at random" if text == "random" else f"of `{_cell(str(text))}`"
+    return (
+        ". Codes were chosen for what the weights multiply (LDLQ), as "
+        f"{record.get('tokens')} tokens {source} showed it"
+    )
 
 
 def _readers(d: Description) -> str:
@@ -218,7 +230,10 @@ def _how(facts: CardFacts) -> str:
     if config.recipe is None:
         return made[0].upper() + made[1:]
     command = _command(facts, config.recipe)
-    return f"```\n{command}\n```\n\n{made} The same command gives the same bytes on any machine."
+    same = "The same command gives the same bytes on any machine"
+    if config.calibration:
+        same += ", under the same moments"
+    return f"```\n{command}\n```\n\n{made} {same}."
 
 
 def _command(facts: CardFacts, record: Mapping[str, Any]) -> str:
@@ -227,6 +242,8 @@ def _command(facts: CardFacts, record: Mapping[str, Any]) -> str:
     source = facts.base_model or config.original_model or "SOURCE"
     record = {**record, **recipe_record(recipe_from_record(record))}  # of any version
     words = ["tq3", "compress", source, "OUT", *command_options(record)]
+    if config.calibration:
+        words += ["--calibrate", str(config.calibration.get("text"))]
     if facts.base_model and config.source_revision:
         words += ["--revision", config.source_revision]
     if not facts.recognised:

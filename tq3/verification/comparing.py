@@ -15,6 +15,7 @@ from tq3.codec.reference import Floats, Words
 from tq3.errors import BadInput, StorageError
 from tq3.format.files import Source
 from tq3.format.layout import GroupLayout
+from tq3.format.recipe import CALIBRATED
 from tq3.plan.plan import Block
 from tq3.verification.checks import Fault, unreadable
 from tq3.verification.kept import NOWHERE, Kept, compare_kept
@@ -79,18 +80,14 @@ class Compared:
 class Comparer:
     """One thread's buffers.
 
-    scale: how the checkpoint's codes were chosen, and are when a group is encoded again
     again: the second look, at suspects. Every group is encoded again, not just odd ones, and what
         was kept is compared as what became F16 first
     """
 
-    def __init__(
-        self, files: Source, originals: Source, backend: Backend, scale: str, *, again: bool
-    ) -> None:
+    def __init__(self, files: Source, originals: Source, backend: Backend, *, again: bool) -> None:
         self._files = files
         self._originals = originals
         self._backend = backend
-        self._scale = scale
         self._again = again
         self._rooms: dict[str, Bytes] = {}
 
@@ -106,9 +103,8 @@ class Comparer:
         with np.errstate(all="ignore"):
             if block.task.layout:
                 norms = read_norms(parts[1], block.task.layout.norm_dtype)
-                return Compared(
-                    block, self._coded(block, block.task.layout, parts[0], norms, words)
-                )
+                coded = self._coded(block, block.task.layout, parts[0], norms, words)
+                return Compared(block, coded)
             kept = compare_kept(block, parts[0], words, self._backend, by_f16=self._again)
             return Compared(block, kept=kept)
 
@@ -129,7 +125,7 @@ class Comparer:
             first = block.first * per_unit + groups.start
             numbers = np.arange(first, first + len(weights))
             decoded = self._decode(packed[groups], norms[groups], layout, numbers)
-            total += self._measure(weights, decoded, layout, numbers)
+            total += self._measure(weights, decoded, layout, numbers, block.task.scale)
         return total
 
     def _weights(self, words: Words, dtype: str, cols: int) -> Floats:
@@ -157,12 +153,20 @@ class Comparer:
         return decoded
 
     def _measure(
-        self, weights: Floats, decoded: Floats, layout: GroupLayout, numbers: NDArray[np.int64]
+        self,
+        weights: Floats,
+        decoded: Floats,
+        layout: GroupLayout,
+        numbers: NDArray[np.int64],
+        scale: str,
     ) -> Coded:
         energy, error, total = self._energies(weights, decoded)
-        limit = -1.0 if self._again else group_error_limit(layout.bits, layout.group, layout.code)
+        limit = -1.0
+        if not self._again:
+            calibrated, code = scale == CALIBRATED, layout.code
+            limit = group_error_limit(layout.bits, layout.group, code, calibrated=calibrated)
         odd = np.flatnonzero(~(error <= limit * energy))
-        recoded = self._recoded_error(weights[odd], layout, numbers[odd])
+        recoded = self._recoded_error(weights[odd], layout, numbers[odd], scale)
         worse = odd[~(error[odd] <= recoded * (1 + HAIR))]
         relative = np.where(error == 0, 0, error / energy)
         worst = int(relative.argmax())
@@ -193,15 +197,17 @@ class Comparer:
         return (exact**2).sum(1), ((exact - stored) ** 2).sum(1), float((stored**2).sum())
 
     def _recoded_error(
-        self, weights: Floats, layout: GroupLayout, numbers: NDArray[np.int64]
+        self, weights: Floats, layout: GroupLayout, numbers: NDArray[np.int64], scale: str
     ) -> Energies:
-        """Squared error of each group as the format codes it, by this scale."""
-        if not len(weights):
-            return np.zeros(0)
+        """Squared error of each group as the format codes it, by this scale: nothing to go by for
+        calibrated codes, whose moments are not here.
+        """
+        if not len(weights) or scale == CALIBRATED:
+            return np.zeros(len(weights))
         packed = np.empty((len(weights), layout.group_bytes), np.uint8)
         norms = np.empty((len(weights), 1), np.float32)
         words = weights.view(np.uint32)
-        how = self._scale, layout.code
+        how = scale, layout.code
         self._backend.encode(words, "F32", layout.bits, layout.group, packed, norms, *how)
         decoded = self._decode(packed, norms, layout, numbers)
         return self._energies(weights, decoded)[1]

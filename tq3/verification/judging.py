@@ -10,6 +10,7 @@ from dataclasses import replace
 from tq3.codec.expected import error_limit, expected_error, group_error_limit
 from tq3.format.header import FLOATS
 from tq3.format.layout import GroupLayout
+from tq3.format.recipe import CALIBRATED
 from tq3.plan.plan import Task
 from tq3.plan.precision import dtype_where_kept
 from tq3.verification.checks import Comparison, Fault
@@ -20,7 +21,6 @@ from tq3.verification.kept import NOWHERE, Kept
 class Judge:
     """Hears of every block of `tasks`, and of those of the suspects a second time.
 
-    scale: how their codes were chosen, which decides on the error that is expected
     source_dtype: `plan.precision.main_dtype` of the source
     is_saved_anew: whether a host wrote the checkpoint, in its model's dtype, of what it had loaded
     """
@@ -28,7 +28,6 @@ class Judge:
     def __init__(
         self,
         tasks: Iterable[Task],
-        scale: str,
         source_dtype: str | None,
         *,
         is_saved_anew: bool = False,
@@ -36,7 +35,6 @@ class Judge:
         self.tasks = tuple(tasks)
         self._source_dtype = source_dtype
         self._is_saved_anew = is_saved_anew
-        self._scale = scale
         self._blocks: dict[str, list[Compared]] = defaultdict(list)
         self._second: dict[str, list[Compared]] = defaultdict(list)
 
@@ -90,8 +88,8 @@ class Judge:
             layout.shape,
             error=_share(coded.error, coded.energy),
             cosine=together / energies if energies else None,
-            expected=expected_error(self._scale, layout.bits, layout.group, layout.code),
-            limit=self._limit(layout, coded),
+            expected=expected_error(task.scale, layout.bits, layout.group, layout.code),
+            limit=_limit(task, layout, coded),
             worst_group_error=None if nowhere else coded.worst_error,
             worst_row=None if nowhere else row,
             worst_group=None if nowhere else group,
@@ -110,16 +108,21 @@ class Judge:
             number = f"{coded.n_worse} of {layout.rows * layout.groups_per_row} groups are worse"
             first = f"the first is group {group} of row {row}"
             in_group = f"{number} than the format makes them; {first}"
-            if self._is_beyond(layout, coded):
+            if _is_beyond(task, layout, coded):
                 yield _error_fault(file, line, in_group)
             else:
-                limit = group_error_limit(layout.bits, layout.group, layout.code)
+                calibrated, code = task.scale == CALIBRATED, layout.code
+                limit = group_error_limit(layout.bits, layout.group, code, calibrated=calibrated)
                 expected = f"at most {limit:.4g}"
                 worst = f"error {line.worst_group_error:.4g} in the worst"
                 yield Fault("TQ506", in_group, file, task.name, worst, expected)
         elif line.recoded_error is not None and _is_worse(line):
             again = f"encoding the source again gives {line.recoded_error:.4g}"
             yield _error_fault(file, line, again)
+        elif task.scale == CALIBRATED and _is_beyond(task, layout, coded):
+            yield _error_fault(
+                file, line, "calibrated codes lose more of the weights, but not so much"
+            )
 
     def _kept_faults(self, task: Task, kept: Kept) -> Iterator[Fault]:
         tensor, source = task.sources[0].info, task.sources[-1].nominal
@@ -139,18 +142,12 @@ class Judge:
     def _is_suspect(self, task: Task) -> bool:
         if task.layout:
             coded = self._coded(task)
-            return self._is_beyond(task.layout, coded) and not coded.n_worse
+            can_be_coded_again = task.scale != CALIBRATED  # their moments are not here
+            beyond = _is_beyond(task, task.layout, coded)
+            return can_be_coded_again and beyond and not coded.n_worse
         source = task.sources[-1].nominal
         is_f16 = dtype_where_kept(source, self._source_dtype) == "F16"
         return self._is_saved_anew and is_f16 and not _is_right(self._kept(task))
-
-    def _is_beyond(self, layout: GroupLayout, coded: Coded) -> bool:
-        return not _share(coded.error, coded.energy) <= self._limit(layout, coded)
-
-    def _limit(self, layout: GroupLayout, coded: Coded) -> float:
-        """Groups of little energy do not count: their errors hardly move the tensor's."""
-        n_groups = coded.energy**2 / coded.energy_squared if coded.energy_squared else 1.0
-        return error_limit(self._scale, layout.bits, layout.group, n_groups, layout.code)
 
     def _coded(self, task: Task) -> Coded:
         return _total(self._blocks[task.name])
@@ -162,6 +159,16 @@ class Judge:
             for blocks in (self._blocks, self._second)
         )
         return by_f16 if task.name in self._second and _is_right(by_f16) else once
+
+
+def _is_beyond(task: Task, layout: GroupLayout, coded: Coded) -> bool:
+    return not _share(coded.error, coded.energy) <= _limit(task, layout, coded)
+
+
+def _limit(task: Task, layout: GroupLayout, coded: Coded) -> float:
+    """Groups of little energy do not count: their errors hardly move the tensor's."""
+    n_groups = coded.energy**2 / coded.energy_squared if coded.energy_squared else 1.0
+    return error_limit(task.scale, layout.bits, layout.group, n_groups, layout.code)
 
 
 def _is_right(kept: Kept) -> bool:

@@ -29,7 +29,8 @@ def pair_up(structure: Structure, original: Checkpoint) -> tuple[list[Task], lis
         if name in structure.layouts:
             layout = structure.layouts[name]
             parts = stored[name + SUFFIXES[layout.code]], stored[name + NORMS]
-            pair = _coded(name, parts, source if layout.transposed else source.of_host, layout)
+            compared = source if layout.transposed else source.of_host
+            pair = _coded(parts, compared, layout, structure.scale_of(name))
         elif name in kept:
             pair = _kept(kept[name], source.of_host)
         if isinstance(pair, Task):
@@ -53,8 +54,9 @@ def _unpaired(
 
 
 def _coded(
-    name: str, parts: tuple[Located, Located], source: Located, layout: GroupLayout
+    parts: tuple[Located, Located], source: Located, layout: GroupLayout, scale: str
 ) -> Task | Fault:
+    name = source.info.name
     if source.info.shape != layout.shape or source.info.dtype not in FLOATS:
         return Fault(
             "TQ503",
@@ -64,7 +66,8 @@ def _coded(
             found=f"shape {list(layout.shape)}",
             expected=f"{source.info.dtype} {list(source.info.shape)}",
         )
-    return Task(name, Action.DECODE, _WHY, (*parts, source), (), layout.units, layout)
+    sources = (*parts, source)
+    return Task(name, Action.DECODE, _WHY, sources, (), layout.units, layout, scale=scale)
 
 
 def _kept(tensor: Located, source: Located) -> Task | Fault:

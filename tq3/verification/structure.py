@@ -19,6 +19,7 @@ from tq3.format.config import TqConfig, recipe_from_record
 from tq3.format.files import CONFIG, Source, read_object, read_text
 from tq3.format.layout import NORMS, SUFFIXES, GroupLayout
 from tq3.format.manifest import Manifest, parse_manifest
+from tq3.format.recipe import CALIBRATED
 from tq3.format.recognition import quantization_config
 from tq3.format.weight_files import (
     INDEX,
@@ -63,6 +64,12 @@ class Structure:
     layouts: dict[str, GroupLayout] = field(default_factory=dict)
     manifest: Manifest | None = None
     needs_manifest: bool = True
+
+    def scale_of(self, name: str) -> str:
+        """How the codes of a tensor were chosen: under second moments, or as `scale` says."""
+        calibration = self.config.calibration if self.config else {}
+        is_calibrated = calibration and name not in calibration.get("without", ())
+        return CALIBRATED if is_calibrated else self.scale
 
     @property
     def kept(self) -> dict[str, Located]:

@@ -159,9 +159,8 @@ class _Job:
 
     def _make_judge(self) -> Judge:
         """A judge of all that can be compared; what can't is a fault."""
-        scale = self._structure.scale
         if self._originals is None:
-            return Judge((), scale, None)
+            return Judge((), None)
         self._originals, original = open_original(self._originals)
         layouts = self._structure.layouts.values()
         self._originals, original = turned_like(layouts, self._originals, original)
@@ -170,13 +169,12 @@ class _Job:
             self._originals = equalized(self._originals, original, factors)
         self._originals = with_host_views(self._originals, original)
         if not self._structure.weight_files:
-            return Judge((), scale, None)  # said already, and once is enough
+            return Judge((), None)  # said already, and once is enough
         tasks, faults = pair_up(self._structure, original)
         for fault in faults:
             self._faults.add(fault)
         return Judge(
             tasks,
-            scale,
             main_dtype(tensor.nominal for tensor in original.tensors),
             is_saved_anew=not self._files.has(FILE_NAME),
         )
@@ -189,8 +187,7 @@ class _Job:
             return
 
         def make_work() -> Callable[[Block], Compared]:
-            scale = self._structure.scale
-            comparer = Comparer(self._files, originals, self._codec, scale, again=again)
+            comparer = Comparer(self._files, originals, self._codec, again=again)
             return comparer.compare
 
         blocks = (block for task in tasks for block in task.blocks())

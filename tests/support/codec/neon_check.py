@@ -28,14 +28,16 @@ from support.codec.matrices import (
     quiet_float32,
     to_words,
 )
+from support.codec.moments import correlated, feedback_of
 from support.codec.quantised import ENCODINGS, dequantize, stretch
-from tq3.codec import quantised, reference, tables, trellis
+from tq3.codec import calibrated, quantised, reference, tables, trellis
+from tq3.codec.calibrated import Feedback
 from tq3.codec.reference import Floats
 from tq3.format.quantised import Encoding
 from tq3.format.recipe import SCALES
 
 KERNELS = ("neon", "portable")  # in the order of dispatch.cpp
-ENCODE, DECODE, CAST, DEQUANTIZE = range(4)
+ENCODE, DECODE, CAST, DEQUANTIZE, ENCODE_CALIBRATED, DECOMPOSE = range(6)
 # In the order of kernels.h.
 CODES = {"e4m3": 0, "e2m1": 1, "nvfp4": 1, "packed_int": 2}
 SCALE_TYPES = {"F32": 0, "BF16": 1, "F16": 2, "F8_E8M0": 3, "U8": 3, "F8_E4M3": 4}
@@ -106,6 +108,31 @@ class DrivenBackend:
         more += [encoding.block[1], scales.nbytes, len(zeros)]
         answer, _ = self._ask(DEQUANTIZE, 2, 32, out.shape, "F32", "F32", data, [out], more=more)
         out[:] = answer.view(np.float32).reshape(out.shape)
+
+    def encode_calibrated(
+        self,
+        words: NDArray[Any],
+        dtype: str,
+        bits: int,
+        group: int,
+        packed: NDArray[Any],
+        norms: NDArray[Any],
+        first_group: int,
+        feedback: Feedback,
+        norm_dtype: str,
+    ) -> None:
+        parts = feedback.order, feedback.weight, feedback.spread, words
+        data, outputs = b"".join(part.tobytes() for part in parts), [packed, norms]
+        more = (0, 0, 0, int(norm_dtype == "F16"), len(feedback.order), 0, 0)
+        shape, operation = words.shape, ENCODE_CALIBRATED
+        out, _ = self._ask(operation, bits, group, shape, dtype, dtype, data, outputs, more=more)
+        packed[:] = out[: packed.nbytes].reshape(packed.shape)
+        norms[:] = out[packed.nbytes :].view(np.float32).reshape(norms.shape)
+
+    def decompose(self, matrix: NDArray[np.float64]) -> None:
+        data, outputs = matrix.tobytes(), [matrix]
+        out, _ = self._ask(DECOMPOSE, 2, 32, matrix.shape, "F32", "F32", data, outputs)
+        matrix[:] = out.view(np.float64).reshape(matrix.shape)
 
     def _ask(
         self,
@@ -189,6 +216,29 @@ def check_dequantize(backend: DrivenBackend) -> None:
             assert_same_words(found.view(np.uint32), expected.view(np.uint32), "F32")
 
 
+def check_calibrated(backend: DrivenBackend, dtype: str, bits: int, group: int) -> None:
+    """Every kind of row; a row that ends in a group, and norms of both types."""
+    for cols, norm_dtype in ((2 * group - 7, "F16"), (2 * group, "F32")):
+        feedback = feedback_of(correlated(cols), group)
+        words = matrix([*ROW_KINDS, "gaussian", "gaussian"], cols, dtype, seed=bits * cols)
+        packed = np.empty((len(words) * 2, group * bits // 8), np.uint8)
+        norms = np.empty((len(words), 2), np.float32)
+        arrays = packed, norms, 0, feedback, norm_dtype
+        backend.encode_calibrated(words, dtype, bits, group, *arrays)
+        expected = calibrated.encode(words, dtype, bits, group, feedback, norm_dtype)
+        np.testing.assert_array_equal(packed, expected[0].reshape(packed.shape))
+        np.testing.assert_array_equal(norms, expected[1])
+
+
+def check_decompose(backend: DrivenBackend) -> None:
+    """All that is on the diagonal and above it."""
+    _, expected = calibrated.rotated_moments(correlated(96), 1.0, 32, 0.01)
+    found = expected.copy()
+    backend.decompose(found)
+    calibrated.decompose(expected)
+    np.testing.assert_array_equal(np.triu(found), np.triu(expected))
+
+
 def main(command: list[str]) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         for name in KERNELS:
@@ -206,9 +256,12 @@ def main(command: list[str]) -> None:
                 for target in DTYPES:
                     check_cast(backend, source, target)
             check_dequantize(backend)
+            for calibration in product(DTYPES, BITS, GROUPS):
+                check_calibrated(backend, *calibration)
+            check_decompose(backend)
             print(
                 f"{name}: {ways} ways to encode and decode, 9 casts and {len(ENCODINGS)} "
-                "encodings of quantised sources equal the reference"
+                "encodings of quantised sources equal the reference, and calibrated codes"
             )
 
 

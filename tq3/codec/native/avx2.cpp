@@ -4,5 +4,6 @@
 #include "kernels.inl"
 
 extern const tq3::Kernels kAvx2Kernels;
-const tq3::Kernels kAvx2Kernels = {"avx2",     encode,         decode,        cast,
-                                   dequantize, encode_trellis, decode_trellis};
+const tq3::Kernels kAvx2Kernels = {"avx2",     encode,         decode,         cast,
+                                   dequantize, encode_trellis, decode_trellis, encode_calibrated,
+                                   decompose};

@@ -4,5 +4,6 @@
 #include "kernels.inl"
 
 extern const tq3::Kernels kAvx512Kernels;
-const tq3::Kernels kAvx512Kernels = {"avx512",   encode,         decode,        cast,
-                                     dequantize, encode_trellis, decode_trellis};
+const tq3::Kernels kAvx512Kernels = {"avx512",   encode,         decode,         cast,
+                                     dequantize, encode_trellis, decode_trellis, encode_calibrated,
+                                     decompose};

@@ -3,7 +3,7 @@
 //
 // A kernel knows no Python, throws nothing, allocates nothing and may run on many threads at once.
 // Its arithmetic is docs/format.md, "Encoding", "Decoding" and "Sources that are quantised";
-// tq3/codec/reference.py and quantised.py say the same in numpy.
+// tq3/codec/reference.py, quantised.py and calibrated.py say the same in numpy.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +13,7 @@ namespace tq3 {
 
 constexpr int kMaxGroup = 256;
 constexpr int kMaxBits = 4;
+constexpr int kMaxBlock = 512;  // columns of which second moments are known together
 
 enum class Dtype { kBF16, kF16, kF32 };
 
@@ -41,6 +42,17 @@ struct Trellis {
 struct Shape {
     std::size_t rows, cols;
     std::size_t groups_a_row;
+};
+
+// A block of groups that are coded in turn, and what the columns of one hand on to the next ones:
+// `Feedback` of tq3/codec/calibrated.py. n = groups * group columns, at most kMaxBlock.
+struct Feedback {
+    std::size_t first_group;  // of a row
+    int groups;
+    const std::int64_t* order;  // of these groups, counted from the first one
+    const float* spread;        // (n / 8, n, 8)
+    const float* weight;        // (n)
+    bool half_norms;            // whether norms are rounded to F16
 };
 
 // What codes of a quantised source stand for: floats of 8 or 4 bits, or integers of 3 to 8.
@@ -80,6 +92,11 @@ struct Kernels {
                            std::uint8_t* packed, float* norms);
     void (*decode_trellis)(const Tables&, const Trellis&, Shape, const std::uint8_t* packed,
                            const float* norms, Dtype, void* words);
+    // The groups of one block, in every row.
+    void (*encode_calibrated)(const Tables&, const Feedback&, Shape, Dtype, const void* words,
+                              std::uint8_t* packed, float* norms);
+    // An (n, n) matrix, n at most kMaxBlock.
+    void (*decompose)(std::size_t n, double* matrix);
 };
 
 }  // namespace tq3

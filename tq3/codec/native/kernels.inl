@@ -1,4 +1,4 @@
-// The four kernels, written once for any number of lanes. docs/format.md is the arithmetic.
+// The kernels, written once for any number of lanes. docs/format.md is the arithmetic.
 //
 // Groups lie side by side in the lanes of vectors: lane l of x[i] is weight i of group l. So every
 // step of the transform is a plain addition of two vectors, and a sum over a group runs in index
@@ -27,6 +27,7 @@ using namespace tq3;
 #include "decode.inl"
 #include "encode.inl"
 
+#include "calibrated.inl"
 #include "dequantize.inl"
 
 #include "trellis_lanes.inl"

@@ -165,6 +165,50 @@ std::size_t cast(const Kernels& kernels, Array words, const std::string& dtype, 
     return kernels.cast(words.size(), from, words.data(), to, out.data());
 }
 
+void encode_calibrated(const Kernels& kernels, const Tables& tables, Array words,
+                       const std::string& dtype, std::size_t first_group, Array order, Array spread,
+                       Array weight, bool half_norms, OutArray packed, OutArray norms) {
+    const Dtype type = dtype_of(dtype);
+    const Shape shape = checked_shape(tables, words, type, packed, norms);
+    require_contiguous("order", order, nb::dtype<std::int64_t>());
+    const std::size_t groups = order.ndim() ? order.shape(0) : 0;
+    const std::size_t n = groups * static_cast<std::size_t>(tables.group);
+    if (order.ndim() != 1 || n == 0 || n > kMaxBlock)
+        refuse("order.shape", shape_text(shape_of(order)),
+               "at most " + std::to_string(kMaxBlock) + " columns in groups");
+    const auto* places = static_cast<const std::int64_t*>(order.data());
+    for (std::size_t i = 0; i < groups; ++i)
+        if (places[i] < 0 || static_cast<std::size_t>(places[i]) >= groups)
+            refuse("order", std::to_string(places[i]), "a group of the block");
+    if (first_group > shape.groups_a_row || groups > shape.groups_a_row - first_group)
+        refuse("first_group", std::to_string(first_group), "that of a block inside the row");
+    require_contiguous("spread", spread, nb::dtype<float>());
+    require_shape("spread", spread, {n / 8, n, 8});
+    require_contiguous("weight", weight, nb::dtype<float>());
+    require_shape("weight", weight, {n});
+    const Feedback feedback = {first_group,
+                               static_cast<int>(groups),
+                               places,
+                               static_cast<const float*>(spread.data()),
+                               static_cast<const float*>(weight.data()),
+                               half_norms};
+    const nb::gil_scoped_release release;
+    kernels.encode_calibrated(tables, feedback, shape, type, words.data(),
+                              static_cast<std::uint8_t*>(packed.data()),
+                              static_cast<float*>(norms.data()));
+}
+
+void decompose(const Kernels& kernels, OutArray matrix) {
+    require_contiguous("matrix", matrix, nb::dtype<double>());
+    const std::size_t n = matrix.ndim() ? matrix.shape(0) : 0;
+    require_shape("matrix", matrix, {n, n});
+    if (n > kMaxBlock)
+        refuse("matrix.shape", shape_text(shape_of(matrix)),
+               "at most " + std::to_string(kMaxBlock) + " rows");
+    const nb::gil_scoped_release release;
+    kernels.decompose(n, static_cast<double*>(matrix.data()));
+}
+
 // Kinds of quantised sources by their names in Python, with the bits that a code may have.
 struct NamedKind {
     const char* name;
@@ -300,6 +344,10 @@ NB_MODULE(_native, m) {
         .def("dequantize", &dequantize, nb::arg("kind"), nb::arg("bits"), nb::arg("block"),
              nb::arg("scale_dtype"), nb::arg("is_divided"), nb::arg("codes"), nb::arg("scales"),
              nb::arg("lines"), nb::arg("out"), nb::arg("zero_points").none(),
-             nb::arg("global_scale").none());
+             nb::arg("global_scale").none())
+        .def("encode_calibrated", &encode_calibrated, nb::arg("tables"), nb::arg("words"),
+             nb::arg("dtype"), nb::arg("first_group"), nb::arg("order"), nb::arg("spread"),
+             nb::arg("weight"), nb::arg("half_norms"), nb::arg("packed"), nb::arg("norms"))
+        .def("decompose", &decompose, nb::arg("matrix"));
     m.def("kernels_that_run_here", &kernels_that_run_here, nb::rv_policy::reference, "Best first.");
 }

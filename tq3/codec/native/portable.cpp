@@ -7,5 +7,6 @@ constexpr int kLanes = 4;
 #include "kernels.inl"
 
 extern const tq3::Kernels kPortableKernels;
-const tq3::Kernels kPortableKernels = {"portable", encode,         decode,        cast,
-                                       dequantize, encode_trellis, decode_trellis};
+const tq3::Kernels kPortableKernels = {
+    "portable",        encode,   decode, cast, dequantize, encode_trellis, decode_trellis,
+    encode_calibrated, decompose};
