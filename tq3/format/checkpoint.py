@@ -204,7 +204,14 @@ def repeated(tensors: Iterable[Located]) -> Iterator[BadInput]:
     for tensor in tensors:
         name = tensor.info.name
         if name in first:
-            yield BadInput(f"also in {first[name]}", file=tensor.file, tensor=name)
+            yield BadInput(
+                f"also in {first[name]}",
+                file=tensor.file,
+                tensor=name,
+                found="two tensors of that name",
+                expected="one of them",
+                fix="fetch both files again, from one revision",
+            )
         first.setdefault(name, tensor.file)
 
 
