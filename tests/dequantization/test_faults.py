@@ -104,6 +104,29 @@ SAID: dict[str, tuple[Infos, dict[str, Any], list[str]]] = {
         ["2 kinds of blocks", "[96, 96] of config.json or", "[128, 128] of config.json"],
     ),
 }
+KINDS: dict[str, tuple[Infos, dict[str, Any], list[str]]] = {
+    "NVFP4 where all is FP8": (
+        NVFP4,
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "fp8"}},
+        ["weight_scale' F8_E4M3 [8, 4]", "quant_algo 'FP8' of config.json"],
+    ),
+    "groups of 32 over NVFP4": (
+        NVFP4,
+        {"quantization": {"quant_algo": "NVFP4", "group_size": 32}},
+        ["F8_E4M3 [8, 4]", "group_size 32 of config.json"],
+    ),
+    "groups of 32 over NVFP4, in config_groups": (
+        DIVIDED,
+        groups(num_bits=4, type="float", strategy="tensor_group", group_size=32),
+        ["F8_E4M3 [8, 4]", "group_size 32 of config.json"],
+    ),
+    "gpt-oss under another method": (OSS, fp8(), ["U8 with 'a_scales'", "quant_method 'fp8'"]),
+    "E4M3 where config.json says E5M2": (
+        FP8,
+        fp8(fmt="e5m2"),
+        ["F8_E4M3 with", "fmt 'e5m2' of config.json"],
+    ),
+}
 UNREADABLE: dict[str, tuple[Infos, dict[str, Any], list[str]]] = {
     **{
         f"weight_block_size {size!r}": (
@@ -201,6 +224,11 @@ PARTS: dict[str, tuple[Infos, dict[str, Any], list[str]]] = {
         {},
         ["NVFP4 without its global scale", f"'{GATE}.weight_global_scale'"],
     ),
+    "NVFP4 without weight_scale": (
+        (*NVFP4, of(GATE, "weight", "U8", 8, 32), of(GATE, "weight_scale_2", "F32")),
+        {},
+        [f"'{GATE}.weight': codes without their scales", f"'{GATE}.weight_scale'"],
+    ),
     "two scales": (
         (*FP8, of(UP, "weight_scale", "F32", 1)),
         {},
@@ -214,9 +242,9 @@ PARTS: dict[str, tuple[Infos, dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("what", SAID)
-def test_what_config_json_says_and_tensors_lack_is_refused(what):
-    infos, config, words = SAID[what]
+@pytest.mark.parametrize("what", SAID | KINDS)
+def test_what_config_json_says_against_the_tensors_is_refused(what):
+    infos, config, words = (SAID | KINDS)[what]
     text = refusal(infos, config)
     assert [word for word in words if word not in text] == []
 

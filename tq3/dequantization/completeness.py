@@ -96,7 +96,10 @@ def _check_codes(tensor: Located, tensors: Mapping[str, Located]) -> None:
     if not fitting or len(tensor.info.shape) < 2:
         return
     if not scale:
-        if ending in _NAMED:
+        has_whole = any(
+            each.global_scale and stem + each.global_scale in tensors for each in fitting
+        )
+        if ending in _NAMED or has_whole:
             raise _lacks("codes without their scales", tensor, [stem + end for end in endings])
         return
     of_scale = [each for each in fitting if scale.info.name.removeprefix(stem) in each.scales]

@@ -20,13 +20,15 @@ Block = tuple[int, int]
 PER_TENSOR: Block = (0, 0)
 PER_ROW: Block = (1, 0)
 _EXPONENTS: Block = (1, 32)
+# FP4 as gpt-oss stores it, in blocks, which are e2m1 else.
+GPT_OSS = "blocks of e2m1"
 _KINDS = {
     "fp8": {"e4m3", "e2m1"},  # DeepSeek V4 has experts in FP4 beside it
     "fbgemm_fp8": {"e4m3"},
     "mxfp8": {"e4m3"},
-    "mxfp4": {"e2m1", "e4m3"},
-    "compressed-tensors": {"e4m3", "e2m1", "nvfp4", "packed_int"},
-    "modelopt": {"e4m3", "e2m1", "nvfp4"},
+    "mxfp4": {"e2m1", GPT_OSS, "e4m3"},
+    "compressed-tensors": {"e4m3", "e2m1", GPT_OSS, "nvfp4", "packed_int"},
+    "modelopt": {"e4m3", "e2m1", GPT_OSS, "nvfp4"},
     "modelopt_fp4": {"e4m3", "nvfp4"},
     "modelopt_mxfp8": {"e4m3"},
     "modelopt_mixed": {"e4m3", "nvfp4"},
@@ -40,11 +42,20 @@ _BLOCKS = {
     "FP8_PB_WO": ((128, 128),),
     "MXFP8": (_EXPONENTS,),
 }
+# Algorithms of ModelOpt whose weights are all FP8.
+_ALL_FP8 = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "MXFP8")
+# FP4 by its groups: these columns share a scale, whatever config.json says.
+_GROUPS_OF_FP4 = {"nvfp4": 16, "e2m1": 32, GPT_OSS: 32}
 # Beside these keys a folder would mislead a host once its weights are decoded.
 LEFT_OUT = ("quantization_config", "compression_config", "expert_dtype", "store_dtype")
 PARAMS = "params.json"
 IN_PARAMS = "quantization"
 _BESIDE = ("hf_quant_config.json", PARAMS)
+
+
+def is_left_out(key: str, value: object) -> bool:
+    """Whether a member of config.json tells of the source's quantisation."""
+    return key in LEFT_OUT or (key == IN_PARAMS and is_quantization(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,7 @@ class Declared:
     integers: each way in which they may be stored
     experts: their type, "fp4" or "fp8"
     beyond: what can't be decoded, in words
+    against: kinds of weights that can't be there, each with the words that say so
     record: the keys as they are, for tq_config.json
     """
 
@@ -78,6 +90,7 @@ class Declared:
     integers: tuple[Integers, ...] = ()
     experts: object = None
     beyond: tuple[str, ...] = ()
+    against: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def allows(self, kind: str) -> bool:
@@ -103,6 +116,7 @@ def declared(
     integers: dict[Integers, None] = {}
     experts = config.get("expert_dtype")
     beyond: list[str] = []
+    against: dict[str, str] = {}
     for file, value in _values({CONFIG: config, **beside}):
         method = _method(value)
         weights = tuple(groups(file, value))
@@ -112,10 +126,33 @@ def declared(
         integers |= dict.fromkeys(_integers(weights))
         experts = experts or value.get("expert_dtype")  # there in DeepSeek V4.1
         beyond += _beyond(value, weights)
+        against |= {kind: f"{text} of {file}" for kind, text in _against(value, weights)}
     record = {key: config[key] for key in LEFT_OUT if config.get(key)}
     record |= {IN_PARAMS: config[IN_PARAMS]} if config.get(IN_PARAMS) else {}
     record |= _nested_records(config) | dict(beside)
-    return Declared(tuple(methods), blocks, tuple(integers), experts, tuple(beyond), record)
+    return Declared(
+        tuple(methods), blocks, tuple(integers), experts, tuple(beyond), against, record
+    )
+
+
+def _against(value: Mapping[str, Any], of_all: Sequence[Weights]) -> Iterator[tuple[str, str]]:
+    """Kinds of weights that can't be there, with the words that say so."""
+    algorithm = _algorithm(value)
+    if algorithm in _ALL_FP8:
+        yield from ((kind, f"quant_algo {algorithm!r}") for kind in _GROUPS_OF_FP4)
+    if str(value.get("fmt") or "").lower() in ("e5m2", "float8_e5m2"):
+        yield "e4m3", f"fmt {value['fmt']!r}"
+    sizes = {each.group for each in of_all if (each.type, each.bits) == ("float", 4) and each.group}
+    if "NVFP4" in algorithm and type(value.get("group_size")) is int:
+        sizes.add(value["group_size"])
+    if sizes:
+        text = f"group_size {' and '.join(map(str, sorted(sizes)))}"
+        yield from ((kind, text) for kind, size in _GROUPS_OF_FP4.items() if size not in sizes)
+
+
+def _algorithm(value: Mapping[str, Any]) -> str:
+    """ModelOpt's algorithm in capitals: it writes some in small letters."""
+    return str(value.get("quant_algo") or "").upper()
 
 
 def _method(value: Mapping[str, Any]) -> str:
@@ -141,7 +178,7 @@ def _blocks(file: str, method: str, value: Mapping[str, Any]) -> Iterator[tuple[
             yield size, f"weight_block_size {list(size)}"
         else:
             yield from dict.fromkeys((PER_TENSOR, PER_ROW), "weight_block_size null").items()
-    algorithm = str(value.get("quant_algo", "")).upper()  # ModelOpt writes some in small letters
+    algorithm = _algorithm(value)
     for block in _BLOCKS.get(method, _BLOCKS.get(algorithm, ())):
         yield block, f"{method} {algorithm}".strip()
 

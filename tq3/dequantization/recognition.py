@@ -19,14 +19,13 @@ from tq3.dequantization.blocks import (
     packed_integers,
 )
 from tq3.dequantization.completeness import MADE_FROM, check_complete, check_names
-from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, Declared, declared, declared_beside
+from tq3.dequantization.declared import GPT_OSS, Declared, declared, declared_beside, is_left_out
 from tq3.dequantization.layouts import Match, heads, match, of_a_cache, of_no_use
 from tq3.errors import BadInput
 from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, Pieces
 from tq3.format.files import CONFIG, Files
 from tq3.format.header import TensorInfo
 from tq3.format.quantised import Encoding
-from tq3.plan.quantised import is_quantization
 from tq3.units import counted
 
 _BITS = {"e4m3": 8, "e2m1": 4, "nvfp4": 4}
@@ -114,26 +113,29 @@ def _consumed(
 
 def _check_methods(said: Declared, matches: Iterable[Match]) -> None:
     """Raise BadInput where config.json names a method that has no such weights."""
-    found = {each.layout.kind: each for each in matches}
+    found = {GPT_OSS if each.layout.transposed else each.layout.kind: each for each in matches}
     for kind, example in found.items():
-        if not said.allows(kind):
+        if kind in said.against or not said.allows(kind):
+            words = said.against.get(
+                kind, f"{CONFIG} says quant_method {', '.join(said.methods)!r}"
+            )
             raise BadInput(
                 f"{CONFIG} and the tensors contradict each other, or it is a method unknown to tq3",
                 file=example.codes.file,
                 tensor=example.codes.info.name,
-                found=f"{example.codes.info.dtype} with {example.scales.info.name!r}; "
-                f"{CONFIG} says quant_method {', '.join(said.methods)!r}",
+                found=f"{example.codes.info.dtype} with {example.scales.info.name!r} "
+                f"{example.scales.info.dtype} {list(example.scales.info.shape)}; {words}",
                 expected="codes of that method",
                 fix=f"get {CONFIG} and weights from one revision, or compress the checkpoint that "
                 "it was made from",
             )
-    experts = said.experts
-    if experts == "fp4" and "e2m1" not in found or experts == "fp8" and "e2m1" in found:
+    experts, has_fp4 = said.experts, not {"e2m1", GPT_OSS}.isdisjoint(found)
+    if experts == "fp4" and not has_fp4 or experts == "fp8" and has_fp4:
         example = next(iter(found.values()))
         raise BadInput(
             "what it says and the tensors contradict each other",
             file=CONFIG,
-            found=f"expert_dtype {experts!r}; {'FP4' if 'e2m1' in found else 'no FP4'} among the "
+            found=f"expert_dtype {experts!r}; {'FP4' if has_fp4 else 'no FP4'} among the "
             f"tensors of {example.codes.file}",
             expected="the same of both",
             fix=f"get {CONFIG} and weights from one revision",
@@ -171,7 +173,7 @@ def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _without_quantization(value) if isinstance(value, dict) else value
         for key, value in config.items()
-        if key not in LEFT_OUT and not (key == IN_PARAMS and is_quantization(value))
+        if not is_left_out(key, value)
     }
 
 

@@ -193,7 +193,7 @@ class _Weight:
         values = self._kept.read(piece, 0, piece.info.n_bytes, piece.info.n_bytes).view("<f4")
         if not values.all():
             raise BadInput(
-                "a global scale that makes zeros of a whole weight",
+                "a global scale of zero: no weight can be known by it",
                 file=piece.file,
                 tensor=piece.info.name,
                 found=0.0,

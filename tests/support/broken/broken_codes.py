@@ -148,9 +148,9 @@ WORDS = {
     ),
     "codes/another-method": codes(
         f"tensor '{_STEM}.weight': config.json and the tensors contradict each other, or "
-        f"it is a method unknown to tq3 (found F8_E4M3 with '{_STEM}.weight_scale_inv'; "
-        "config.json says quant_method 'awq', expected codes of that method); get "
-        "config.json and weights from one revision, or compress the checkpoint that it "
+        f"it is a method unknown to tq3 (found F8_E4M3 with '{_STEM}.weight_scale_inv' F32"
+        " [1, 2]; config.json says quant_method 'awq', expected codes of that method); get"
+        " config.json and weights from one revision, or compress the checkpoint that it "
         "was made from",
         _OTHER,
         quantization("awq"),
@@ -274,8 +274,8 @@ VALUES = {
         of_integers(num_bits=8, group_size=16),
     ),
     "codes/global-scale-of-zero": values(
-        f"tensor '{_STEM}.weight_scale_2': a global scale that makes zeros of a whole "
-        "weight (found 0.0, expected another number); fetch the checkpoint again, or "
+        f"tensor '{_STEM}.weight_scale_2': a global scale of zero: no weight can be "
+        "known by it (found 0.0, expected another number); fetch the checkpoint again, or "
         "compress the one that it was made from",
         {
             ".weight": ones("U8", 0x22, 2, 128),
