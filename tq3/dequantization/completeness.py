@@ -96,11 +96,12 @@ def _check_codes(tensor: Located, tensors: Mapping[str, Located]) -> None:
     if not fitting or len(tensor.info.shape) < 2:
         return
     if not scale:
-        has_whole = any(
-            each.global_scale and stem + each.global_scale in tensors for each in fitting
-        )
-        if ending in _NAMED or has_whole:
-            raise _lacks("codes without their scales", tensor, [stem + end for end in endings])
+        of_two = [
+            each for each in fitting if each.global_scale and stem + each.global_scale in tensors
+        ]
+        if of_two or ending in _NAMED:
+            named = dict.fromkeys(stem + end for each in of_two or fitting for end in each.scales)
+            raise _lacks("codes without their scales", tensor, list(named))
         return
     of_scale = [each for each in fitting if scale.info.name.removeprefix(stem) in each.scales]
     readable = dict.fromkeys(kind for each in of_scale for kind in each.scale_dtypes)

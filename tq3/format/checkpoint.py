@@ -70,7 +70,7 @@ class Located:
 class Pieces:
     """The tensors of a source that make one virtual tensor, in whatever files they lie.
 
-    width: rows and columns in I64, where codes and scales leave the number of columns open
+    width: rows and columns in I64, with which the shape by codes and scales has to agree
     """
 
     encoding: Encoding
