@@ -19,6 +19,7 @@ needs_linux = pytest.mark.skipif(
 # Everything is imported already: what is limited is what the work itself takes.
 LITTLE_MEMORY = """
 import resource, sys
+import tq3.api
 from pathlib import Path
 from tq3.__main__ import main
 from tq3.cli.screen import Screen

@@ -234,7 +234,9 @@ def test_any_number_of_rows_is_encoded(backend, bits, rows):
     np.testing.assert_array_equal(found[1], norms)
 
 
-@pytest.mark.parametrize("backend", [get_backend(name) for name in available_backends()], ids=str)
+@pytest.mark.parametrize(
+    "backend", [get_backend(name) for name in available_backends()], ids=available_backends()
+)
 @every_bits
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("group", GROUPS)

@@ -215,9 +215,14 @@ def test_the_source_must_be_the_ordinary_one_and_out_the_compressed_one(pair):
     refuse(pair._replace(out=pair.source), BadInput, "not a TQ3 checkpoint")
 
 
-def test_without_a_tokenizer_it_says_so(copied):
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen2"]
+)  # of the latter the host makes an empty one
+def test_without_a_tokenizer_it_says_so(copied, model_type):
     for file in copied.source.glob("token*"):
         file.unlink()
+    config = json.loads((copied.source / "config.json").read_text())
+    (copied.source / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
     refuse(copied, UsageError, "no tokenizer that Transformers can load")
 
 

@@ -65,16 +65,24 @@ def find_class(config: PreTrainedConfig, label: str) -> Any:
 def find_tokenizer(folder: Path, label: str) -> Any:
     """Raises UsageError where there is none."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Whatever a broken tokenizer file makes the host raise; TypeError, KeyError and others occur.
     except Exception as error:
-        raise UsageError(
-            "no tokenizer that Transformers can load",
-            file=label,
-            found=str(error).partition("\n")[0],
-            expected="tokenizer.json or the files of another tokenizer",
-            fix="put the model's tokenizer files into the folder",
-        ) from error
+        raise _no_tokenizer(label, str(error).partition("\n")[0]) from error
+    # Of some models the host makes one without a vocabulary where there is no file.
+    if not tokenizer("a", add_special_tokens=False).input_ids:
+        raise _no_tokenizer(label, "none of its files")
+    return tokenizer
+
+
+def _no_tokenizer(label: str, found: str) -> Tq3Error:
+    return UsageError(
+        "no tokenizer that Transformers can load",
+        file=label,
+        found=found,
+        expected="tokenizer.json or the files of another tokenizer",
+        fix="put the model's tokenizer files into the folder",
+    )
 
 
 def _unknown(label: str, error: object) -> Tq3Error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, TypedDict
 
-from tq3.format.option import RUN, Option
+from tq3.format.option import RUN, SMALL, Option
 
 
 class CalibrationKeywords(TypedDict, total=False):
@@ -17,6 +17,7 @@ class CalibrationKeywords(TypedDict, total=False):
             "Choose codes for what the weights multiply: a file of `tq3 calibrate`, or what to "
             "send through the model first (needs torch): a text file, what the model itself writes,"
             " or random tokens. Same size, same readers.",
+            SMALL,
             metavar="FILE|self|random",
         ),
     ]
