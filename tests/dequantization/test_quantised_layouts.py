@@ -53,11 +53,13 @@ def test_scales_activations_and_caches_are_gone_and_config_json_is_recorded():
         *(FP8, SCALE, named("input_scale", "F32"), named("activation_scale", "F32", 1)),
         *(TensorInfo(f"model.layers.0.self_attn.{k}_scale", "F32", (1,)) for k in "kv"),
         *(TensorInfo(f"model.layers.0.{name}", "F32", (1,)) for name in ("scale", "q_scale")),
+        TensorInfo("model.layers.0.self_attn.k_proj.k_scale", "F32", (64,)),
         quantization_config=OF_BLOCKS,
         store_dtype="fp8",
         text_config={"compression_config": {"format": "x"}, "hidden_size": 8},
     )
-    assert names(found) == [NORM.name, FP8.name, "model.layers.0.scale", "model.layers.0.q_scale"]
+    learned = ["model.layers.0.scale", "model.layers.0.self_attn.k_proj.k_scale"]
+    assert names(found) == [NORM.name, FP8.name, *learned]
     assert found.config == {"text_config": {"hidden_size": 8}}
     assert found.source_quantization == {
         "quantization_config": OF_BLOCKS,
@@ -66,7 +68,7 @@ def test_scales_activations_and_caches_are_gone_and_config_json_is_recorded():
         "formats": {"FP8 in blocks of 128 x 128": 1},
     }
     (notice,) = found.notices
-    assert notice.endswith("FP8 in blocks of 128 x 128 (1 tensor); 5 scales consumed")
+    assert notice.endswith("FP8 in blocks of 128 x 128 (1 tensor); 6 scales consumed")
 
 
 def test_four_bits_are_warned_of():
@@ -90,12 +92,17 @@ OF_ROWS = {
     "quant_method": "compressed-tensors",
     "config_groups": {"a": {"weights": {"num_bits": 4, "type": "int", "strategy": "channel"}}},
 }
-BYTES = {
-    "quantization_config": {
-        "quant_method": "compressed-tensors",
-        "config_groups": {"a": {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}},
-    }
-}
+
+
+def of_bytes(**more: Any) -> dict[str, Any]:
+    """What compressed-tensors says of integers of 8 bits that it does not pack."""
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", **more}
+    groups = {"a": {"weights": weights}}
+    method = {"quant_method": "compressed-tensors", "config_groups": groups}
+    return {"quantization_config": method}
+
+
+BYTES, ASYMMETRIC = of_bytes(), of_bytes(symmetric=False)
 STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
     "config says other blocks": (
         (FP8, SCALE),
@@ -223,7 +230,7 @@ STRANGE: dict[str, tuple[tuple[TensorInfo, ...], dict[str, Any], list[str]]] = {
             named("weight_scale", "F32", 8, 1),
             named("weight_zero_point", "I32", 1, 1),
         ),
-        BYTES,
+        ASYMMETRIC,
         ["I32 [1, 1]", "I8 [8, 1]"],
     ),
     "MiMo": ((FP8, SCALE), {"model_type": "mimo_v2_flash"}, ["model_type 'mimo_v2_flash'"]),

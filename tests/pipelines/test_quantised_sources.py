@@ -109,6 +109,16 @@ def test_what_is_said_beside_config_json_is_heeded_recorded_and_gone(tmp_path):
         tq3.compress(source, tmp_path / "contradiction")
 
 
+def test_modelopt_under_its_other_key_is_gone_and_a_word_of_others_stays(tmp_path):
+    of_codec = {"quantization": {"levels": 8}}
+    config = {"quantization": {"quant_algo": "FP8_PB_WO"}, "audio_config": of_codec}
+    source = tiny_checkpoint(tmp_path / "source", around([WEIGHTS[0]]), config=config)
+    tq3.compress(source, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization" not in written
+    assert written["audio_config"] == of_codec
+
+
 def test_params_json_of_an_ordinary_source_travels_as_it_is(tmp_path):
     source = tiny_checkpoint(tmp_path / "source")
     (source / "params.json").write_text('{"quantization": null, "dim": 4}')

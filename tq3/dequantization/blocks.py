@@ -6,6 +6,7 @@ block may be cut off, so that the shapes alone don't tell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from tq3.dequantization.declared import PER_ROW, PER_TENSOR, Block, Declared, Integers
@@ -16,6 +17,7 @@ from tq3.format.checkpoint import Located
 from tq3.format.files import CONFIG
 from tq3.format.quantised import Encoding
 
+_BYTE_BITS = 8
 _BY_32, _BY_16 = (1, 32), (1, 16)
 _USUAL = (PER_TENSOR, PER_ROW, (128, 128), (32, 32))
 Shape = tuple[int, ...]
@@ -41,7 +43,8 @@ def bytes_shape(found: Match, said: Declared) -> Shape:
 
     Others store other codes in bytes with such a scale, so config.json has to say these.
     """
-    if not said.bytes_blocks:
+    of_bytes = [each for each in said.integers if each.bits == _BYTE_BITS]
+    if not of_bytes:
         raise BadInput(
             f"{CONFIG} does not say that these bytes are integers",
             file=found.codes.file,
@@ -51,6 +54,8 @@ def bytes_shape(found: Match, said: Declared) -> Shape:
             fix=f"get {CONFIG} of the revision that the weights are from, or compress what they "
             "were made from",
         )
+    if not _meant(found, said):
+        raise _contradiction(found, of_bytes)
     shape = logical_shape(found)
     if shape[-1] % 4:
         raise _misfit(
@@ -65,14 +70,13 @@ def bytes_shape(found: Match, said: Declared) -> Shape:
 def packed_integers(found: Match, said: Declared) -> tuple[int, int, Shape]:
     """Bits, columns that share a scale, shape. Raises BadInput where config.json does not say."""
     codes, scales = found.codes.info.shape, found.scales.info.shape
-    is_symmetric = found.zero_points is None
     are_matrices = len(codes) == len(scales) == 2 and 0 not in codes
     fitting: dict[tuple[int, int, Shape], Integers] = {}
-    for each in meant_for(found.stem, said.integers) if are_matrices else ():
-        columns = scales[-1] * each.group if each.group else codes[-1] * 32 // each.bits
-        fits = -(-columns * each.bits // 32) == codes[-1]
-        if fits and columns and each.is_symmetric == is_symmetric:
-            fitting.setdefault((each.bits, each.group or columns, (codes[0], columns)), each)
+    for each in _meant(found, said) if are_matrices else ():
+        group = each.block[1]
+        columns = scales[-1] * group if group else codes[-1] * 32 // each.bits
+        if columns and -(-columns * each.bits // 32) == codes[-1]:
+            fitting.setdefault((each.bits, group or columns, (codes[0], columns)), each)
     if len(fitting) == 1:
         return next(iter(fitting))
     if fitting:
@@ -84,23 +88,43 @@ def packed_integers(found: Match, said: Declared) -> tuple[int, int, Shape]:
             expected=f"one group in config_groups of {CONFIG} whose targets name {found.stem!r}",
             fix=f"add the name to the targets of the group that is meant, in {CONFIG}",
         )
-    raise BadInput(
-        f"{CONFIG} does not say how these integers are packed"
-        if not said.integers
-        else f"{CONFIG} and the tensors contradict each other",
+    raise _contradiction(found, said.integers)
+
+
+def _meant(found: Match, said: Declared) -> list[Integers]:
+    """The ways of config.json that may be those of this weight, whatever its shape."""
+    is_symmetric = found.zero_points is None
+    return [
+        each
+        for each in meant_for(found.stem, said.integers)
+        if each.is_symmetric == is_symmetric
+        and (each.bits == _BYTE_BITS if found.layout.is_signed else each.block[0] == 1)
+    ]
+
+
+def _contradiction(found: Match, said: Sequence[Integers]) -> BadInput:
+    points = "zero points" if found.zero_points else "no zero points"
+    return BadInput(
+        f"{CONFIG} and the tensors contradict each other"
+        if said
+        else f"{CONFIG} does not say how these integers are packed",
         file=found.codes.file,
         tensor=found.codes.info.name,
-        found=f"codes {list(codes)}, scales {list(scales)}, "
-        f"{'no zero points' if is_symmetric else 'zero points'}",
-        expected="num_bits and group_size in config_groups of quantization_config"
-        if not said.integers
-        else " or ".join(map(_in_words, said.integers)),
+        found=f"codes {list(found.codes.info.shape)}, scales {list(found.scales.info.shape)}, "
+        f"{points}",
+        expected=" or ".join(map(_in_words, said))
+        if said
+        else "num_bits and group_size in config_groups of quantization_config",
         fix=f"get {CONFIG} and weights from one revision",
     )
 
 
 def _in_words(integers: Integers) -> str:
-    by = f"groups of {integers.group}" if integers.group else "one scale for a row"
+    rows, columns = integers.block
+    by = f"blocks of {rows} x {columns}"
+    if rows < 2:
+        of_row = f"groups of {columns}" if columns else "one scale for a row"
+        by = of_row if rows else "one scale"
     points = "symmetric" if integers.is_symmetric else "with zero points"
     return f"{integers.bits} bits, {by}, {points}"
 
@@ -109,8 +133,9 @@ def block_of(found: Match, shape: Shape, said: Declared, group: int | None) -> B
     """Rows and columns that share a scale, whose number is that of the scales. Raises BadInput."""
     kind, scales = found.layout.kind, found.scales
     words: dict[Block, str] = {}
+    is_said = True
     if found.layout.is_signed:
-        words = dict(said.bytes_blocks)
+        words = {each.block: f"{_in_words(each)} of {CONFIG}" for each in _meant(found, said)}
     elif group:
         words = {(1, group): f"group_size {group}"}
     elif kind == "nvfp4":
@@ -122,21 +147,29 @@ def block_of(found: Match, shape: Shape, said: Declared, group: int | None) -> B
     else:
         first = (_BY_32,) if scales.info.dtype in ("U8", "F8_E8M0") else ()
         words = dict.fromkeys((*first, *_USUAL), f"no word in {CONFIG}")
+        is_said = False
     *stack, rows, columns = (1, *shape)[-max(2, len(shape)) :]
-    for row_block, column_block in words:
+    fitting: dict[Block, tuple[Block, str]] = {}
+    for (row_block, column_block), text in words.items():
         block = row_block or rows, column_block or columns
         if _fits(scales.info.shape, prod(stack), (-(-rows // block[0]), -(-columns // block[1]))):
-            return block
+            fitting.setdefault((min(block[0], rows), min(block[1], columns)), (block, text))
+    if len(fitting) > 1 and is_said:
+        raise BadInput(
+            f"its scales may be those of {len(fitting)} kinds of blocks",
+            file=scales.file,
+            tensor=scales.info.name,
+            found=" or ".join(text for _, text in fitting.values()),
+            expected="one of them",
+            fix=f"take the others out of {CONFIG}",
+        )
+    if fitting:
+        return next(iter(fitting.values()))[0]
     expected = " or ".join(
         f"{list((*stack, *_grid((rows, columns), block)))} by {text}"
         for block, text in words.items()
     )
     raise _misfit(scales, expected, f"the weight has shape {list(shape)}")
-
-
-def is_open(encoding: Encoding, shape: Shape) -> bool:
-    """Whether fewer columns would have the same codes and scales, padded to words of 32 bits."""
-    return encoding.kind == "packed_int" and encoding.block[1] == shape[-1]
 
 
 def check_others(found: Match, shape: Shape, encoding: Encoding) -> None:

@@ -6,9 +6,10 @@ dtype of its scales, never by config.json alone: that may be missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tq3.format.checkpoint import Located
 from tq3.format.header import TensorInfo
@@ -99,20 +100,28 @@ LAYOUTS = (
         name="",
     ),
 )
-# An ending that only scales have -> what it belongs to.
+_WEIGHT, _PACKED = ".weight", ".weight_packed"
+# An ending that only parts of a quantised weight have -> what they are, and their codes' endings.
 OF_NO_WEIGHT = {
-    ".weight_scale_inv": ".weight",
-    ".qscale_weight": ".weight",
-    ".weight_global_scale": ".weight_packed",
-    ".weight_scale_2": ".weight",
+    ".weight_scale_inv": ("a scale", (_WEIGHT,)),
+    ".weight_scale": ("a scale", (_WEIGHT, _PACKED)),
+    ".qscale_weight": ("a scale", (_WEIGHT,)),
+    ".weight_global_scale": ("a scale", (_PACKED,)),
+    ".weight_scale_2": ("a scale", (_WEIGHT,)),
+    ".weight_shape": ("a shape", (_PACKED,)),
+    ".weight_zero_point": ("a zero point", (_WEIGHT, _PACKED)),
+    "_scales": ("a scale", ("_blocks",)),
 }
 # Beside a quantised weight these say that it is not what its codes and scales make.
 NOT_ALONE = {
     ".weight_g_idx": "columns of one scale that are no neighbours",
+    ".weight_zero_point": "floats with zero points",
     ".pre_quant_scale": "a weight whose inputs are scaled before it",
     ".svdquant_lora_a": "a weight with a part of low rank beside it",
 }
-_CACHE = (".k_scale", ".v_scale")
+# Of queries, keys and values, which a host quantises as it computes.
+_CACHE = re.compile(r"\.([qkv]_(scale|zero_point)|(q|k|v|qkv)_proj\.output_scale)$")
+_HEADS = ("num_key_value_heads", "num_attention_heads")
 
 
 class Match(NamedTuple):
@@ -153,6 +162,21 @@ def of_no_use(found: Match, tensors: Mapping[str, Located]) -> Iterator[str]:
     yield from (found.stem + ending for ending in endings if found.stem + ending in tensors)
 
 
-def scales_a_cache(info: TensorInfo) -> bool:
-    """Whether this is a scale of keys or values in a cache, in a model that is quantised."""
-    return info.name.endswith(_CACHE) and len(info.shape) < 2
+def of_a_cache(info: TensorInfo, counts: Set[int]) -> bool:
+    """Whether this scales queries, keys or values, in a model that is quantised.
+
+    counts: of heads; a learned parameter of such a name has as many elements as a head or a row
+    """
+    is_float = info.dtype in _FLOATS or info.name.endswith("_zero_point")
+    n_values = info.n_elements
+    is_vector = n_values in info.shape and n_values in counts
+    return bool(_CACHE.search(info.name)) and is_float and (n_values == 1 or is_vector)
+
+
+def heads(config: Mapping[str, Any]) -> Iterator[int]:
+    """The numbers of heads that config.json has, in whatever config inside of it."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from heads(value)
+        elif key in _HEADS and type(value) is int:
+            yield value

@@ -15,19 +15,12 @@ from tq3.dequantization.blocks import (
     block_of,
     bytes_shape,
     check_others,
-    is_open,
     logical_shape,
     packed_integers,
 )
-from tq3.dequantization.declared import LEFT_OUT, Declared, declared, declared_beside
-from tq3.dequantization.layouts import (
-    NOT_ALONE,
-    OF_NO_WEIGHT,
-    Match,
-    match,
-    of_no_use,
-    scales_a_cache,
-)
+from tq3.dequantization.completeness import MADE_FROM, check_complete, check_names
+from tq3.dequantization.declared import GPT_OSS, Declared, declared, declared_beside, is_left_out
+from tq3.dequantization.layouts import Match, heads, match, of_a_cache, of_no_use
 from tq3.errors import BadInput
 from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, Pieces
 from tq3.format.files import CONFIG, Files
@@ -35,9 +28,7 @@ from tq3.format.header import TensorInfo
 from tq3.format.quantised import Encoding
 from tq3.units import counted
 
-_MADE_FROM = "compress the checkpoint that it was made from"
 _BITS = {"e4m3": 8, "e2m1": 4, "nvfp4": 4}
-_FLOATS_8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
 def dequantised(checkpoint: Checkpoint, files: Files | None = None) -> Checkpoint:
@@ -54,12 +45,11 @@ def dequantised(checkpoint: Checkpoint, files: Files | None = None) -> Checkpoin
     said = declared(checkpoint.config, declared_beside(files) if files else {})
     _check_family(checkpoint.config)
     _check_methods(said, matches)
+    check_complete(tensors, matches)
     _check_meant(said)
-    _check_whole(tensors, matches)
-    _check_alone(tensors, matches)
     virtual = {found.codes.info.name: _virtual(found, said) for found in matches}
-    consumed = set(_consumed(matches, tensors))
-    _check_names(virtual, tensors, consumed)
+    consumed = set(_consumed(matches, tensors, checkpoint.config))
+    check_names(virtual, tensors, consumed)
     formats = _formats(virtual.values())
     left = [tensor for name, tensor in tensors.items() if name not in consumed]
     return replace(
@@ -91,11 +81,7 @@ def _virtual(found: Match, said: Declared) -> Located:
     )
     check_others(found, shape, encoding)
     info = TensorInfo(found.stem + layout.name, "F32", shape)
-    others = (
-        found.global_scale,
-        found.zero_points,
-        found.width if is_open(encoding, shape) else None,
-    )
+    others = found.global_scale, found.zero_points, found.width
     pieces = Pieces(encoding, codes, found.scales, *others)
     transposed = layout.transposed and len(shape) == 3
     return Located(info, codes.file, codes.offset, pieces, transposed)
@@ -114,101 +100,42 @@ def _placed(tensors: Iterable[Located]) -> tuple[Located, ...]:
     return tuple(placed)
 
 
-def _consumed(matches: Iterable[Match], tensors: Mapping[str, Located]) -> Iterator[str]:
+def _consumed(
+    matches: Iterable[Match], tensors: Mapping[str, Located], config: Mapping[str, Any]
+) -> Iterator[str]:
     for found in matches:
         parts = found.scales, found.global_scale, found.zero_points, found.width
         yield from (part.info.name for part in parts if part)
         yield from of_no_use(found, tensors)
-    yield from (name for name, tensor in tensors.items() if scales_a_cache(tensor.info))
-
-
-def _check_alone(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
-    """Raise BadInput for weights that need more than their codes and scales."""
-    for found in matches:
-        for ending, what in NOT_ALONE.items():
-            if other := tensors.get(found.stem + ending):
-                raise BadInput(
-                    f"{what} can't be decoded",
-                    file=other.file,
-                    tensor=other.info.name,
-                    found=f"{other.info.dtype} {list(other.info.shape)}",
-                    expected="codes and scales alone",
-                    fix=_MADE_FROM,
-                )
-
-
-def _check_whole(tensors: Mapping[str, Located], matches: Iterable[Match]) -> None:
-    """Raise BadInput for floats of 8 bits without a scale, and for a scale without a weight."""
-    codes = {found.codes.info.name for found in matches}
-    scales = {found.scales.info.name for found in matches}
-    for name, tensor in tensors.items():
-        info = tensor.info
-        if info.dtype in _FLOATS_8 and name not in codes | scales:
-            raise BadInput(
-                "8-bit floats without a scale" if info.dtype == "F8_E4M3" else "unknown codes",
-                file=tensor.file,
-                tensor=name,
-                found=f"{info.dtype} {list(info.shape)}",
-                expected="F8_E4M3 with a scale beside it, such as weight_scale_inv",
-                fix="fetch the checkpoint again: without its scale a weight can't be known",
-            )
-        for ending, weight in OF_NO_WEIGHT.items():
-            stem = name.removesuffix(ending)
-            if stem != name and name not in scales and stem + weight not in codes:
-                other = tensors.get(stem + weight)
-                raise BadInput(
-                    "a scale, but its weight is not quantised"
-                    if other
-                    else "a scale without its weight",
-                    file=tensor.file,
-                    tensor=name,
-                    found=f"{other.info.dtype} {list(other.info.shape)} in {other.info.name!r}"
-                    if other
-                    else f"no tensor {stem + weight!r}",
-                    fix="fetch the checkpoint again, or take the scale out of it",
-                )
-
-
-def _check_names(
-    virtual: Mapping[str, Located], tensors: Mapping[str, Located], consumed: set[str]
-) -> None:
-    for codes, tensor in virtual.items():
-        name = tensor.info.name
-        other = tensors.get(name)
-        if name != codes and other and name not in consumed:
-            raise BadInput(
-                "there twice: quantised and as it is",
-                file=other.file,
-                tensor=name,
-                found=f"{codes!r} in {tensor.file}, too",
-                expected="one of them",
-            )
-    if both := consumed & virtual.keys():
-        raise BadInput("codes, and scales of others", tensor=min(both), fix="fetch it again")
+    counts = set(heads(config))
+    yield from (name for name, tensor in tensors.items() if of_a_cache(tensor.info, counts))
 
 
 def _check_methods(said: Declared, matches: Iterable[Match]) -> None:
     """Raise BadInput where config.json names a method that has no such weights."""
-    found = {each.layout.kind: each for each in matches}
+    found = {GPT_OSS if each.layout.transposed else each.layout.kind: each for each in matches}
     for kind, example in found.items():
-        if not said.allows(kind):
+        if kind in said.against or not said.allows(kind):
+            words = said.against.get(
+                kind, f"{CONFIG} says quant_method {', '.join(said.methods)!r}"
+            )
             raise BadInput(
                 f"{CONFIG} and the tensors contradict each other, or it is a method unknown to tq3",
                 file=example.codes.file,
                 tensor=example.codes.info.name,
-                found=f"{example.codes.info.dtype} with {example.scales.info.name!r}; "
-                f"{CONFIG} says quant_method {', '.join(said.methods)!r}",
+                found=f"{example.codes.info.dtype} with {example.scales.info.name!r} "
+                f"{example.scales.info.dtype} {list(example.scales.info.shape)}; {words}",
                 expected="codes of that method",
                 fix=f"get {CONFIG} and weights from one revision, or compress the checkpoint that "
                 "it was made from",
             )
-    experts = said.experts
-    if experts == "fp4" and "e2m1" not in found or experts == "fp8" and "e2m1" in found:
+    experts, has_fp4 = said.experts, not {"e2m1", GPT_OSS}.isdisjoint(found)
+    if experts == "fp4" and not has_fp4 or experts == "fp8" and has_fp4:
         example = next(iter(found.values()))
         raise BadInput(
             "what it says and the tensors contradict each other",
             file=CONFIG,
-            found=f"expert_dtype {experts!r}; {'FP4' if 'e2m1' in found else 'no FP4'} among the "
+            found=f"expert_dtype {experts!r}; {'FP4' if has_fp4 else 'no FP4'} among the "
             f"tensors of {example.codes.file}",
             expected="the same of both",
             fix=f"get {CONFIG} and weights from one revision",
@@ -223,7 +150,7 @@ def _check_meant(said: Declared) -> None:
             file=CONFIG,
             found=what,
             expected="codes and scales alone",
-            fix=_MADE_FROM,
+            fix=MADE_FROM,
         )
 
 
@@ -246,7 +173,7 @@ def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _without_quantization(value) if isinstance(value, dict) else value
         for key, value in config.items()
-        if key not in LEFT_OUT
+        if not is_left_out(key, value)
     }
 
 

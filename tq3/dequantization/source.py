@@ -21,7 +21,7 @@ from tq3.codec.quantised import SCALE_TYPE, unpack
 from tq3.dequantization.recognition import dequantised
 from tq3.errors import BadInput
 from tq3.format.checkpoint import FIRST_VIRTUAL, Checkpoint, Located, read_checkpoint
-from tq3.format.files import ForwardingSource, Source
+from tq3.format.files import CONFIG, ForwardingSource, Source
 from tq3.format.header import DTYPE_BITS
 from tq3.plan.ordinary import check_ordinary
 
@@ -120,20 +120,24 @@ class _Weight:
         return row
 
     def _check_width(self) -> None:
-        """Raise BadInput where the last columns are padding, which no header tells."""
+        """Raise BadInput where the shape that lies beside the codes is another one.
+
+        No header tells padding, nor whether config.json says the bits of these codes.
+        """
         if self._is_checked or not self._pieces.width:
             return
         piece = self._pieces.width
         stored = np.frombuffer(self._files.read(piece.file, piece.offset, 16), "<i8").tolist()
         if stored != list(self._tensor.info.shape):
             raise BadInput(
-                "another shape than codes and scales make: columns that don't fill their words "
-                "need scales for groups",
+                f"another shape than codes and scales make with the bits of {CONFIG}, or columns "
+                "that don't fill their words",
                 file=piece.file,
                 tensor=piece.info.name,
                 found=stored,
                 expected=list(self._tensor.info.shape),
-                fix="compress the checkpoint that it was made from",
+                fix=f"get {CONFIG} and weights from one revision, or compress the checkpoint that "
+                "they were made from",
             )
         self._is_checked = True
 
@@ -187,6 +191,15 @@ class _Weight:
         if not piece:
             return None
         values = self._kept.read(piece, 0, piece.info.n_bytes, piece.info.n_bytes).view("<f4")
+        if not values.all():
+            raise BadInput(
+                "a global scale of zero: no weight can be known by it",
+                file=piece.file,
+                tensor=piece.info.name,
+                found=0.0,
+                expected="another number",
+                fix="fetch the checkpoint again, or compress the one that it was made from",
+            )
         return values[matrices] if len(values) > 1 else values.repeat(len(matrices))
 
 

@@ -22,15 +22,15 @@ def meant_for(module: str, groups: Sequence[Integers]) -> Sequence[Integers]:
         return groups
     if named := [group for group in groups if module in group.targets]:
         return named
-    patterns = {
-        target.removeprefix(_PATTERN): group
+    patterns = [
+        (target.removeprefix(_PATTERN), group)
         for group in groups
         for target in group.targets
         if target.startswith(_PATTERN)
-    }
-    if not all(map(_is_soon_matched, patterns)):
+    ]
+    if not all(_is_soon_matched(text) for text, _ in patterns):
         return groups
-    if matching := [group for text, group in patterns.items() if re.match(text, module)]:
+    if matching := [group for text, group in patterns if re.match(text, module)]:
         return matching
     of_classes = [
         group for group in groups if any(not each.startswith(_PATTERN) for each in group.targets)

@@ -70,7 +70,7 @@ class Located:
 class Pieces:
     """The tensors of a source that make one virtual tensor, in whatever files they lie.
 
-    width: rows and columns in I64, where codes and scales leave the number of columns open
+    width: rows and columns in I64, with which the shape by codes and scales has to agree
     """
 
     encoding: Encoding
@@ -204,7 +204,14 @@ def repeated(tensors: Iterable[Located]) -> Iterator[BadInput]:
     for tensor in tensors:
         name = tensor.info.name
         if name in first:
-            yield BadInput(f"also in {first[name]}", file=tensor.file, tensor=name)
+            yield BadInput(
+                f"also in {first[name]}",
+                file=tensor.file,
+                tensor=name,
+                found="two tensors of that name",
+                expected="one of them",
+                fix="fetch both files again, from one revision",
+            )
         first.setdefault(name, tensor.file)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from math import isfinite
 from typing import Any
 
@@ -58,16 +58,27 @@ def remove_key(text: str, key: str) -> str:
     return "".join((*kept, text[position:]))
 
 
-def remove_everywhere(text: str, keys: Collection[str]) -> str:
-    """`text` without its members of these names, nor those of objects inside. Raises ValueError."""
-    for key in keys:
-        text = remove_key(text, key)
+def remove_everywhere(text: str, is_meant: Callable[[str, Any], bool]) -> str:
+    """`text` without members of which this is true, by name and value, at any depth of objects.
+
+    Raises ValueError.
+    """
+    members = [
+        (key, _DECODER.raw_decode(text, _value(text, start))[0]) for key, start, _ in _members(text)
+    ]
+    for key, value in members:
+        if is_meant(key, value):
+            text = remove_key(text, key)
     for _, start, end in reversed(list(_members(text))):
-        value = text.index(":", _DECODER.raw_decode(text, start)[1])
-        value = _skip(text, value + len(":"))
-        if text[value] == "{":
-            text = text[:value] + remove_everywhere(text[value:end], keys) + text[end:]
+        at = _value(text, start)
+        if text[at] == "{":
+            text = text[:at] + remove_everywhere(text[at:end], is_meant) + text[end:]
     return text
+
+
+def _value(text: str, start: int) -> int:
+    """Where the value of the member starts whose key starts there."""
+    return _skip(text, text.index(":", _DECODER.raw_decode(text, start)[1]) + len(":"))
 
 
 def _members(text: str) -> Iterator[tuple[str, int, int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tq3.codec.backend import Backend, get_backend
-from tq3.dequantization.declared import IN_PARAMS, LEFT_OUT, PARAMS
+from tq3.dequantization.declared import IN_PARAMS, PARAMS, is_left_out
 from tq3.dequantization.orientation import with_host_views
 from tq3.equalization.choice import choose_scalings
 from tq3.equalization.estimate import estimate_factors
@@ -265,7 +265,7 @@ class Compression(Job):
         if self.files.has(CONFIG) and not self._verbatim_config:
             text = read_text(self.files, CONFIG)
             if self.checkpoint.source_quantization:
-                text = remove_everywhere(text, LEFT_OUT)
+                text = remove_everywhere(text, is_left_out)
             texts[CONFIG] = mark(text, self._described(None))
         if PARAMS in self.checkpoint.source_quantization and not self.selection.leaves(PARAMS):
             texts[PARAMS] = remove_key(read_text(self.files, PARAMS), IN_PARAMS)

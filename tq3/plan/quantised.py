@@ -146,7 +146,7 @@ def declared_quantizations(config: Mapping[str, Any]) -> Iterator[Mapping[str, A
     for key, value in config.items():
         if key in _KEYS:
             is_meant = isinstance(value, dict) and not says_nothing(value)
-            if is_meant and (key != _KEYS[2] or _is_quantization(value)):
+            if is_meant and (key != _KEYS[2] or is_quantization(value)):
                 yield value
         elif isinstance(value, dict):
             yield from declared_quantizations(value)
@@ -202,13 +202,14 @@ def _declarations(config: Mapping[str, Any], within: str = "") -> Iterator[str]:
     """What config.json or a config inside of it says of a quantisation, in words."""
     for key, value in config.items():
         if key in _KEYS:
-            if not says_nothing(value) and (key != _KEYS[2] or _is_quantization(value)):
+            if not says_nothing(value) and (key != _KEYS[2] or is_quantization(value)):
                 yield within + _declaration(key, value)
         elif isinstance(value, dict):
             yield from _declarations(value, f"{within}{key}.")
 
 
-def _is_quantization(value: object) -> bool:
+def is_quantization(value: object) -> bool:
+    """Whether this value of the key `quantization` tells of one: it is an ordinary word, too."""
     return isinstance(value, dict) and not _QUANTIZATION.isdisjoint(value)
 
 

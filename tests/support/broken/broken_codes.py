@@ -48,7 +48,7 @@ def quantization(method: str, **keys: Any) -> Config:
 
 
 def raw(dtype: str, *shape: int) -> Tensor:
-    """Zeros, whatever they stand for."""
+    """Some bytes, whatever they stand for."""
     bits = {"I32": 32, "F32": 32, "BF16": 16, "I64": 64}.get(dtype, 8)
     return raw_tensor(dtype, shape, bits)
 
@@ -87,8 +87,8 @@ SCALES = {
     ),
     "codes/scale-without-weight": codes(
         f"tensor '{_STEM}.gate.weight_scale_inv': a scale without its weight (found no "
-        f"tensor '{_STEM}.gate.weight'); fetch the checkpoint again, or take the scale out"
-        " of it",
+        f"tensor '{_STEM}.gate.weight', expected both, or none of them); fetch the "
+        "checkpoint again, or take the scale out of it",
         {**_OTHER, ".gate.weight_scale_inv": f32(1)},
     ),
     "codes/scale-of-another-type": codes(
@@ -99,8 +99,8 @@ SCALES = {
     ),
     "codes/scale-beside-floats": codes(
         f"tensor '{_STEM}.gate.weight_scale_inv': a scale, but its weight is not quantised"
-        f" (found BF16 [2, 8] in '{_STEM}.gate.weight'); fetch the checkpoint again, or "
-        "take the scale out of it",
+        f" (found BF16 [2, 8] in '{_STEM}.gate.weight', expected both, or none of them); "
+        "fetch the checkpoint again, or take the scale out of it",
         {**_OTHER, ".gate.weight": raw("BF16", 2, 8), ".gate.weight_scale_inv": f32(1)},
     ),
     "codes/a-scale-too-many": codes(
@@ -148,9 +148,9 @@ WORDS = {
     ),
     "codes/another-method": codes(
         f"tensor '{_STEM}.weight': config.json and the tensors contradict each other, or "
-        f"it is a method unknown to tq3 (found F8_E4M3 with '{_STEM}.weight_scale_inv'; "
-        "config.json says quant_method 'awq', expected codes of that method); get "
-        "config.json and weights from one revision, or compress the checkpoint that it "
+        f"it is a method unknown to tq3 (found F8_E4M3 with '{_STEM}.weight_scale_inv' F32"
+        " [1, 2]; config.json says quant_method 'awq', expected codes of that method); get"
+        " config.json and weights from one revision, or compress the checkpoint that it "
         "was made from",
         _OTHER,
         quantization("awq"),
@@ -249,9 +249,10 @@ VALUES = {
         {".weight": _PAIRS, ".scale": ones("F8_E8M0", 254, 2, 8)},
     ),
     "codes/another-width": codes(
-        f"tensor '{_STEM}.weight_shape': another shape than codes and scales make: columns"
-        " that don't fill their words need scales for groups (found [2, 250], expected "
-        "[2, 256]); compress the checkpoint that it was made from",
+        f"tensor '{_STEM}.weight_shape': another shape than codes and scales make with the"
+        " bits of config.json, or columns that don't fill their words (found [2, 250], "
+        "expected [2, 256]); get config.json and weights from one revision, or compress "
+        "the checkpoint that they were made from",
         {
             ".weight_packed": raw("I32", 2, 32),
             ".weight_scale": raw("BF16", 2, 1),
@@ -259,6 +260,28 @@ VALUES = {
         },
         of_integers(strategy="channel"),
         commands=("compress",),
+    ),
+    "codes/other-bits-of-the-same-shapes": values(
+        f"tensor '{_STEM}.weight_shape': another shape than codes and scales make with the"
+        " bits of config.json, or columns that don't fill their words (found [2, 256], "
+        "expected [2, 128]); get config.json and weights from one revision, or compress "
+        "the checkpoint that they were made from",
+        {
+            ".weight_packed": raw("I32", 2, 32),
+            ".weight_scale": raw("BF16", 2, 8),
+            ".weight_shape": Tensor("I64", (2,), np.array([2, 256], "<i8").tobytes()),
+        },
+        of_integers(num_bits=8, group_size=16),
+    ),
+    "codes/global-scale-of-zero": values(
+        f"tensor '{_STEM}.weight_scale_2': a global scale of zero: no weight can be "
+        "known by it (found 0.0, expected another number); fetch the checkpoint again, or "
+        "compress the one that it was made from",
+        {
+            ".weight": ones("U8", 0x22, 2, 128),
+            ".weight_scale": ones("F8_E4M3", 0x38, 2, 16),
+            ".weight_scale_2": f32(0)._replace(shape=()),
+        },
     ),
 }
 CASES = SCALES | WORDS | VALUES
