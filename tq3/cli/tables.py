@@ -14,6 +14,7 @@ from rich.table import Table
 from tq3.cli.cells import add, columns, facts
 from tq3.events import Report
 from tq3.format.parts import numbers_in_words
+from tq3.format.recipe import Code
 from tq3.pipelines.description import Description
 from tq3.pipelines.standing import Standing
 from tq3.publication.result import Publication
@@ -101,7 +102,11 @@ def of_verification(v: Verification) -> Iterator[Table]:
         yield _faults(v)
 
 
-_OWN_READERS = "tq3's own: tq3.load, vLLM with its plugin, tq3 restore"
+# What codes stand for -> who reads them.
+_OWN_READERS: dict[Code, str] = {
+    "scalar": "tq3's own: tq3.load, vLLM with its plugin, tq3 restore",
+    "trellis": "tq3 restore, verify and eval; no host yet",
+}
 _EVERY_READER = "tq3's own, and others of the published format"
 
 
@@ -208,7 +213,7 @@ def _overview(d: Description) -> Table:
     add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
     _add_side_files(table, d)
     obstacles = [f"others can't: {why}" for why in d.choice.obstacles]
-    add(table, "readers", [_OWN_READERS, *obstacles] if obstacles else _EVERY_READER)
+    add(table, "readers", [_OWN_READERS[d.code], *obstacles] if obstacles else _EVERY_READER)
     if d.peak_memory_bytes:
         add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table
@@ -239,7 +244,7 @@ def _add_coding(table: Table, d: Description) -> None:
 
 
 def calibrated_by(record: Mapping[str, Any]) -> str:
-    """Of what tokens the moments are, from the record in tq_config.json."""
+    """With which tokens codes were calibrated, from `calibration` of tq_config.json."""
     tokens, text = record.get("tokens"), record.get("text")
     what = "random tokens" if text == "random" else f"tokens of {text}"
     return f"with {tokens} {what}: errors of one weight are made up for by others"
