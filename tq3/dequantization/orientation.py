@@ -38,7 +38,7 @@ def by_outputs(
     """A source and its checkpoint in which some stacks are turned to [experts, outputs, inputs].
 
     files, checkpoint: a source that has, as hosts do, these stacks as [experts, inputs, outputs]
-    names: of the stacks; both are returned as they are where the checkpoint has none of them
+    names: of the stacks; where the checkpoint has none of them, it and its source are returned
     """
     stored = [tensor for tensor in checkpoint.tensors if tensor.info.name in names]
     if not stored:
