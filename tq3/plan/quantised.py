@@ -15,7 +15,7 @@ from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.files import CONFIG
 from tq3.format.header import FLOATS, FLOATS_8
-from tq3.format.layout import NORMS, PACKED
+from tq3.format.layout import NORMS, PACKED, TRELLIS
 from tq3.plan.classes import EXPERT_STACK
 
 _ORIGINAL = "compress the original, unquantised checkpoint"
@@ -55,6 +55,7 @@ class Format:
 # First match wins: what is told by more comes first.
 FORMATS = (
     Format("a TQ3 checkpoint (.tq_packed)", PACKED, fix=_OURS),
+    Format("a TQ3 checkpoint (.tq_trellis)", TRELLIS, fix=_OURS),
     Format("a TQ3 checkpoint (.tq_norms)", NORMS, fix=_OURS),
     Format("MXFP4 (_blocks and _scales)", "_blocks", ("_scales",), ("U8",), _NATIVE),
     Format("NVFP4 (weight_scale_2)", ".weight", (".weight_scale", ".weight_scale_2"), ("U8",)),

@@ -88,7 +88,9 @@ TABLE = {
     "glm4": Served("Glm4ForCausalLM", "Glm4Config", {"pad_token_id": 0}),
     "glm4_moe": Served("Glm4MoeForCausalLM", "Glm4MoeConfig", ROUTED),
     "deepseek_v3": Served("DeepseekV3ForCausalLM", "DeepseekV3Config", MLA),
-    # Equalized, these random weights leave two texts undecided by more than the margin.
+    # Its scores are not divided by the root of the heads' width (attention_multiplier is 1 unless
+    # said), so the rounding of activations moves logits 2.3 times as far as Llama's, equalized or
+    # not. Equalized, two texts are undecided by more than the margin.
     "granite": Served("GraniteForCausalLM", "GraniteConfig", equalize=False),
     "granitemoe": Served("GraniteMoeForCausalLM", "GraniteMoeConfig", LOCAL),
     "granitemoeshared": Served("GraniteMoeSharedForCausalLM", "GraniteMoeSharedConfig", LOCAL),
