@@ -239,10 +239,10 @@ def _add_coding(table: Table, d: Description) -> None:
 
 
 def calibrated_by(record: Mapping[str, Any]) -> str:
-    """Of what tokens the moments are, from the record in tq_config.json."""
-    tokens, text = record.get("tokens"), record.get("text")
+    """Of what tokens through which model the moments are, from the record in tq_config.json."""
+    tokens, text, model = map(record.get, ("tokens", "text", "model"))
     what = "random tokens" if text == "random" else f"tokens of {text}"
-    return f"with {tokens} {what}: errors of one weight are made up for by others"
+    return f"with {tokens} {what} through {model}: errors of one weight are made up for by others"
 
 
 def _classes(d: Description) -> Table:
