@@ -22,7 +22,8 @@ from tq3.errors import BadInput, UsageError
 from tq3.events import follow
 from tq3.format.checkpoint import read_checkpoint
 from tq3.format.config import parse_tq_config
-from tq3.moments.reading import open_moments
+from tq3.format.files import Origin
+from tq3.moments.reading import _differ, open_moments
 from tq3.pipelines.compress import compress_checkpoint
 from tq3.storage.local import LocalFiles
 
@@ -193,11 +194,20 @@ def test_what_would_be_refused_is_refused_before_the_pass(llama, tmp_path, monke
         tq3.compress(llama.source, tmp_path / "full", calibrate="random")
     with pytest.raises(UsageError, match="--calibration-tokens"):
         tq3.compress(llama.source, tmp_path / "x", calibration_tokens=5)
+    with pytest.raises(UsageError, match="--calibration-tokens is 0"):
+        tq3.compress(llama.source, tmp_path / "x", calibrate="self", calibration_tokens=0)
+    for moments in ("random", llama.moments):
+        with pytest.raises(UsageError, match="--code trellis for all"):
+            tq3.compress(llama.source, tmp_path / "x", calibrate=moments, code="trellis")
+    assert not (tmp_path / "x").exists()
 
 
 def test_moments_of_another_model_are_told_or_refused(llama, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(llama.source, other)
+    (told_of_other,) = tq3.preview(other, calibrate=llama.moments).notices
+    assert "moments are those of llama, and this is other" in told_of_other
+    assert not tq3.preview(llama.source, calibrate=llama.moments).notices
     case = make_case("qwen3", tmp_path)  # the same shapes, and a head
     told: list[Any] = []
     run = compress_checkpoint(
@@ -210,6 +220,20 @@ def test_moments_of_another_model_are_told_or_refused(llama, tmp_path):
             name: type(info)(name, "F32", (2, 172, 172)) for name, info in moments._tensors.items()
         }
         moments.check(next(t for t in located(llama) if t.info.name == DOWN), 128)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differ"),
+    [
+        (("a/m", "1"), ("a/m", "1"), False),
+        (("a/m", "1"), ("a/m", "2"), True),
+        (("a/m", "1"), ("m", None), False),  # a folder of that name
+        (("a/m", None), ("b/m", None), True),
+        (("a/m", "1"), ("n", None), True),
+    ],
+)
+def test_names_and_revisions_tell_models_apart_as_far_as_they_are_known(one, other, differ):
+    assert _differ(Origin(*one), Origin(*other)) is differ
 
 
 def located(case):
@@ -241,6 +265,21 @@ def test_inspect_and_the_card_say_with_what_it_was_calibrated(llama, tmp_path):
     assert planned.calibration == {
         key: value for key, value in found.calibration.items() if key != "without"
     }
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [(np.zeros((344, 344)), "is zero"), (np.diag([-1.0] + [1.0] * 343), "is negative")],
+)
+def test_moments_of_no_inputs_are_refused(llama, tmp_path, values, complaint):
+    path = tmp_path / "x.safetensors"
+    raw = bytearray(llama.moments.read_bytes())
+    header = int.from_bytes(raw[:8], "little") + 8
+    begin, end = json.loads(raw[8:header])[DOWN]["data_offsets"]
+    raw[header + begin : header + end] = values.astype("<f4").tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(BadInput, match=f"{DOWN}.*mean square {complaint}"):
+        tq3.compress(llama.source, tmp_path / "out", calibrate=path, workers=1)
 
 
 def test_moments_that_are_none_are_refused(llama, tmp_path):

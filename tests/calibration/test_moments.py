@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import defaultdict
 from typing import Any
 
@@ -10,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from support.calibration.cases import CONTEXT, TOKENS, make_case
+from support.models.tq3_folder import read_tensors
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer
 
+import tq3
 from tq3.calibration.calibrate import calibrate
 from tq3.calibration.tokens import random_tokens
 from tq3.errors import BadInput, UsageError
@@ -153,7 +158,60 @@ def test_a_text_is_taken_for_what_it_says(llama, tmp_path):
         assert moments.facts.tokens == 99
 
 
-@pytest.mark.parametrize("damage", ["cut", "not one", "another version"])
+def test_an_input_that_is_always_zero_has_no_moments(llama, tmp_path):
+    layer, source = "model.layers.1.self_attn", tmp_path / "dead"
+    tensors = read_tensors(llama.source)
+    tensors[f"{layer}.v_proj.weight"].zero_()
+    shutil.copytree(llama.source, source, ignore=shutil.ignore_patterns("*.safetensors*"))
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "x.safetensors"
+    follow(calibrate(source, path, tokens=TOKENS, context=CONTEXT))
+    with open_moments(path) as moments, open_moments(llama.moments) as others:
+        assert set(others.readers) - set(moments.readers) == {f"{layer}.o_proj.weight"}
+    tq3.compress(source, tmp_path / "out", calibrate=path)
+    record = json.loads((tmp_path / "out" / "tq_config.json").read_text())["tq3"]["calibration"]
+    assert record["without"] == [f"{layer}.o_proj.weight"]
+
+
+def test_few_tokens_are_told_and_folders_are_made(llama, tmp_path):
+    text, path = tmp_path / "a.txt", tmp_path / "new" / "folder" / "x.safetensors"
+    text.write_text("abc")
+    told: list[Any] = []
+    follow(calibrate(llama.source, path, text=str(text), context=CONTEXT), told.append)
+    n_tokens = open_facts(path).tokens
+    assert any(f"{n_tokens} tokens are few" in getattr(event, "text", "") for event in told)
+
+
+def open_facts(path):
+    with open_moments(path) as moments:
+        return moments.facts
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("x.bin", "expected one that ends in .safetensors); name it x.safetensors"),
+        ("text/x.safetensors", "text is no folder"),
+        (".", "no place for a file: a folder"),
+    ],
+)
+def test_what_is_no_place_for_moments_is_refused(llama, tmp_path, name, complaint):
+    (tmp_path / "text").touch()
+    with pytest.raises(UsageError, match=re.escape(complaint)):
+        follow(calibrate(llama.source, tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("none.txt", "no such file"), (".", "a folder"), ("empty.txt", "give a longer text")],
+)
+def test_what_is_no_text_is_refused(llama, tmp_path, text, complaint):
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises((BadInput, UsageError), match=complaint):
+        follow(calibrate(llama.source, tmp_path / "x.safetensors", text=str(tmp_path / text)))
+
+
+@pytest.mark.parametrize("damage", ["cut", "not one", "not JSON", "another version", "damping"])
 def test_a_file_that_is_none_is_refused(llama, tmp_path, damage):
     path, raw = tmp_path / "x.safetensors", llama.moments.read_bytes()
     if damage == "cut":
@@ -161,8 +219,15 @@ def test_a_file_that_is_none_is_refused(llama, tmp_path, damage):
     elif damage == "not one":
         path.write_bytes((llama.source / "model-00001-of-00004.safetensors").read_bytes())
     else:
-        path.write_bytes(raw.replace(b'\\"version\\": 1', b'\\"version\\": 7', 1))
-    with pytest.raises(BadInput, match=r"x\.safetensors"), open_moments(path):
+        old, new = {
+            "not JSON": (b'"{', b'"['),
+            "another version": (b'\\"version\\": 1', b'\\"version\\": 7'),
+            "damping": (b'\\"damping\\": 1.0', b'\\"damping\\": 0.0'),
+        }[damage]
+        assert old in raw
+        path.write_bytes(raw.replace(old, new, 1))
+    complaint = f"^{re.escape(str(path))}: .*anew with `tq3 calibrate`$"
+    with pytest.raises(BadInput, match=complaint), open_moments(path):
         pass
 
 

@@ -33,14 +33,16 @@ from tq3.format.arguments import of_its_types
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.files import Source
 from tq3.format.options import StrPath
+from tq3.format.weight_files import SUFFIX
 from tq3.hub.options import HubOptions
 from tq3.moments.facts import CALIBRATION_TOKENS, ENOUGH_TOKENS, Facts
-from tq3.moments.reading import Moments, open_moments, source_digest
+from tq3.moments.reading import Moments, is_moments_file, open_moments, source_digest
 from tq3.moments.writing import moments_file
 from tq3.pipelines.machine import peak_memory_bytes
 from tq3.pipelines.opening import FOLDER, open_source
 
 _TOLD = 8  # experts in one sentence
+_INSTEAD = "calibrate the unquantised checkpoint that it was made from, or is restored to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def calibrate(
 ) -> Run[Calibrated]:
     """Write the second moments of what every matrix of `source` multiplies to the file `out`.
 
-    source: a folder, or the id of a repository on the Hub
+    source: a folder, or the id of a repository on the Hub; out: its name ends in .safetensors
     text: a file in UTF-8, "random" for tokens drawn at random, or "self" for what the model writes,
     for which all its weights must fit into memory
     tokens: how many, at most; context: of one sequence, BOS included
@@ -90,10 +92,13 @@ def calibrate(
     StorageError or NetworkError; then `out` is as it was.
     """
     path = Path(out)
-    _check(path, tokens, context, overwrite or reuse)
+    check_least("--tokens", tokens)
+    check_least("--context", context)
+    _check_place(path, overwrite or reuse)
+    _check_text(text)
     start = time.perf_counter()
     with open_source(source, hub) as opened:
-        files, checkpoint = open_original(opened)
+        files, checkpoint = open_original(opened, _INSTEAD)
         original = Tensors(files, checkpoint, {})
         host = _Host(files, os.fspath(source))
         skeleton = host.skeleton(original)
@@ -107,7 +112,7 @@ def calibrate(
         if reuse and (left := _left(path, facts)):
             yield Notice(f"{path} has the moments of these {n_tokens} tokens already")
             return _result(path, source, left, {}, start)
-        yield from _notices(cost_of(skeleton, n_tokens, device), n_tokens, tokens, text)
+        yield from _notices(cost_of(skeleton, n_tokens, device), n_tokens)
         names = [name for part in skeleton.used for name in _inputs(skeleton, part.parameters)]
         readers = [name for part in skeleton.used for name in part.tensors]
         with moments_file(path, names, [*readers, *names]) as file:
@@ -155,12 +160,36 @@ def _open_left(path: Path) -> Moments | None:
         return None  # cut short, or of another version
 
 
-def _check(path: Path, tokens: int, context: int, overwrite: bool) -> None:
-    for name, value in (("--tokens", tokens), ("--context", context)):
-        if value < texts.LEAST:
-            raise UsageError(f"{name} is {value}", expected=f"at least {texts.LEAST}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError("not a place for a file", file=path, fix="name a file in a folder")
+def check_least(option: str, tokens: int) -> None:
+    """Raise UsageError where an option asks for fewer tokens than a sequence has."""
+    if tokens < texts.LEAST:
+        raise UsageError(f"{option} is {tokens}", expected=f"at least {texts.LEAST}")
+
+
+def _check_text(text: str) -> None:
+    path = Path(text)
+    if text in (RANDOM, SELF) or (path.exists() and not path.is_dir()):
+        return
+    raise BadInput(
+        "a folder" if path.is_dir() else "no such file",
+        file=text,
+        expected="a plain text, or one of the words random and self",
+        fix="name the text to send through the model, or let it be random",
+    )
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    above = next((folder for folder in path.parents if folder.exists()), path)
+    if path.is_dir() or not above.is_dir():
+        what = "a folder" if path.is_dir() else f"{above} is no folder"
+        raise UsageError(f"no place for a file: {what}", file=path, fix="name another with --out")
+    if not is_moments_file(path):
+        raise UsageError(
+            "not a name of moments, by which `tq3 compress --calibrate` knows them from a text",
+            file=path,
+            expected=f"one that ends in {SUFFIX}",
+            fix=f"name it {path.with_suffix(SUFFIX).name}",
+        )
     if path.exists() and not overwrite:
         raise UsageError("the file is there", file=path, fix="name another, or --overwrite")
 
@@ -247,10 +276,13 @@ def _inputs(skeleton: Skeleton, parameters: tuple[str, ...]) -> Iterator[str]:
             yield from (f"{name}.{number}" for number in (*range(shape[0]), "mean"))
 
 
-def _notices(cost: Cost, n_tokens: int, wanted: int, text: str) -> Iterator[Notice]:
+def _notices(cost: Cost, n_tokens: int) -> Iterator[Notice]:
     yield Notice(str(cost))
-    if n_tokens < min(wanted, ENOUGH_TOKENS):
-        yield Notice(f"{n_tokens} tokens are few: {text} has no more, and moments are damped")
+    if n_tokens < ENOUGH_TOKENS:
+        yield Notice(
+            f"{n_tokens} tokens are few: moments of fewer than {ENOUGH_TOKENS} are damped in "
+            f"proportion, here {ENOUGH_TOKENS / n_tokens:.3g} times as much"
+        )
 
 
 def _scarce(collected: Collected) -> Iterator[Notice]:

@@ -184,12 +184,18 @@ def _write(
     file: MomentsFile,
     collected: Collected,
 ) -> dict[Place, str]:
-    """Add the moments of a parameter, or of a stack of experts; gives the names of each one's."""
+    """Add the moments of a parameter, or of a stack of experts; gives the names of each one's.
+
+    An input that was always zero has none: they would say that no weight matters.
+    """
+    alive = {number: sums for number, sums in found.items() if sums.sums.any()}
+    if not alive:
+        return {}
     if not n_matrices:
-        _add(parameter, [found[0]], file, collected)
+        _add(parameter, [alive[0]], file, collected)
         return {(parameter, 0): parameter}
     names = {}
-    for number, sums in found.items():
+    for number, sums in alive.items():
         if _FEWEST * sums.tokens >= sums.columns:
             names[parameter, number] = f"{parameter}.{number}"
             _add(names[parameter, number], [sums], file, collected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tq3.calibration.calibrate import calibrate
+from tq3.calibration.calibrate import calibrate, check_least
 from tq3.events import Report, Run
 from tq3.format.arguments import Unpack
 from tq3.format.options import RunKeywords, RunOptions, StrPath
@@ -39,9 +39,9 @@ def compress_calibrated(
     """
     how: dict[str, Any] = {"verbatim_config": verbatim_config, "selection": selection, "hub": hub}
     options = RunOptions(**run)
+    check_least("--calibration-tokens", tokens)
     check_compression(source, out, recipe, options, **how)
     moments = Path(f"{Path(out)}{_SUFFIX}")
-    moments.parent.mkdir(parents=True, exist_ok=True)
     yield from calibrate(
         source,
         moments,

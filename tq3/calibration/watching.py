@@ -18,7 +18,10 @@ Place = tuple[str, int]
 
 @dataclass(slots=True)
 class Sums:
-    """Of one input: its width, the sum of x x', (blocks, columns, columns), and its tokens."""
+    """The sum of x x' over the tokens of one input x, in blocks on the diagonal.
+
+    columns: width of x; sums: (blocks, columns of a block, the same) float32; tokens: how many
+    """
 
     columns: int
     sums: torch.Tensor
@@ -53,7 +56,7 @@ class Watch(TorchFunctionMode):
         self.found: dict[Place, Sums] = {}
 
     def n_matrices(self, name: str) -> int:
-        """Of a stack; 0 for a single one."""
+        """How many matrices are stacked in the parameter `name`; 0 where it is a matrix itself."""
         parameter = self._parameters[name]
         return len(parameter) if parameter.ndim == 3 else 0
 

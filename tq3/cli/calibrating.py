@@ -21,13 +21,13 @@ from tq3.wings import wing
 OutOpt = Annotated[
     Path,
     typer.Option(
-        "--out", "-o", metavar="FILE", help="File to write: .safetensors.", readable=False
+        "--out", "-o", metavar="MOMENTS", help="File to write: .safetensors.", readable=False
     ),
 ]
 TextOpt = Annotated[
     str,
     typer.Option(
-        metavar="FILE|self|random", help="Plain text, what the model writes, or random tokens."
+        metavar="TEXT|self|random", help="Plain text, what the model writes, or random tokens."
     ),
 ]
 TokensOpt = Annotated[int, typer.Option(metavar="N", help="Tokens of the text, at most.")]
@@ -48,7 +48,7 @@ def calibrate(
     quiet: opt.QuietOpt = False,
     **options: Unpack[HubKeywords],
 ) -> None:
-    """Write what the weights of SOURCE multiply, for `tq3 compress --calibrate FILE`.
+    """Write what the weights of SOURCE multiply, for `tq3 compress --calibrate MOMENTS`.
 
     Second moments of the inputs of all matrices. One layer at a time is in memory. Needs
     pip install 'tq3[eval]'.

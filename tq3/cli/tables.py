@@ -171,10 +171,10 @@ def _add_coding(table: Table, d: Description) -> None:
 
 
 def calibrated_by(record: Mapping[str, Any]) -> str:
-    """With which tokens codes were calibrated, from `calibration` of tq_config.json."""
-    tokens, text = record.get("tokens"), record.get("text")
+    """With which tokens through which model codes were calibrated, as tq_config.json records it."""
+    tokens, text, model = map(record.get, ("tokens", "text", "model"))
     what = "random tokens" if text == "random" else f"tokens of {text}"
-    return f"with {tokens} {what}: errors of one weight are made up for by others"
+    return f"with {tokens} {what} through {model}: errors of one weight are made up for by others"
 
 
 def _classes(d: Description) -> Table:

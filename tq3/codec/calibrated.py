@@ -84,7 +84,10 @@ def decompose(matrix: Numbers) -> None:
 
 
 def feedback(order: NDArray[np.int64], decomposed: Numbers) -> Feedback:
-    """Of what `decompose` left, in float32."""
+    """N and v^2 in float32, from the matrix (n, n) that `decompose` overwrote by them.
+
+    order: the block's groups, as `rotated_moments` gives it
+    """
     n = len(decomposed)
     upper = np.triu(decomposed, 1).astype(np.float32)
     spread = np.ascontiguousarray(upper.reshape(n, n // PANEL, PANEL).transpose(1, 0, 2))

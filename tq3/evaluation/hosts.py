@@ -72,7 +72,8 @@ def find_tokenizer(folder: Path, label: str) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Whatever a broken tokenizer file makes the host raise; TypeError, KeyError and others occur.
     except Exception as error:
-        raise _no_tokenizer(label, str(error).partition("\n")[0]) from error
+        found = str(error).partition("\n")[0].removesuffix(" from one of: ")  # a list follows
+        raise _no_tokenizer(label, found) from error
     # Of some models the host makes one without a vocabulary where there is no file.
     if not tokenizer("a", add_special_tokens=False).input_ids:
         raise _no_tokenizer(label, "none of its files")

@@ -46,7 +46,7 @@ def tokens_of(text: str, tokenizer: Any, n_tokens: int, label: str) -> list[int]
             file=label,
             found=f"{len(ids)} tokens",
             expected=f"at least {LEAST}, better some thousands",
-            fix="give another file with --text",
+            fix="give a longer text",
         )
     return ids[:n_tokens]
 

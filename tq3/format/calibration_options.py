@@ -18,7 +18,7 @@ class CalibrationKeywords(TypedDict, total=False):
             "send through the model first (needs torch): a text file, what the model itself writes,"
             " or random tokens. Same size, same readers.",
             SMALL,
-            metavar="FILE|self|random",
+            metavar="MOMENTS|TEXT|self|random",
         ),
     ]
     calibration_tokens: Annotated[

@@ -19,14 +19,14 @@ CALIBRATION_TOKENS = 4096
 # After fewer tokens moments are damped in proportion to what is missing: docs/calibration.md.
 ENOUGH_TOKENS = 2048
 KEY, READERS, TOKENS = "tq3.moments", "tq3.readers", "tq3.tokens"
-_MAKE = "make the file anew with `tq3 calibrate`"
+REMAKE = "make the file anew with `tq3 calibrate`"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Of one pass.
+    """Whose second moments a file has, and of which tokens.
 
-    text: "random", "self", or the name of a text file; tokens: that went through the model
+    text: "random", "self", or the name of a text file; tokens: how many went through the model
     context: tokens of a sequence; digest: SHA-256 of the ids of all tokens, as int64
     damping: what is added to the diagonal, as a part of its mean, before codes are chosen
     model, revision: whose inputs they are; source: digest of its tensors' names, types and shapes
@@ -63,11 +63,15 @@ def from_metadata(metadata: Mapping[str, str], file: str) -> tuple[Facts, Reader
     """The inverse of `to_metadata`. Raises BadInput."""
     for key in (KEY, READERS, TOKENS):
         if key not in metadata:
-            raise BadInput(f"no {key}: not a file of second moments", file=file, fix=_MAKE)
-    record, listed, tokens = (parse_object(metadata[k], file) for k in (KEY, READERS, TOKENS))
+            raise BadInput(f"no {key}: not a file of second moments", file=file, fix=REMAKE)
+    record, listed, tokens = (_parsed(metadata, key, file) for key in (KEY, READERS, TOKENS))
     if record.get("version") != VERSION:
         raise BadInput(
-            "moments of another version", file=file, found=record.get("version"), expected=VERSION
+            "moments of another version",
+            file=file,
+            found=record.get("version"),
+            expected=VERSION,
+            fix=REMAKE,
         )
     found: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Facts)}
     facts = Facts(**found)
@@ -75,12 +79,19 @@ def from_metadata(metadata: Mapping[str, str], file: str) -> tuple[Facts, Reader
     for name, inputs in listed.items():
         if not isinstance(inputs, list) or not all(tokens.get(each) for each in inputs):
             raise BadInput(
-                f"{READERS} has no list of names of {TOKENS}", file=file, tensor=name, fix=_MAKE
+                f"{READERS} has no list of names of {TOKENS}", file=file, tensor=name, fix=REMAKE
             )
     for name, count in tokens.items():
         if type(count) is not int or count < 1:
-            raise BadInput(f"{TOKENS}: no number", file=file, tensor=name, found=count, fix=_MAKE)
+            raise BadInput(f"{TOKENS}: no number", file=file, tensor=name, found=count, fix=REMAKE)
     return facts, {name: tuple(inputs) for name, inputs in listed.items()}, tokens
+
+
+def _parsed(metadata: Mapping[str, str], key: str, file: str) -> dict[str, Any]:
+    try:
+        return parse_object(metadata[key], file)
+    except BadInput as error:
+        raise BadInput.retold(error, key, file=file, fix=REMAKE) from None
 
 
 def _check(facts: Facts, file: str) -> None:
@@ -89,6 +100,12 @@ def _check(facts: Facts, file: str) -> None:
     for name, kind in kinds.items():
         value = getattr(facts, name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise BadInput(f"{KEY}: {name} has the wrong type", file=file, found=value, fix=_MAKE)
+            raise BadInput(f"{KEY}: {name} has the wrong type", file=file, found=value, fix=REMAKE)
     if not 0 < facts.damping < float("inf"):
-        raise BadInput(f"{KEY}: damping", file=file, found=facts.damping, expected="more than 0")
+        raise BadInput(
+            f"{KEY}: damping of no use",
+            file=file,
+            found=facts.damping,
+            expected="a finite number above 0",
+            fix=REMAKE,
+        )

@@ -13,6 +13,7 @@ from tq3.codec import calibrated
 from tq3.codec.backend import Backend
 from tq3.codec.calibrated import BLOCK, Feedback
 from tq3.errors import BadInput
+from tq3.moments.facts import REMAKE
 from tq3.moments.reading import Moments
 
 # Of feedback, 1 MiB a block: more than an input of a large model has.
@@ -81,16 +82,14 @@ class Feedbacks:
         order, matrix = calibrated.rotated_moments(found, mean, group, damping)
         self._backend.decompose(matrix)
         if not (matrix.diagonal() > 0).all():
-            raise BadInput(
-                "moments of no inputs: not positive definite",
-                file=self._moments.file,
-                tensor=source,
-                fix="make the file anew with `tq3 calibrate`",
-            )
+            raise self._none(source, "not positive definite")
         return calibrated.feedback(order, matrix)
 
     def _mean(self, source: str, factors: NDArray[np.float64] | None, columns: int) -> float:
-        """Of the diagonal over all blocks, added in the order of columns."""
+        """Of the diagonal over all blocks, added in the order of columns. Raises BadInput.
+
+        A column that is always zero is one of an input; an input all of whose columns are is not.
+        """
         key = source, b"" if factors is None else factors.tobytes()
         with self._lock:
             if key in self._means:
@@ -100,6 +99,15 @@ class Feedbacks:
         if factors is not None:
             diagonal = diagonal / factors**2
         mean = float(np.cumsum(diagonal)[-1]) / columns
+        if not mean > 0 or (diagonal < 0).any():
+            found = "negative" if (diagonal < 0).any() else "zero"
+            raise self._none(source, f"a mean square is {found}")
         with self._lock:
             self._means[key] = mean
         return mean
+
+    def _none(self, source: str, why: str) -> BadInput:
+        """What is said of numbers that can't be the moments of an input."""
+        return BadInput(
+            f"moments of no inputs: {why}", file=self._moments.file, tensor=source, fix=REMAKE
+        )

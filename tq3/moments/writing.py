@@ -51,7 +51,9 @@ class MomentsFile:
 def moments_file(
     path: Path, inputs: Iterable[str], readers: Iterable[str]
 ) -> Iterator[MomentsFile]:
-    """A new file, which takes its name when all is well. Raises StorageError.
+    """A new file, in a new folder if need be, which takes its name when all is well.
+
+    Raises StorageError.
 
     inputs: at least the names of all that may be added; readers: each tensor as often as it reads
     """
@@ -61,6 +63,7 @@ def moments_file(
     draft = path.with_name(f"{path.name}.part")
     with writing(path):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("wb") as file:
                 yield MomentsFile(file, -(-room // 8) * 8)
                 file.flush()

@@ -128,7 +128,9 @@ class Compression(Job):
         self._notices += [Notice(f"the target is {spare}")] if spare else []
         self._notices += map(Notice, worth_knowing(files, self.plan, recipe))
         if moments:
-            self._notices += map(Notice, of_others(moments, self.checkpoint, self.plan))
+            self._notices += map(
+                Notice, of_others(moments, self.checkpoint, files.origin, self.plan)
+            )
 
     def equalize(self, out: Path, options: RunOptions, part: Part | None) -> Run[None]:
         """Estimate the factors by a first pass over the weights, and read scaled ones from then on.

@@ -75,7 +75,7 @@ def describe_plan(
     found = replace(found, notices=(*found.notices, *shared))
     if moments is None:
         return found
-    notices = (*found.notices, *of_others(moments, checkpoint, plan))
+    notices = (*found.notices, *of_others(moments, checkpoint, files.origin, plan))
     memory = (found.peak_memory_bytes or 0) + KEPT_FEEDBACK_BYTES
     return replace(found, calibration=moments.record, notices=notices, peak_memory_bytes=memory)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tq3.dequantization.orientation import by_outputs, with_host_views
 from tq3.dequantization.source import open_original
+from tq3.errors import UsageError
 from tq3.format.checkpoint import Checkpoint
 from tq3.format.files import Files, Source
 from tq3.format.recipe import CALIBRATED, Recipe
@@ -43,14 +44,27 @@ def first_plan(
     files: Files, checkpoint: Checkpoint, recipe: Recipe, moments: Moments | None = None
 ) -> Plan:
     """The plan that compress begins with. Raises BadInput where there is nothing to compress, and
-    for moments that don't fit.
+    for moments that don't fit. Raises UsageError where moments could choose no code.
     """
     plan = plan_compression(checkpoint, recipe, calibrated=moments.readers if moments else ())
     for task in plan.tasks:
         if moments and task.scale == CALIBRATED:
             moments.check(task.sources[0], recipe.group_size)
     refuse_nothing(plan, recipe, files.label)
+    if moments:
+        refuse_uncalibrated(plan)
     return plan
+
+
+def refuse_uncalibrated(plan: Plan) -> None:
+    """Raise UsageError where all codes are trellises: moments choose none of theirs."""
+    codes = {task.layout.code for task in plan.tasks if task.layout}
+    if codes == {"trellis"}:
+        raise UsageError(
+            "--calibrate chooses scalar codes, and none is left to be chosen",
+            found="--code trellis for all that is compressed",
+            fix="leave --calibrate out, or take --code scalar",
+        )
 
 
 def worth_knowing(files: Files, plan: Plan, recipe: Recipe) -> Iterator[str]:
