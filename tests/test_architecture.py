@@ -54,7 +54,7 @@ MAY_IMPORT = {
         *("dequantization", "integrations", "evaluation", "moments"),
     },
 }
-FREE = {"errors", "parallel", "units", "version"}
+FREE = {"cache", "errors", "parallel", "units", "version"}
 TOP = {"cli", "api", "wings", "__init__", "__main__"}
 
 THIRD_PARTY = {

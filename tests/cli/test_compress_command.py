@@ -26,6 +26,15 @@ def source(tmp_path: Path) -> Path:
     return tiny_checkpoint(tmp_path / "in", shards=2)
 
 
+def test_nobody_is_sent_to_a_host_that_refuses_trellis_codes(tq3, source, tmp_path):
+    options = ("--code", "trellis")
+    assert tq3("compress", source, tmp_path / "out", *options).exit_code == 0
+    for words in (("compress", source, "--dry-run", *options), ("inspect", tmp_path / "out")):
+        shown = " ".join(tq3(*words).stdout.split())
+        assert "readers tq3 restore, verify and eval; no host yet others can't: codes are" in shown
+        assert "tq3.load" not in shown
+
+
 def test_it_writes_what_the_library_writes_with_the_same_options(tq3, source, tmp_path):
     options = [
         *("--bits", 4, "--group-size", 64, "--keep", "*.0.*", "--keep", "*.norm.*"),

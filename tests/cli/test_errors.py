@@ -105,6 +105,10 @@ USAGE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
         lambda path: compress(path, "--sensitive-bits", 4, "--target-bpw", 3.5),
         "leave --sensitive-bits out",
     ),
+    "a switch both ways": (
+        lambda path: compress(path, "--equalize", "--no-equalize"),
+        "tq3: error: --equalize and --no-equalize exclude each other; see `",
+    ),
     "no such recipe": (lambda path: compress(path, "--recipe", "worst"), "best, mixed, native"),
     "a recipe that is not there": (
         lambda path: compress(path, "--recipe", path / "mine.toml"),

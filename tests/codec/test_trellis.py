@@ -22,9 +22,9 @@ from support.codec.matrices import (
 from tq3.codec import tables, trellis
 from tq3.codec.backend import available_backends, get_backend
 from tq3.codec.expected import expected_error
-from tq3.format.recipe import SCALES
+from tq3.format.recipe import SCALES, TRELLIS_WIDTHS
 
-BITS = tables.TRELLIS_BITS
+BITS = TRELLIS_WIDTHS
 every_bits = pytest.mark.parametrize("bits", BITS)
 every_native_backend = pytest.mark.parametrize(
     "backend",

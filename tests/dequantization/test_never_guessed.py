@@ -201,7 +201,7 @@ PARTS: dict[str, tuple[Infos, dict[str, Any], list[str]]] = {
     "a scale of 64 bits": (
         (*FP8, of(GATE, "weight", "F8_E4M3", 8, 8), of(GATE, "weight_scale_inv", "F64", 1, 1)),
         {},
-        [f"'{GATE}.weight_scale_inv': a scale of a type", "F64 [1, 1]", "F32 or BF16 or F16"],
+        [f"'{GATE}.weight_scale_inv': a scale of a type", "F64 [1, 1]", "BF16 or F16 or F32"],
     ),
     "E5M2": (
         (*FP8, of(GATE, "weight", "F8_E5M2", 8, 8), of(GATE, "weight_scale_inv", "F32", 1, 1)),
@@ -233,6 +233,11 @@ PARTS: dict[str, tuple[Infos, dict[str, Any], list[str]]] = {
         (*FP8, of(UP, "weight_scale", "F32", 1)),
         {},
         ["two scales for one weight", "F32 [1], and", "weight_scale_inv' F32 [2, 2]"],
+    ),
+    "a scale that is a weight with a scale": (
+        (*DIVIDED, of(UP, "weight_scale.scale", "F32", 1)),
+        {},
+        ["weight_scale': codes of one weight, and scales of another one", "F8_E4M3 [8, 4]"],
     ),
     "there twice": (
         (*DIVIDED, of(UP, "weight", "BF16", 8, 64)),
@@ -325,7 +330,7 @@ def test_scales_of_a_cache_are_counted_as_they_go_and_learned_ones_stay(what):
     info, goes = CACHE[what]
     found = shown((*FP8, info), {"text_config": {"num_key_value_heads": 4}})
     assert (info.name not in [each.info.name for each in found.tensors]) == goes
-    assert f"{2 if goes else 1} scale" in found.notices[0]
+    assert f"left behind: {'2 tensors' if goes else '1 tensor'} of scales" in found.notices[0]
 
 
 def test_an_ordinary_model_keeps_what_has_such_a_name():

@@ -68,7 +68,8 @@ def test_scales_activations_and_caches_are_gone_and_config_json_is_recorded():
         "formats": {"FP8 in blocks of 128 x 128": 1},
     }
     (notice,) = found.notices
-    assert notice.endswith("FP8 in blocks of 128 x 128 (1 tensor); 6 scales consumed")
+    left = "left behind: 6 tensors of scales, zero points and shapes"
+    assert notice.endswith(f"FP8 in blocks of 128 x 128 (1 tensor); {left}")
 
 
 def test_four_bits_are_warned_of():

@@ -98,10 +98,27 @@ def test_two_bits_stay_levels(tmp_path):
     assert tq3.verify(tmp_path / "out", source=source).ok
 
 
-def test_our_card_does_not_promise_hosts(folders):
+def test_a_checkpoint_of_two_bits_alone_is_one_of_levels(tmp_path):
+    source = tiny_checkpoint(tmp_path / "source", llama_tensors())
+    tq3.compress(source, tmp_path / "out", code="trellis", bits=2)
+    out = tmp_path / "out"
+    declared = json.loads((out / "config.json").read_text())["quantization_config"]
+    recorded = json.loads((out / "tq_config.json").read_text())
+    assert declared["format"] == recorded["format"] == "tq3_native"
+    planned, stored = tq3.preview(source, code="trellis", bits=2), tq3.inspect(out)
+    for described in (planned, stored):
+        assert (described.code, described.choice.obstacles) == ("scalar", ())
+    assert group_of(declared) == 128
+    assert tq3.verify(out, source=source).ok
+
+
+def test_our_card_does_not_promise_hosts_and_the_users_can_say_so(folders, tmp_path):
     _, out, _ = folders
     with pytest.raises(UsageError, match="no host serves codes of a trellis"):
         tq3.make_card(out)
+    template = tmp_path / "mine.md"
+    template.write_text("$metadata\n\n$readers\n")
+    assert "No host can load it yet: `tq3 restore`" in tq3.make_card(out, template=template)
 
 
 @pytest.mark.parametrize(

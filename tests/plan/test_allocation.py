@@ -131,6 +131,12 @@ def test_a_target_that_cannot_be_reached_is_refused_with_what_can(options):
     with pytest.raises(UsageError, match=r"can't be reached \(found .* expected .* to ") as caught:
         plan_compression(SMALL, make_recipe(recipe="best", **options))
     assert caught.value.exit_code == 2
+    assert "--norms float16" not in str(caught.value)  # targets have them already
+
+
+def test_a_target_out_of_reach_names_smaller_norms_where_they_are_float32():
+    with pytest.raises(UsageError, match="--norms float16 has smaller ones"):
+        plan_compression(SMALL, make_recipe(target_bpw=1, norms="float32"))
 
 
 def test_the_smallest_size_that_is_named_can_be_reached():

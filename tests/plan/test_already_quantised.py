@@ -13,6 +13,7 @@ from tq3.plan.quantised import FORMATS, refuse_quantised
 # Label -> the tensors of one matrix: what follows its stem -> dtype.
 KNOWN: dict[str, dict[str, str]] = {
     "a TQ3 checkpoint (.tq_packed)": {".weight.tq_packed": "U8", ".weight.tq_norms": "F32"},
+    "a TQ3 checkpoint (.tq_trellis)": {".weight.tq_trellis": "U8", ".weight.tq_norms": "F32"},
     "a TQ3 checkpoint (.tq_norms)": {".weight.tq_norms": "F32"},
     "MXFP4 (_blocks and _scales)": {".experts.up_blocks": "U8", ".experts.up_scales": "U8"},
     "NVFP4 (weight_scale_2)": {

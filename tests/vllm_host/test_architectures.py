@@ -23,11 +23,7 @@ AT_LEAST = 8
 @pytest.mark.parametrize("name", TABLE)
 def test_an_architecture_answers_as_its_dense_weights_do(name, work, monkeypatch):
     served = TABLE[name]
-    options: dict[str, Any] = {
-        "keep": served.keep,
-        "expert_groups": served.expert_groups,
-        "equalize": served.equalize,
-    }
+    options: dict[str, Any] = {"keep": served.keep, "expert_groups": served.expert_groups}
     pair = make(served.tiny(name), work / f"table_{name}", FLOAT32, **options)
     decoders = _decoders(monkeypatch)
     dense = _ask(pair.dense, served.asked_for)

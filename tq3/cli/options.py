@@ -66,7 +66,15 @@ QuietOpt = Annotated[
 
 
 class Command(TyperCommand):
-    """A command whose help shows options by what they are about, in plain text."""
+    """A command that refuses a switch given both ways, and whose help shows options by panels."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse `--x --no-x`, of which the last one would win."""
+        for parameter in self.get_params(ctx):
+            both = (*parameter.opts, *parameter.secondary_opts)
+            if parameter.secondary_opts and {*both} <= {*args}:
+                ctx.fail(f"{' and '.join(both)} exclude each other")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then each panel under its title."""

@@ -19,6 +19,7 @@ from rich.table import Table
 from tq3 import events
 from tq3.cli import stops, tables
 from tq3.cli.progress import ProgressLine
+from tq3.cli.verification_tables import of_verification
 from tq3.errors import StorageError, Tq3Error, is_lack_of_memory
 from tq3.format.parts import make_part
 from tq3.pipelines.standing import Standing
@@ -168,7 +169,7 @@ class Screen:
 
     def verification(self, verification: Verification) -> None:
         """Show what was found; raise VerificationFailed where that is a fault."""
-        self._result(verification.to_dict(), tables.of_verification(verification))
+        self._result(verification.to_dict(), of_verification(verification))
         if not verification.ok:
             raise verification.refusal()
 

@@ -1,11 +1,9 @@
-"""The tables that commands end with."""
+"""The tables that compress, finish, restore, inspect and push end with."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import groupby
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,19 @@ from rich.table import Table
 from tq3.cli.cells import add, columns, facts
 from tq3.events import Report
 from tq3.format.parts import numbers_in_words
+from tq3.format.recipe import Code
 from tq3.pipelines.description import Description
 from tq3.pipelines.standing import Standing
 from tq3.publication.result import Publication
 from tq3.units import count, counted, size
-from tq3.verification.checks import Comparison, Verification
 
-_WORST = 10
-# Faults of one check that people read.
-_ALIKE = 10
 _SCALES = {"search": "searched for the smallest error", "norm": "from the norm of each group"}
-_NO_MANIFEST = "none: there is no manifest"
+# What codes stand for -> who reads them.
+_OWN_READERS: dict[Code, str] = {
+    "scalar": "tq3's own: tq3.load, vLLM with its plugin, tq3 restore",
+    "trellis": "tq3 restore, verify and eval; no host yet",
+}
+_EVERY_READER = "tq3's own, and others of the published format"
 
 
 def of_report(report: Report, out: Path) -> Table:
@@ -90,21 +90,6 @@ def of_description(description: Description, *, tensors: bool) -> Iterator[Table
         yield _tensors(description)
 
 
-def of_verification(v: Verification) -> Iterator[Table]:
-    """What was checked and the verdict, the largest errors, and what is wrong."""
-    yield _verdict(v)
-    if v.comparisons:
-        yield _largest_errors(v.worst(_WORST))
-    if rounded := v.rounded():
-        yield _rounded(rounded[:_ALIKE])
-    if v.faults:
-        yield _faults(v)
-
-
-_OWN_READERS = "tq3's own: tq3.load, vLLM with its plugin, tq3 restore"
-_EVERY_READER = "tq3's own, and others of the published format"
-
-
 def of_publication(p: Publication) -> Table:
     """What was uploaded, or would be, and where it is."""
     table = facts()
@@ -123,59 +108,6 @@ def of_publication(p: Publication) -> Table:
         add(table, "also there", list(p.others))
     if not p.planned:
         add(table, "compared", "sizes and hashes of all files: as in the folder")
-    return table
-
-
-def _verdict(v: Verification) -> Table:
-    table = facts()
-    add(table, "checkpoint", v.path)
-    files = counted(v.n_files, "file")
-    add(table, "files", f"{files}, {size(v.bytes_read)} read in {v.seconds:.2f} s")
-    add(table, "tensors", f"{v.n_compressed} compressed, {v.n_kept} kept")
-    why_none = "none: only the structure was looked at" if v.structure_only else _NO_MANIFEST
-    add(table, "checksums", "of every file" if v.checksums else why_none)
-    if v.source is not None:
-        n_exact = sum(bool(line.exact) for line in v.comparisons)
-        compared = f"{counted(len(v.comparisons), 'tensor')} compared, {n_exact} exact"
-        rounded = f", {len(v.rounded())} rounded" if v.rounded() else ""
-        add(table, "source", f"{v.source}: {compared}{rounded}")
-    add(table, "peak memory", size(v.peak_memory_bytes))
-    add(table, "verdict", "sound" if v.ok else f"not sound: {counted(len(v.faults), 'fault')}")
-    return table
-
-
-def _largest_errors(lines: list[Comparison]) -> Table:
-    table = columns(
-        "largest errors", "bits", "error", "expected", "limit", "cosine", "worst group", "where"
-    )
-    for line in lines:
-        where = f"row {line.worst_row}, group {line.worst_group}"
-        figures = (line.error, line.expected, line.limit, line.cosine, line.worst_group_error)
-        add(table, line.tensor, str(line.bits), *map(_figure, figures), where)
-    return table
-
-
-def _rounded(lines: list[Comparison]) -> Table:
-    table = columns("rounded", "stored", "values", "of", "by at most", "of the value")
-    for line in lines:
-        figures = (f"{value:.2g}" for value in (line.largest_change, line.largest_relative_change))
-        numbers = (f"{line.n_rounded:,}", f"{prod(line.shape):,}")
-        add(table, line.tensor, line.stored or "-", *numbers, *figures)
-    return table
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _faults(v: Verification) -> Table:
-    table = columns("fault", "file", "tensor", "what")
-    for check, faults in groupby(v.faults, key=lambda fault: fault.check):
-        shown = [*faults]
-        for fault in shown[:_ALIKE]:
-            add(table, check, fault.file or "-", fault.tensor or "-", fault.text)
-        if more := len(shown[_ALIKE:]):
-            add(table, check, "-", "-", f"... and {more} more of {check} (--json has all)")
     return table
 
 
@@ -208,7 +140,7 @@ def _overview(d: Description) -> Table:
     add(table, "files", [f"{name}  {size(n_bytes)}" for name, n_bytes in d.shards.items()])
     _add_side_files(table, d)
     obstacles = [f"others can't: {why}" for why in d.choice.obstacles]
-    add(table, "readers", [_OWN_READERS, *obstacles] if obstacles else _EVERY_READER)
+    add(table, "readers", [_OWN_READERS[d.code], *obstacles] if obstacles else _EVERY_READER)
     if d.peak_memory_bytes:
         add(table, "peak memory", f"about {size(d.peak_memory_bytes)}")
     return table
@@ -239,7 +171,7 @@ def _add_coding(table: Table, d: Description) -> None:
 
 
 def calibrated_by(record: Mapping[str, Any]) -> str:
-    """Of what tokens the moments are, from the record in tq_config.json."""
+    """With which tokens codes were calibrated, from `calibration` of tq_config.json."""
     tokens, text = record.get("tokens"), record.get("text")
     what = "random tokens" if text == "random" else f"tokens of {text}"
     return f"with {tokens} {what}: errors of one weight are made up for by others"

@@ -12,7 +12,7 @@ from tq3.format.recipe import CALIBRATED
 
 # How codes are chosen -> (bits, group) -> mean relative squared error of a group, and its standard
 # deviation.
-_GAUSSIAN = {
+_SCALAR = {
     "norm": {
         (2, 32): (0.1118, 0.0295),
         (2, 64): (0.1165, 0.0223),
@@ -65,7 +65,7 @@ _TRELLIS = {
         (4, 256): (0.0048, 0.0003),
     },
 }
-_BY_CODE = {"scalar": _GAUSSIAN, "trellis": _TRELLIS}
+_BY_CODE = {"scalar": _SCALAR, "trellis": _TRELLIS}
 # What weights that are not Gaussian add at most: 9 % was the largest of twenty distributions.
 _SYSTEMATIC = 0.10
 _STANDARD_ERRORS = 6.0
@@ -77,8 +77,9 @@ _CALIBRATED, _CALIBRATED_GROUP = 2.0, 16.0
 def expected_error(scale: str, bits: int, group: int, code: str = "scalar") -> float:
     """Relative squared error of Gaussian weights.
 
-    scale, code: of `format.recipe.SCALES` and of its `CODES`; of CALIBRATED ones, those of weights
-    whose inputs are alike and independent
+    scale: one of `format.recipe.SCALES`, or CALIBRATED: then the error of a search, which it has
+    where all inputs are alike and independent
+    code: one of `format.recipe.CODES`
     """
     return _BY_CODE[code]["search" if scale == CALIBRATED else scale][bits, group][0]
 

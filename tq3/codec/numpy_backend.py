@@ -12,7 +12,7 @@ from tq3.codec import calibrated, quantised, reference, tables, trellis
 from tq3.codec.calibrated import BLOCK, PANEL, Feedback
 from tq3.codec.reference import WORD_TYPE, Floats, Words
 from tq3.format.quantised import Encoding
-from tq3.format.recipe import CODES, GROUP_SIZES, SCALES
+from tq3.format.recipe import CODES, GROUP_SIZES, SCALES, TRELLIS_WIDTHS
 
 Packed = NDArray[np.uint8]
 
@@ -207,7 +207,7 @@ def check_code(code: str, bits: int) -> None:
     """Refuse codes that the format does not have."""
     if code not in CODES:
         raise ValueError(f"code: found {code!r}, expected 'scalar' or 'trellis'")
-    if code == "trellis" and bits not in tables.TRELLIS_BITS:
+    if code == "trellis" and bits not in TRELLIS_WIDTHS:
         raise ValueError(f"bits: found {bits}, expected 3 or 4 for a trellis code")
 
 

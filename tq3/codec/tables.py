@@ -1,8 +1,8 @@
-"""The constants of the format: codebook levels and the two sign vectors.
+"""The constants of the format: codebook levels, the two sign vectors, the tables of trellis codes.
 
 They are literals because published files depend on every bit of them. `tests/codec/test_tables.py`
-derives
-them again: the levels from Lloyd's iteration on N(0, 1), the signs from MT19937 seeded with 42.
+derives levels again by Lloyd's iteration on N(0, 1), and signs by MT19937 seeded with 42;
+docs/decisions/trellis.md says where the tables come from.
 """
 
 from __future__ import annotations
@@ -84,12 +84,11 @@ _TRELLIS: dict[int, tuple[tuple[int, ...], tuple[int, ...], float, float, float]
         0.22,
     ),
 }
-TRELLIS_BITS = tuple(_TRELLIS)
 
 
 @cache
 def trellis(bits: int) -> TrellisCode:
-    """The trellis code of a width."""
+    """The trellis code of a width, one of `format.recipe.TRELLIS_WIDTHS`."""
     first, second, rms, from_norm, from_peak = _TRELLIS[bits]
     a, b = (_frozen(np.array(table, np.int32)) for table in (first, second))
     return TrellisCode(bits, a, b, rms, np.float32(from_norm), np.float32(from_peak))

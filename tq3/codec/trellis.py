@@ -32,8 +32,10 @@ def encode(
 ) -> tuple[NDArray[np.uint8], Floats]:
     """Codes and norms: (rows, cols) words -> (rows*n, group*bits/8) uint8, (rows, n) float32.
 
-    As `reference.encode`. `scale`: "norm" takes the scale that norm and largest weight of a group
-    suggest, "search" looks for the smallest error around it.
+    `n` is ceil(cols / group); a last group that is not full is padded with zeros. A group whose sum
+    of squares is not finite in float32 gets a norm that is not finite. `scale`: "norm" takes the
+    scale that norm and largest weight of a group suggest, "search" looks for the smallest error
+    around it.
     """
     norm, rotated = rotated_groups(words, dtype, group)
     code = tables.trellis(bits)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from tq3.dequantization.completeness import MADE_FROM, told
 from tq3.dequantization.declared import PER_ROW, PER_TENSOR, Block, Declared, Integers
 from tq3.dequantization.layouts import Match
 from tq3.dequantization.targets import meant_for
@@ -62,7 +63,7 @@ def bytes_shape(found: Match, said: Declared) -> Shape:
             found.codes,
             "a multiple of 4 columns",
             "integers of 8 bits",
-            "compress the checkpoint that it was made from",
+            MADE_FROM,
         )
     return shape
 
@@ -225,7 +226,7 @@ def _misfit(
         f"its shape does not fit: {why}",
         file=tensor.file,
         tensor=tensor.info.name,
-        found=f"{tensor.info.dtype} {list(tensor.info.shape)}",
+        found=told(tensor),
         expected=expected,
         fix=fix,
     )

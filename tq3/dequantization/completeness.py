@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tq3.dequantization.layouts import (
-    LAYOUTS,
-    NOT_ALONE,
-    OF_NO_WEIGHT,
-    Match,
-)
+from tq3.dequantization.layouts import LAYOUTS, NOT_ALONE, OF_NO_WEIGHT, Match
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Located
+from tq3.format.header import FLOATS_8
 
 MADE_FROM = "compress the checkpoint that it was made from"
 _FETCH = "fetch the checkpoint again: without it a weight can't be known"
-_FLOATS_8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 # What stands at the end of the names of codes, and of no other tensors that lie with them.
 _CODES = ("_blocks", ".weight_packed", ".weight", "")
 _NAMED = _CODES[:2]
@@ -31,14 +26,14 @@ def check_complete(tensors: Mapping[str, Located], matches: Iterable[Match]) -> 
         if name not in codes | scales:
             _check_codes(tensor, tensors)
     for name, tensor in tensors.items():
-        if tensor.info.dtype in _FLOATS_8 and name not in codes | scales:
+        if tensor.info.dtype in FLOATS_8 and name not in codes | scales:
             raise BadInput(
                 "8-bit floats without a scale"
                 if tensor.info.dtype == "F8_E4M3"
                 else "unknown codes",
                 file=tensor.file,
                 tensor=name,
-                found=_told(tensor),
+                found=told(tensor),
                 expected="F8_E4M3 with a scale beside it, such as weight_scale_inv",
                 fix="fetch the checkpoint again: without its scale a weight can't be known",
             )
@@ -56,7 +51,7 @@ def _check_alone(tensors: Mapping[str, Located], matches: Iterable[Match]) -> No
                     f"{what} can't be decoded",
                     file=other.file,
                     tensor=other.info.name,
-                    found=_told(other),
+                    found=told(other),
                     expected="codes and scales alone",
                     fix=MADE_FROM,
                 )
@@ -68,8 +63,8 @@ def _check_alone(tensors: Mapping[str, Located], matches: Iterable[Match]) -> No
                     "two scales for one weight",
                     file=other.file,
                     tensor=other.info.name,
-                    found=f"{_told(other)}, and {found.scales.info.name!r} "
-                    f"{_told(found.scales)} in {found.scales.file}",
+                    found=f"{told(other)}, and {found.scales.info.name!r} "
+                    f"{told(found.scales)} in {found.scales.file}",
                     expected="one of them",
                     fix="fetch the checkpoint again, or take the wrong one out of it",
                 )
@@ -84,12 +79,12 @@ def _check_codes(tensor: Located, tensors: Mapping[str, Located]) -> None:
     fitting = [each for each in layouts if dtype in each.dtypes]
     endings = dict.fromkeys(end for each in fitting or layouts for end in each.scales)
     scale = next((tensors[stem + end] for end in endings if stem + end in tensors), None)
-    if dtype in _FLOATS_8 and scale and not fitting:
+    if dtype in FLOATS_8 and scale and not fitting:
         raise BadInput(
             "8-bit floats of a type that can't be decoded",
             file=tensor.file,
             tensor=name,
-            found=f"{_told(tensor)} with {scale.info.name!r} {_told(scale)}",
+            found=f"{told(tensor)} with {scale.info.name!r} {told(scale)}",
             expected="F8_E4M3",
             fix=MADE_FROM,
         )
@@ -110,7 +105,7 @@ def _check_codes(tensor: Located, tensors: Mapping[str, Located]) -> None:
             "a scale of a type that can't be decoded",
             file=scale.file,
             tensor=scale.info.name,
-            found=f"{_told(scale)}, of {name!r} {_told(tensor)}",
+            found=f"{told(scale)}, of {name!r} {told(tensor)}",
             expected=" or ".join(readable),
             fix=MADE_FROM,
         )
@@ -134,7 +129,7 @@ def _check_part(tensor: Located, tensors: Mapping[str, Located], codes: set[str]
             f"{what}, but its weight is not quantised" if other else f"{what} without its weight",
             file=tensor.file,
             tensor=name,
-            found=f"{_told(other)} in {other.info.name!r}" if other else f"no tensor {missing}",
+            found=f"{told(other)} in {other.info.name!r}" if other else f"no tensor {missing}",
             expected="both, or none of them",
             fix=f"fetch the checkpoint again, or take {what.replace('a ', 'the ', 1)} out of it",
         )
@@ -161,7 +156,7 @@ def check_names(
             "codes of one weight, and scales of another one",
             file=tensors[name].file,
             tensor=name,
-            found=_told(tensors[name]),
+            found=told(tensors[name]),
             expected="one of both",
             fix="fetch the checkpoint again",
         )
@@ -173,11 +168,12 @@ def _lacks(what: str, codes: Located, names: list[str]) -> BadInput:
         what,
         file=codes.file,
         tensor=codes.info.name,
-        found=f"{_told(codes)}, no tensor {named}",
+        found=f"{told(codes)}, no tensor {named}",
         expected=named,
         fix=_FETCH,
     )
 
 
-def _told(tensor: Located) -> str:
+def told(tensor: Located) -> str:
+    """A tensor's dtype and shape, as messages show them."""
     return f"{tensor.info.dtype} {list(tensor.info.shape)}"

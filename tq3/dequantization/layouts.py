@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tq3.format.checkpoint import Located
-from tq3.format.header import TensorInfo
+from tq3.format.header import FLOATS, TensorInfo
 
 _EXPONENTS = ("F8_E8M0", "U8")
-_FLOATS = ("F32", "BF16", "F16")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """One layout; what stands before `codes` in a name is the stem of the others, too.
 
+    kind: one of `format.quantised.KINDS`
+    codes, dtypes: how the name of the codes ends, and the types that they may have
+    scales, scale_dtypes: the same of the scales, of which a weight has one
     name: what follows the stem in the name of the weight
-    scales: endings, one of which is there; scale_dtypes: theirs
-    global_scale, zero_points, width: endings; the first has to be there
+    global_scale, zero_points, width: endings of names; the first has to be there, where one is said
     transposed: whether hosts have stacks of such weights as [experts, columns, rows]
     """
 
@@ -68,7 +69,7 @@ LAYOUTS = (
         ".weight_packed",
         ("I32",),
         (".weight_scale",),
-        _FLOATS,
+        FLOATS,
         zero_points=".weight_zero_point",
         width=".weight_shape",
     ),
@@ -86,17 +87,17 @@ LAYOUTS = (
         ".weight",
         ("I8",),
         (".weight_scale",),
-        _FLOATS,
+        FLOATS,
         zero_points=".weight_zero_point",
         is_signed=True,
     ),
-    Layout("e4m3", ".weight", ("F8_E4M3",), _OF_WEIGHT, (*_FLOATS, *_EXPONENTS)),
+    Layout("e4m3", ".weight", ("F8_E4M3",), _OF_WEIGHT, (*FLOATS, *_EXPONENTS)),
     Layout(
         "e4m3",
         "",
         ("F8_E4M3",),
         ("_scale_inv", "_scale", ".scale"),
-        (*_FLOATS, *_EXPONENTS),
+        (*FLOATS, *_EXPONENTS),
         name="",
     ),
 )
@@ -167,7 +168,7 @@ def of_a_cache(info: TensorInfo, counts: Set[int]) -> bool:
 
     counts: of heads; a learned parameter of such a name has as many elements as a head or a row
     """
-    is_float = info.dtype in _FLOATS or info.name.endswith("_zero_point")
+    is_float = info.dtype in FLOATS or info.name.endswith("_zero_point")
     n_values = info.n_elements
     is_vector = n_values in info.shape and n_values in counts
     return bool(_CACHE.search(info.name)) and is_float and (n_values == 1 or is_vector)

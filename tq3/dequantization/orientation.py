@@ -7,16 +7,15 @@ places of the source that it is read from.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from math import prod
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tq3.cache import Cache
 from tq3.format.checkpoint import FIRST_OF_HOST, FIRST_TURNED, Checkpoint, Located
 from tq3.format.files import ForwardingSource, Source
 from tq3.format.header import DTYPE_BITS
@@ -36,9 +35,10 @@ _STRIP = 16
 def by_outputs(
     files: Source, checkpoint: Checkpoint, names: Collection[str]
 ) -> tuple[Source, Checkpoint]:
-    """The same checkpoint, but these stacks are [experts, outputs, inputs].
+    """A source and its checkpoint in which some stacks are turned to [experts, outputs, inputs].
 
-    names: of stacks that are [experts, inputs, outputs], for files and for hosts
+    files, checkpoint: a source that has, as hosts do, these stacks as [experts, inputs, outputs]
+    names: of the stacks; where the checkpoint has none of them, it and its source are returned
     """
     stored = [tensor for tensor in checkpoint.tensors if tensor.info.name in names]
     if not stored:
@@ -63,7 +63,7 @@ def with_host_views(files: Source, checkpoint: Checkpoint) -> Source:
 
 
 def held_bytes(tensors: Iterable[Located]) -> int:
-    """The most memory that those of these tensors that are views take beside what is read."""
+    """Bytes of matrices that are kept, at most, to read the views among these tensors."""
     views = (tensor for tensor in tensors if tensor.offset >= FIRST_TURNED)
     largest = max((prod(view.info.shape[1:]) * _width(view) for view in views), default=0)
     return max(_LEAST_KEPT * largest, _KEPT_BYTES) if largest else 0
@@ -84,9 +84,9 @@ class TurnedSource(ForwardingSource):
             if tensor.info.n_elements:
                 self._starts.setdefault(tensor.file, []).append(tensor.offset)
                 self._tensors.setdefault(tensor.file, []).append(tensor)
-        self._kept: OrderedDict[tuple[str, int], Words] = OrderedDict()
-        self._lock = Lock()
-        self._reading = [Lock() for _ in range(16)]
+        self._kept = Cache[tuple[str, int], Words](
+            _KEPT_BYTES, lambda matrix: matrix.nbytes, least=_LEAST_KEPT
+        )
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Read bytes as `Files.read` does; those of a view are whole elements."""
@@ -130,22 +130,14 @@ class TurnedSource(ForwardingSource):
         """The matrix of one expert as the source below has it.  (rows, columns)"""
         _, rows, columns = tensor.info.shape
         n_bytes = rows * columns * _width(tensor)
-        key = tensor.file, tensor.offset + expert * n_bytes
-        with self._reading[hash(key) % len(self._reading)]:  # read once, whoever is first
-            with self._lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
-            matrix = np.empty((rows, columns), _WORDS[_width(tensor)])
-            self._files.read_into(*key, matrix.reshape(-1).view(np.uint8).data)
-            with self._lock:
-                self._kept[key] = matrix
-                while len(self._kept) > _LEAST_KEPT and self._kept_bytes() > _KEPT_BYTES:
-                    self._kept.popitem(last=False)
+        place = tensor.file, tensor.offset + expert * n_bytes
+
+        def read() -> Words:
+            matrix: Words = np.empty((rows, columns), _WORDS[_width(tensor)])
+            self._files.read_into(*place, matrix.reshape(-1).view(np.uint8).data)
             return matrix
 
-    def _kept_bytes(self) -> int:
-        return sum(matrix.nbytes for matrix in self._kept.values())
+        return self._kept.get(place, read)
 
 
 def _turn(columns: Words, rows: Words) -> None:

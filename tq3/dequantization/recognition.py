@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tq3.codec.quantised import BITS
 from tq3.dequantization.blocks import (
     block_of,
     bytes_shape,
@@ -18,7 +19,7 @@ from tq3.dequantization.blocks import (
     logical_shape,
     packed_integers,
 )
-from tq3.dequantization.completeness import MADE_FROM, check_complete, check_names
+from tq3.dequantization.completeness import MADE_FROM, check_complete, check_names, told
 from tq3.dequantization.declared import GPT_OSS, Declared, declared, declared_beside, is_left_out
 from tq3.dequantization.layouts import Match, heads, match, of_a_cache, of_no_use
 from tq3.errors import BadInput
@@ -27,8 +28,6 @@ from tq3.format.files import CONFIG, Files
 from tq3.format.header import TensorInfo
 from tq3.format.quantised import Encoding
 from tq3.units import counted
-
-_BITS = {"e4m3": 8, "e2m1": 4, "nvfp4": 4}
 
 
 def dequantised(checkpoint: Checkpoint, files: Files | None = None) -> Checkpoint:
@@ -63,13 +62,13 @@ def dequantised(checkpoint: Checkpoint, files: Files | None = None) -> Checkpoin
 
 def _virtual(found: Match, said: Declared) -> Located:
     layout, codes = found.layout, found.codes
-    bits, groups = _BITS.get(layout.kind, 0), None
+    groups = None
     if layout.is_signed:
         bits, shape = 8, bytes_shape(found, said)
     elif layout.kind == "packed_int":
         bits, groups, shape = packed_integers(found, said)
     else:
-        shape = logical_shape(found)
+        (bits,), shape = BITS[layout.kind], logical_shape(found)
     encoding = Encoding(
         layout.kind,
         bits,
@@ -124,7 +123,7 @@ def _check_methods(said: Declared, matches: Iterable[Match]) -> None:
                 file=example.codes.file,
                 tensor=example.codes.info.name,
                 found=f"{example.codes.info.dtype} with {example.scales.info.name!r} "
-                f"{example.scales.info.dtype} {list(example.scales.info.shape)}; {words}",
+                f"{told(example.scales)}; {words}",
                 expected="codes of that method",
                 fix=f"get {CONFIG} and weights from one revision, or compress the checkpoint that "
                 "it was made from",
@@ -179,11 +178,11 @@ def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _formats(tensors: Iterable[Located]) -> Counter[str]:
     """Count the tensors of each format, told in words, the most frequent first."""
-    words = Counter(_in_words(tensor) for tensor in tensors)
+    words = Counter(_format(tensor) for tensor in tensors)
     return Counter(dict(words.most_common()))
 
 
-def _in_words(tensor: Located) -> str:
+def _format(tensor: Located) -> str:
     assert tensor.pieces
     encoding = tensor.pieces.encoding
     rows, columns = encoding.block
@@ -200,8 +199,9 @@ def _in_words(tensor: Located) -> str:
 def _notices(
     formats: Mapping[str, int], n_consumed: int, tensors: Iterable[Located]
 ) -> Iterator[str]:
-    told = ", ".join(f"{form} ({counted(n, 'tensor')})" for form, n in formats.items())
-    yield f"the source is quantised: {told}; {counted(n_consumed, 'scale')} consumed"
+    found = ", ".join(f"{form} ({counted(n, 'tensor')})" for form, n in formats.items())
+    left = f"{counted(n_consumed, 'tensor')} of scales, zero points and shapes"
+    yield f"the source is quantised: {found}; left behind: {left}"
     if any(t.pieces and t.pieces.encoding.bits < 8 for t in tensors):
         yield (
             "weights of fewer than 8 bits are coded again: a second loss, for a gain of about a "

@@ -7,15 +7,15 @@ from the codes and scales that it needs, in whatever files they lie. All else is
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from dataclasses import replace
 from math import prod
-from threading import Lock, local
+from threading import local
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tq3.cache import Cache
 from tq3.codec.backend import get_backend
 from tq3.codec.quantised import SCALE_TYPE, unpack
 from tq3.dequantization.recognition import dequantised
@@ -223,10 +223,7 @@ class _Kept:
 
     def __init__(self, files: Source) -> None:
         self._files = files
-        self._found: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
-        self._n_bytes = 0
-        self._lock = Lock()
-        self._reading = [Lock() for _ in range(16)]
+        self._found = Cache[tuple[str, int], Bytes](KEPT_BYTES, lambda piece: piece.nbytes)
 
     def read(self, tensor: Located, start: int, length: int, unit: int) -> Bytes:
         """Read a range of a tensor's bytes, in pieces of whole units."""
@@ -240,17 +237,11 @@ class _Kept:
         return whole[start - first : start - first + length]
 
     def _piece(self, tensor: Located, at: int, length: int) -> Bytes:
-        key = tensor.file, tensor.offset + at
-        with self._reading[hash(key) % len(self._reading)]:  # read once, whoever is first
-            with self._lock:
-                if key in self._found:
-                    self._found.move_to_end(key)
-                    return self._found[key]
+        place = tensor.file, tensor.offset + at
+
+        def read() -> Bytes:
             piece = np.empty(length, np.uint8)
-            self._files.read_into(key[0], key[1], piece.data)
-            with self._lock:
-                self._found[key] = piece
-                self._n_bytes += length
-                while self._n_bytes > KEPT_BYTES:
-                    self._n_bytes -= len(self._found.popitem(last=False)[1])
+            self._files.read_into(*place, piece.data)
             return piece
+
+        return self._found.get(place, read)

@@ -81,7 +81,11 @@ class _Tensors:
 
 
 def text_model(checkpoint: Checkpoint) -> TextModel:
-    """Raises UsageError for an architecture that is not known, BadInput for one that is not so."""
+    """The tensors of a checkpoint's text model by what they do.
+
+    Raises UsageError for a model_type that is not known, BadInput where a layer has a tensor more
+    or less than that architecture, or config.json no number that is needed.
+    """
     config = checkpoint.config
     if "model_type" not in config:
         raise UsageError(

@@ -98,7 +98,10 @@ class Scalings:
 
 
 def plan_scalings(checkpoint: Checkpoint) -> Scalings:
-    """Raises UsageError for an unknown architecture, BadInput where tensors don't fit together."""
+    """What scales each tensor of a checkpoint's text model, from headers alone.
+
+    Raises UsageError for an unknown architecture, BadInput where tensors don't fit together.
+    """
     model = text_model(checkpoint)
     plan = _Planner(model, {tensor.info.name: tensor for tensor in checkpoint.tensors})
     for layer in model.layers:

@@ -33,7 +33,11 @@ def small_files(files: Source) -> Iterator[Path]:
 
 
 def find_config(folder: Path, label: str) -> PreTrainedConfig:
-    """Raises UsageError for an architecture that Transformers does not know."""
+    """The configuration that a folder's config.json has in Transformers; label: its name in errors.
+
+    Raises UsageError for an architecture that Transformers does not know, BadInput without the
+    file.
+    """
     if not (folder / CONFIG).is_file():
         raise BadInput("no config.json", file=label, fix="fetch the checkpoint again")
     try:
@@ -63,7 +67,7 @@ def find_class(config: PreTrainedConfig, label: str) -> Any:
 
 
 def find_tokenizer(folder: Path, label: str) -> Any:
-    """Raises UsageError where there is none."""
+    """The folder's tokenizer. Raises UsageError where there is none."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Whatever a broken tokenizer file makes the host raise; TypeError, KeyError and others occur.

@@ -15,7 +15,7 @@ LEAST = 2
 
 
 def read_text(path: Path) -> str:
-    """Raises BadInput for what is not UTF-8; OSError as it comes."""
+    """A file's text. Raises BadInput for what is not UTF-8; OSError as it comes."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -48,7 +48,7 @@ class TqConfig:
     factors: of channels, where columns were equalized
     calibration: facts of the second moments under which codes were chosen, where they were, and
     as `without` the compressed tensors that had none
-    code: what codes stand for, but of widths that no trellis has
+    code: what codes of some tensor stand for, "scalar" where none are of a trellis
     source_quantization: how the source's weights were stored, where they were quantised
     """
 

@@ -6,7 +6,7 @@ from tq3.errors import BadInput
 from tq3.format.recipe import Code
 
 FORMAT = "tq3_native"
-# Of a checkpoint that may have such codes. Readers of the one refuse the other.
+# Of a checkpoint that has such codes. Readers of the one refuse the other.
 FORMATS: dict[Code, str] = {"scalar": FORMAT, "trellis": "tq3_trellis"}
 
 

@@ -42,6 +42,8 @@ DTYPE_BITS = {
 }
 # The dtypes of weights that can be coded.
 FLOATS = ("BF16", "F16", "F32")
+# Those of 8 bits that have a sign; exponents alone, F8_E8M0, are scales.
+FLOATS_8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 _LENGTH_BYTES = 8
 _GIT_LFS = b"version "  # no length: 2 * 10**18

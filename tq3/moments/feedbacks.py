@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tq3.cache import Cache
 from tq3.codec import calibrated
 from tq3.codec.backend import Backend
 from tq3.codec.calibrated import BLOCK, Feedback
@@ -18,7 +18,6 @@ from tq3.moments.reading import Moments
 # Of feedback, 1 MiB a block: more than an input of a large model has.
 _KEPT_BLOCKS = 96
 KEPT_FEEDBACK_BYTES = _KEPT_BLOCKS * (4 * BLOCK * BLOCK)
-_LOCKS = 64
 
 # Factors by which the columns of a tensor are multiplied, (stack, columns), by its name.
 Columns = Callable[[str], NDArray[np.float32] | None]
@@ -36,32 +35,25 @@ class Feedbacks:
 
     def __init__(self, moments: Moments, columns: Columns, backend: Backend) -> None:
         self._moments, self._columns, self._backend = moments, columns, backend
-        self._kept: OrderedDict[tuple[object, ...], Feedback] = OrderedDict()
+        self._kept = Cache[tuple[object, ...], Feedback](_KEPT_BLOCKS)
         self._means: dict[tuple[object, ...], float] = {}
         self._lock = Lock()
-        self._making = [Lock() for _ in range(_LOCKS)]
 
     def block_columns(self, name: str) -> int:
         """Columns of a block of this tensor, of which only the last one may have fewer."""
         return self._moments.block_columns(self._moments.readers[name][0])
 
     def get(self, name: str, matrix: int, number: int, columns: int, group: int) -> Feedback:
-        """Of block `number` of a matrix of the stack `name`, which has so many columns."""
+        """Feedback of one block of columns, whose number this is, of one matrix of a tensor.
+
+        matrix: its number in the stack `name`; columns: of the whole matrix
+        group: weights that are rotated together
+        """
         inputs = self._moments.readers[name]
         source = inputs[matrix if len(inputs) > 1 else 0]
         factors = self._factors(name, matrix)
         key = source, b"" if factors is None else factors.tobytes(), number, group
-        with self._making[hash(key) % _LOCKS]:  # once, whoever is first
-            with self._lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
-            made = self._make(source, factors, number, columns, group)
-            with self._lock:
-                self._kept[key] = made
-                while len(self._kept) > _KEPT_BLOCKS:
-                    self._kept.popitem(last=False)
-            return made
+        return self._kept.get(key, lambda: self._make(source, factors, number, columns, group))
 
     def _factors(self, name: str, matrix: int) -> NDArray[np.float64] | None:
         found = self._columns(name)

@@ -112,7 +112,7 @@ def _describe_plan(
         bits=config.bits,
         group_size=recipe.group_size,
         scale=recipe.scale,
-        code=recipe.code,
+        code=config.code,
         equalized=equalized.scalings is not None,
         original_model=None,
         source_revision=None,

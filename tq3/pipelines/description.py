@@ -57,7 +57,7 @@ class Description:
     """A TQ3 checkpoint, or with `planned` one that compress would make.
 
     scale, source_bytes, measured_error: None where nobody recorded them
-    code: what codes stand for, but of widths that no trellis has
+    code: what codes of some tensor stand for, "scalar" where none are of a trellis
     equalized: whether columns were scaled, and what feeds them the other way
     calibration: of the moments under which codes were chosen, as tq_config.json has it
     choice: widths by role, and what they are expected to cost

@@ -55,6 +55,7 @@ class Allocation:
         """infos: what may be compressed; sizes: weights of every tensor of the model by name."""
         assert recipe.widths, "without widths by role there is nothing to allocate"
         self._widths = recipe.widths
+        self._norms = recipe.norms
         alpha = alphas(sizes)
         together: dict[str, list[TensorInfo]] = {}
         for info in infos:
@@ -99,13 +100,14 @@ class Allocation:
     def _out_of_reach(self, counted: list[_Set], budget: int) -> UsageError:
         n_weights = max(sum(one.n_weights for one in counted), 1)
         ends = (sum(end(one.n_bytes) for one in counted) * 8 / n_weights for end in (min, max))
+        halves = "; --norms float16 has smaller ones" if self._norms == "float32" else ""
         return UsageError(
             "the target can't be reached",
             found=f"{budget * 8 / n_weights:.3f} bits a weight",
             expected=" to ".join(f"{bits:.3f}" for bits in ends)
             + f" with recipe {self._widths.name!r}",
-            fix="ask for what is possible: norms, padding of rows and small groups count, too; "
-            "--norms float16 has smaller ones",
+            fix="ask for what is possible: norms, padding of rows and small groups count, too"
+            + halves,
         )
 
     def best_within(self, budget: int) -> Chosen | None:

@@ -127,7 +127,7 @@ def describe_compression(
         factors=factors,
         calibration=_recorded_calibration(plan, calibration),
         source_quantization=source_quantization,
-        code=recipe.code,
+        code="trellis" if any(item.code == "trellis" for item in layouts.values()) else "scalar",
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from tq3.errors import BadInput
 from tq3.format.checkpoint import Checkpoint, Located
 from tq3.format.files import CONFIG
-from tq3.format.header import FLOATS
-from tq3.format.layout import NORMS, PACKED
+from tq3.format.header import FLOATS, FLOATS_8
+from tq3.format.layout import NORMS, PACKED, TRELLIS
 from tq3.plan.classes import EXPERT_STACK
 
 _ORIGINAL = "compress the original, unquantised checkpoint"
@@ -26,8 +26,7 @@ _QAT = "compress the unquantised checkpoint of the same training: Google's end i
 _KEYS = ("quantization_config", "compression_config", "quantization")
 # `quantization` is an ordinary word, too: these keys make it MLX's, Mistral's or ModelOpt's.
 _QUANTIZATION = {"group_size", "quant_method", "quant_algo", "qformat_weight"}
-_FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-_LOW = (*_FP8, "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
+_LOW = (*FLOATS_8, "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
 _WIDE = (*FLOATS, "F64", "C64")
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 # Positions, indices and masks beside ordinary weights; an integer of another name may be codes.
@@ -56,6 +55,7 @@ class Format:
 # First match wins: what is told by more comes first.
 FORMATS = (
     Format("a TQ3 checkpoint (.tq_packed)", PACKED, fix=_OURS),
+    Format("a TQ3 checkpoint (.tq_trellis)", TRELLIS, fix=_OURS),
     Format("a TQ3 checkpoint (.tq_norms)", NORMS, fix=_OURS),
     Format("MXFP4 (_blocks and _scales)", "_blocks", ("_scales",), ("U8",), _NATIVE),
     Format("NVFP4 (weight_scale_2)", ".weight", (".weight_scale", ".weight_scale_2"), ("U8",)),
@@ -77,9 +77,9 @@ FORMATS = (
     Format("block-wise FP8 (weight_scale_inv)", ".weight_scale_inv", fix=_NATIVE),
     Format("block-wise FP8 (_scale_inv)", "_scale_inv", ("",), fix=_NATIVE),
     Format("Mistral's FP8 (qscale_weight)", ".qscale_weight", fix=_NATIVE),
-    Format("DeepSeek's FP8 (scale)", ".weight", (".scale",), _FP8, _NATIVE),
+    Format("DeepSeek's FP8 (scale)", ".weight", (".scale",), FLOATS_8, _NATIVE),
     Format("DeepSeek's FP4 (scale)", ".weight", (".scale",), ("I8", "F4"), _NATIVE),
-    Format("FP8 (weight_scale)", ".weight", (".weight_scale",), _FP8, _NATIVE),
+    Format("FP8 (weight_scale)", ".weight", (".weight_scale",), FLOATS_8, _NATIVE),
     Format("INT8 (weight_scale)", ".weight", (".weight_scale",), ("I8",)),
     Format("BitNet or Gemma's QAT (weight_scale)", ".weight", (".weight_scale",), ("U8",), _QAT),
     Format("FP8 or compressed-tensors (weight_scale)", ".weight_scale"),

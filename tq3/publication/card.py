@@ -165,6 +165,8 @@ def _calibration(record: Mapping[str, Any]) -> str:
 def _readers(d: Description) -> str:
     if not d.choice.obstacles:
         return "Other readers of the published format can load it, too."
+    if d.code == "trellis":
+        return "No host can load it yet: `tq3 restore` makes an ordinary checkpoint of it."
     return f"Readers of other makes can't load it: {'; '.join(map(_cell, d.choice.obstacles))}."
 
 

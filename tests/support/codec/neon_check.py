@@ -34,7 +34,7 @@ from tq3.codec import calibrated, quantised, reference, tables, trellis
 from tq3.codec.calibrated import Feedback
 from tq3.codec.reference import Floats
 from tq3.format.quantised import Encoding
-from tq3.format.recipe import SCALES
+from tq3.format.recipe import SCALES, TRELLIS_WIDTHS
 
 KERNELS = ("neon", "portable")  # in the order of dispatch.cpp
 ENCODE, DECODE, CAST, DEQUANTIZE, ENCODE_CALIBRATED, DECOMPOSE = range(6)
@@ -249,7 +249,7 @@ def main(command: list[str]) -> None:
                 # Ends of rows inside a group and at its end.
                 for cols in (group - 7, 2 * group + 1, 2 * group):
                     check_encode_and_decode(backend, dtype, bits, group, scale, "scalar", cols)
-            for bits, group, scale in product(tables.TRELLIS_BITS, GROUPS, SCALES):
+            for bits, group, scale in product(TRELLIS_WIDTHS, GROUPS, SCALES):
                 ways += 1
                 check_encode_and_decode(backend, "BF16", bits, group, scale, "trellis", group - 7)
             for source in DTYPES:
