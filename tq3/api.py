@@ -42,7 +42,7 @@ from tq3.pipelines.finish import finish_parts
 from tq3.pipelines.machine import check_workers
 from tq3.pipelines.opening import open_source, options_of_both
 from tq3.pipelines.restore import restore_checkpoint
-from tq3.pipelines.standing import Standing, find_parts
+from tq3.pipelines.standing import Standing, look_at_parts
 from tq3.publication.result import Publication
 from tq3.storage.selection import Selection
 from tq3.verification.checks import Verification
@@ -118,7 +118,7 @@ def finish(
 @of_its_types
 def parts(out: StrPath) -> Standing:
     """Which parts stand in the unfinished target `out`. Raises UsageError where there are none."""
-    return find_parts(Path(out))
+    return look_at_parts(Path(out))
 
 
 @of_its_types

@@ -73,12 +73,18 @@ FAULTS = {
     "part 2: not complete": interrupted,
     "part 2: of another run .--bits 4, the others --bits 3": of_another_recipe,
     "part 2: of another run .writer tq3 0.1, the others tq3": of_an_older_version,
-    "part 2: of another run .model-00001-of-00003.safetensors .* bytes of": of_another_source,
-    "part 2: damaged: a shard is gone": lambda _, out: drafts_of(out)[3].unlink(),
-    "part 2: damaged: a shard has other bytes": lambda _, out: flip(drafts_of(out)[3], 8 * 5000),
-    "part 2: damaged: a shard has": lambda _, out: cut(-1, drafts_of(out)[3].name)(
-        drafts_of(out)[3].parent
+    "part 2: of another run .another source: model-00001-of-00003.safetensors differs": (
+        of_another_source
     ),
+    r"part 2: damaged: model-\d+.safetensors.part is gone": lambda _, out: drafts_of(out)[
+        3
+    ].unlink(),
+    r"part 2: damaged: model-\d+.safetensors.part has other bytes": lambda _, out: flip(
+        drafts_of(out)[3], 8 * 5000
+    ),
+    r"part 2: damaged: model-\d+.safetensors.part has [\d,]+ bytes, not": lambda _, out: cut(
+        -1, drafts_of(out)[3].name
+    )(drafts_of(out)[3].parent),
     "part 2: its manifest is damaged": lambda _, out: flip(folder_of(out, 2) / "manifest", 800),
 }
 
@@ -99,11 +105,35 @@ def test_a_part_that_can_not_be_joined_is_named_and_its_run_mends_that(made, out
 
 def test_all_parts_that_are_missing_are_named(made, tmp_path):
     run_parts(made / "in", tmp_path / "out", 7, [2, 6], **OPTIONS)
-    with pytest.raises(BadInput, match=r"5 of 7 parts .*parts 1, 3 to 5 and 7: missing"):
+    told = r"5 of 7 parts .*parts 1, 3 to 5 and 7: missing.*\(--part 1/7, .*5/7, and so on\)"
+    with pytest.raises(BadInput, match=told):
         tq3.finish(tmp_path / "out")
     standing = tq3.parts(tmp_path / "out").to_dict()
     assert list(standing["whole"]) == ["2", "6"]
     assert list(standing["faults"]) == ["1", "3", "4", "5", "7"]
+    run_parts(made / "in", tmp_path / "out", 7, [1, 3, 4], **OPTIONS)
+    with pytest.raises(BadInput, match=r"\(--part 5/7, --part 7/7\), then tq3 finish"):
+        tq3.finish(tmp_path / "out")
+
+
+def test_a_draft_that_was_cut_is_seen_without_reading_it(made, out):
+    assert tq3.parts(out).faults == {}
+    draft = drafts_of(out)[3]
+    n_bytes = draft.stat().st_size
+    cut(-100, draft.name)(draft.parent)
+    expected = {2: f"damaged: {draft.name} has {n_bytes - 100:,} bytes, not {n_bytes:,}"}
+    assert tq3.parts(out).faults == expected
+    draft.unlink()
+    assert tq3.parts(out).faults == {2: f"damaged: {draft.name} is gone"}
+
+
+def test_whoever_gives_a_part_other_options_hears_that_overwriting_is_for_every_part(made, out):
+    every = "or run every part with --overwrite to start anew"
+    with pytest.raises(UsageError, match=f"--bits 3 became --bits 4.*{every}"):
+        run_parts(made / "in", out, 3, [2], bits=4, **OPTIONS)
+    shutil.rmtree(folder_of(out, 2))
+    with pytest.raises(UsageError, match=f"--bits 3 became --bits 4.*{every}"):
+        run_parts(made / "in", out, 3, [2], bits=4, **OPTIONS)
 
 
 def test_without_parts_there_is_nothing_to_finish(made, out, tmp_path):
@@ -191,6 +221,9 @@ class Undone:
 def test_what_was_damaged_between_two_calls_is_encoded_again(made, out):
     with ended_at("adopt", 5, before=False), pytest.raises(Stopped):
         tq3.finish(out)
+    with pytest.raises(UsageError, match="parts that are being joined .*by `tq3 finish`"):
+        run_parts(made / "in", out, 3, [2], **OPTIONS)
+    assert tq3.parts(out).faults == {}
     flip(drafts_of(out)[-1], 8 * 3000)
     flip(out / ".tq3.part" / "model-00002.safetensors.part", 8 * 3000)
     tq3.finish(out)

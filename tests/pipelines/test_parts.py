@@ -255,7 +255,7 @@ def test_a_whole_run_and_parts_do_not_mix_unasked(source, tmp_path):
     assert not end_after(
         tq3.compress_checkpoint(source, out, recipe, overwrite=True, workers=1), 20
     )
-    with pytest.raises(UsageError, match="no part any more"):
+    with pytest.raises(UsageError, match="a run that is not divided is in the target"):
         run_parts(source, out, 2, [1], **OPTIONS)
     tq3.compress(source, out, **OPTIONS)
     assert contents(out) == whole(source)

@@ -13,7 +13,7 @@ from tq3.events import Progress, Run
 from tq3.parallel import in_parallel
 from tq3.pipelines.job import Job
 from tq3.pipelines.learning import learn
-from tq3.pipelines.standing import Standing, faults_in_words
+from tq3.pipelines.standing import OF_ANOTHER, Standing, faults_in_words, size_fault
 from tq3.pipelines.verdicts import Verdicts
 from tq3.plan.plan import Shard
 from tq3.plan.shares import owners
@@ -22,9 +22,8 @@ from tq3.storage.parts import written_draft
 from tq3.storage.shard_drafts import has_blocks
 from tq3.storage.shard_file import is_draft
 
+_SHOWN = 4  # parts in the sentence that says what to do
 _CHANGED = "to be run again, for what values taught other parts changes its shards"
-_GONE = "damaged: a shard is gone"
-_DAMAGED = "damaged: a shard has other bytes than its manifest says"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +39,12 @@ class WrittenShard:
         """Why it is not this shard of the plan, as far as that is seen without reading it."""
         if not self.written.is_of(shard):
             return _CHANGED
-        if not self.draft.exists():
-            return _GONE
-        return None if is_draft(self.draft, shard) else _DAMAGED
+        fault = size_fault(self.draft, shard.file_bytes)
+        return fault or (None if is_draft(self.draft, shard) else self.other_bytes)
 
     @property
-    def n_bytes(self) -> int:
-        return sum(piece.length for block in self.written.blocks for piece in block.pieces)
+    def other_bytes(self) -> str:
+        return f"damaged: {self.draft.name} has other bytes than its manifest says"
 
 
 def ready_shards(job: Job, out: Path, standing: Standing, workers: int) -> Run[list[WrittenShard]]:
@@ -87,29 +85,32 @@ def written_shards(job: Job, out: Path, standing: Standing) -> list[WrittenShard
 def refuse(out: Path, of: int, faults: Mapping[int, str]) -> None:
     """Raise BadInput for parts that can't be joined, where there are any."""
     if faults:
-        first = min(faults)
+        commands = [f"--part {number}/{of}" for number in sorted(faults)]
+        shown = [*commands[:_SHOWN], *(["and so on"] if commands[_SHOWN:] else [])]
+        is_odd = any(why.startswith(OF_ANOTHER) for why in faults.values())
+        anew = "those of another run with --overwrite, " if is_odd else ""
         raise BadInput(
             f"{len(faults)} of {of} parts not ready to be joined",
             file=out,
             found=faults_in_words(faults),
-            fix=f"run these with the command that they all have (--part {first}/{of}), then "
-            "tq3 finish again",
+            fix=f"run these with the command that they all have ({', '.join(shown)}), "
+            f"{anew}then tq3 finish again",
         )
 
 
 def _read(shards: Sequence[WrittenShard], workers: int) -> Run[dict[int, str]]:
     """Read what the parts wrote, and give those of which a shard is not as they wrote it."""
-    total, done, started = sum(each.n_bytes for each in shards), 0, time.perf_counter()
-    damaged = {}
+    total, done, started = sum(each.written.n_bytes for each in shards), 0, time.perf_counter()
+    damaged: dict[int, str] = {}
 
     def look(each: WrittenShard) -> tuple[WrittenShard, bool]:
         return each, has_blocks(each.draft, each.written.by_key)
 
     with closing(in_parallel(shards, lambda: look, workers)) as looking:
         for each, is_sound in looking:
-            done += each.n_bytes
+            done += each.written.n_bytes
             if not is_sound:
-                damaged[each.owner] = _DAMAGED
+                damaged.setdefault(each.owner, each.other_bytes)
             seconds = time.perf_counter() - started
             yield Progress(done, 0, total, 0, seconds, f"checksums of part {each.owner}")
     return damaged

@@ -12,7 +12,6 @@ from tq3.pipelines.machine import check_workers
 from tq3.pipelines.shards import write_shards
 from tq3.pipelines.tally import Tally, make_report
 from tq3.pipelines.work import SEEN_BYTES, fingerprint
-from tq3.plan.learned import NOTHING_LEARNED
 from tq3.storage.journal import Journal
 from tq3.storage.target import TargetFolder
 
@@ -31,7 +30,7 @@ def run_job(job: Job, out: StrPath, options: RunOptions) -> Run[Report]:
         job.apply(target.journal.learned)
         if changed := changed_tensor(job, target.journal):
             target.start_anew([f"tensor {changed!r} has other values"])
-            job.apply(NOTHING_LEARNED)
+            job.forget()
         return (yield from complete(job, target, codec, workers))
 
 

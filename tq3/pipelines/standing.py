@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from tq3.errors import BadInput, UsageError
 from tq3.format.command_line import option_changes
 from tq3.format.parts import Part, numbers_in_words
 from tq3.plan.identity import Identity
+from tq3.storage.failures import reading
+from tq3.storage.part_factors import shared_digest
 from tq3.storage.part_manifest import PartManifest, read_part_manifest
-from tq3.storage.parts import held, part_folder, parts_in
+from tq3.storage.parts import held, part_folder, parts_in, whole_run, written_draft
 
 MISSING = "missing"
 UNFINISHED = "not complete"
 BEING_WRITTEN = "being written"
+OF_ANOTHER = "of another run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,7 @@ class Standing:
     @property
     def n_bytes(self) -> int:
         """Bytes of tensors that whole parts have written."""
-        return sum(
-            piece.length
-            for manifest in self.whole.values()
-            for shard in manifest.shards.values()
-            for block in shard.blocks
-            for piece in block.pieces
-        )
+        return sum(shard.n_bytes for each in self.whole.values() for shard in each.shards.values())
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON."""
@@ -89,9 +86,39 @@ def find_parts(out: Path, busy: Collection[int] | None = None) -> Standing:
         else:
             manifests[part.number] = manifest
             del faults[part.number]
-    foreign = _foreign(manifests)
+    stale = dict.fromkeys(
+        _of_other_factors(out, manifests),
+        f"{OF_ANOTHER} (its factors of columns were replaced since)",
+    )
+    foreign = _foreign({n: manifests[n] for n in manifests if n not in stale}) | stale
     whole = {n: manifest for n, manifest in manifests.items() if n not in foreign}
     return Standing(str(out), of, whole, {**faults, **foreign})
+
+
+def look_at_parts(out: Path) -> Standing:
+    """The same, and whether the drafts that the whole parts wrote have their sizes."""
+    standing = find_parts(out)
+    if whole_run(out):
+        return standing  # `finish` has begun: it has looked, and may have given drafts their names
+    faults: dict[int, str] = {}
+    for n, manifest in standing.whole.items():
+        for number, shard in manifest.shards.items():
+            draft = written_draft(out, standing.part(n), number)
+            if fault := size_fault(draft, shard.end):
+                faults.setdefault(n, fault)
+    whole = {n: each for n, each in standing.whole.items() if n not in faults}
+    return replace(standing, whole=whole, faults={**standing.faults, **faults})
+
+
+def size_fault(draft: Path, n_bytes: int) -> str | None:
+    """What is wrong with the size of a shard's draft, in words. May raise StorageError."""
+    with reading(draft):
+        if not draft.is_file():
+            return f"damaged: {draft.name} is gone"
+        found = draft.stat().st_size
+    if n_bytes and found != n_bytes:
+        return f"damaged: {draft.name} has {found:,} bytes, not {n_bytes:,}"
+    return None
 
 
 def _division(out: Path, found: Sequence[Part]) -> int:
@@ -132,6 +159,13 @@ def shared_request(manifest: PartManifest) -> dict[str, Any]:
     return {name: value for name, value in manifest.request.items() if name != "source"}
 
 
+def _of_other_factors(out: Path, manifests: Mapping[int, PartManifest]) -> list[int]:
+    """The parts that were written with other factors than the parts now share."""
+    scaled = {n: each.identity["factors"] for n, each in manifests.items()}
+    shared = shared_digest(out) if any(scaled.values()) else None
+    return [n for n, digest in scaled.items() if shared and digest and digest != shared]
+
+
 def _foreign(manifests: Mapping[int, PartManifest]) -> dict[int, str]:
     """Why parts don't belong to the run that most belong to; the first part's, of two so large."""
     keys = {
@@ -143,7 +177,7 @@ def _foreign(manifests: Mapping[int, PartManifest]) -> dict[int, str]:
     (most, _), *_ = Counter(keys.values()).most_common(1)
     usual = next(manifests[n] for n, key in keys.items() if key == most)
     return {
-        n: f"of another run ({_difference(usual, manifests[n])})"
+        n: f"{OF_ANOTHER} ({_difference(usual, manifests[n])})"
         for n, key in keys.items()
         if key != most
     }
@@ -151,7 +185,7 @@ def _foreign(manifests: Mapping[int, PartManifest]) -> dict[int, str]:
 
 def _difference(usual: PartManifest, odd: PartManifest) -> str:
     """The first thing that differs, in words."""
-    told = Identity(**usual.identity).differences(odd.identity)
+    told = Identity(**usual.identity).differences(odd.identity, stamps=False)
     told += option_changes(odd.identity["options"], usual.identity["options"])
     theirs, ours = shared_request(odd), shared_request(usual)
     told += [f"{name} {theirs.get(name)} became {ours[name]}" for name in ours]

@@ -39,8 +39,11 @@ class Identity:
         """The identity as JSON."""
         return asdict(self)
 
-    def differences(self, record: Mapping[str, Any]) -> list[str]:
-        """What differs from an earlier run's record, in words; empty if it can be continued."""
+    def differences(self, record: Mapping[str, Any], *, stamps: bool = True) -> list[str]:
+        """What differs from an earlier run's record, in words; empty if it can be continued.
+
+        stamps: tell those of all files that differ; else that the source is another one, and why
+        """
         told = [
             f"{key} {record.get(key)} became {value}"
             for key, value in (("command", self.command), ("versions", self.versions))
@@ -48,7 +51,11 @@ class Identity:
         ]
         if told:
             return told  # the rest would only confuse
-        told += _stamp_changes(record.get("sources") or {}, self.sources)
+        changed = _stamp_changes(record.get("sources") or {}, self.sources)
+        if stamps:
+            told += [f"{file} {before} became {now}" for file, before, now in changed]
+        else:
+            told += [f"another source: {file} differs" for file, *_ in changed][:1]
         if self._is_stricter(record.get("options") or {}):
             told.append("--nonfinite keep became --nonfinite error")
         if record.get("moments", "") != self.moments:
@@ -76,10 +83,15 @@ def with_factors(identity: Identity, factors: Factors) -> Identity:
     """The identity of a run whose weights are scaled by these factors; the same without any."""
     if not factors:
         return identity
+    return replace(identity, factors=factors_digest(factors))
+
+
+def factors_digest(factors: Factors) -> str:
+    """What an identity has of factors: SHA-256 over them and their names."""
     state = hashlib.sha256()
     for name, exponents in factors.items():
         state.update(f"{name!r} {len(exponents)}\n".encode() + exponents)
-    return replace(identity, factors=state.hexdigest())
+    return state.hexdigest()
 
 
 def before_factors(identity: Identity, record: Mapping[str, Any]) -> Identity:
@@ -108,7 +120,7 @@ def _task_text(task: Task) -> str:
     return f"{task.name!r} {task.action} {task.scale} {task.units} {task.layout} {sources}\n"
 
 
-def _stamp_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _stamp_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for key in dict.fromkeys((*old, *new)):
         if old.get(key) != new.get(key):
-            yield f"{key} {old.get(key, 'not there')} became {new.get(key, 'not there')}"
+            yield key, old.get(key, "not there"), new.get(key, "not there")

@@ -11,6 +11,7 @@ WORK_FOLDER = ".tq3.part"
 # In the working folder of a target: those of parts. No side file can lie there, for none travels
 # that has such a name on its path.
 PARTS = WORK_FOLDER
+ALL_ANEW = "run every part with --overwrite to start anew"
 _STAT_BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tq3.errors import BadInput, UsageError
 from tq3.format.equalization import Factors, factors_from_record, factors_record
-from tq3.plan.identity import Identity
-from tq3.storage.drafts import WORK_FOLDER
+from tq3.plan.identity import Identity, factors_digest
+from tq3.storage.drafts import ALL_ANEW, WORK_FOLDER
 from tq3.storage.failures import writing
 from tq3.storage.locking import open_locked
 from tq3.storage.part_manifest import read_whole, write_whole
@@ -28,15 +28,21 @@ def read_factors(folder: Path, identity: Identity, *, overwrite: bool = False) -
     """The factors of the run that `folder` is the target of; None where there are none yet.
 
     identity: the run's, as it is without factors
-    overwrite: those of another run go
+    overwrite: those of another run go, and a damaged file
 
     Raises UsageError for those of another run, BadInput for a damaged file.
     """
     path = parts_folder(folder) / FILE_NAME
-    record = read_whole(path)
-    if record is None:
-        return None
-    differences = identity.differences(record["identity"])
+    try:
+        record = read_whole(path)
+        if record is None:
+            return None
+        differences = identity.differences(record["identity"], stamps=False)
+    except BadInput as error:
+        if not overwrite:
+            fix = "run any part with --overwrite: it measures the columns anew"
+            raise BadInput(error.message, file=path, fix=fix) from None
+        differences = [error.message]
     if differences and overwrite:
         with writing(path):
             path.unlink(missing_ok=True)
@@ -46,9 +52,18 @@ def read_factors(folder: Path, identity: Identity, *, overwrite: bool = False) -
             "parts of another run are in the target",
             file=folder,
             found="; ".join(differences[:3]),
-            fix="undo that and continue, or --overwrite to start anew",
+            fix=f"undo that and continue, or {ALL_ANEW}",
         )
     return factors_from_record(record["factors"], str(path))
+
+
+def shared_digest(folder: Path) -> str | None:
+    """What an identity has of the factors that are there; None for none, or a damaged file."""
+    path = parts_folder(folder) / FILE_NAME
+    with suppress(BadInput):
+        record = read_whole(path)
+        return record and factors_digest(factors_from_record(record["factors"], str(path)))
+    return None
 
 
 def write_factors(folder: Path, identity: Identity, factors: Factors) -> None:
@@ -86,6 +101,6 @@ def factors_of_parts(folder: Path, identity: Identity) -> Factors:
         raise BadInput(
             "the factors of the parts are gone",
             file=parts_folder(folder) / FILE_NAME,
-            fix="start anew: run every part with --overwrite",
+            fix="run any part again: it measures the columns anew",
         )
     return found

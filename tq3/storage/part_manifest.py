@@ -32,6 +32,17 @@ class PartShard:
     def by_key(self) -> dict[Key, DoneBlock]:
         return {(block.task, block.first): block for block in self.blocks}
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of tensors."""
+        return sum(piece.length for block in self.blocks for piece in block.pieces)
+
+    @property
+    def end(self) -> int:
+        """Bytes of the file up to the end of its last tensor; 0 where none has any."""
+        ends = (piece.offset + piece.length for block in self.blocks for piece in block.pieces)
+        return max(ends, default=0)
+
     def is_of(self, shard: Shard) -> bool:
         """Whether it is this one, and all of it was written."""
         keys = {block.key for block in shard.blocks()}

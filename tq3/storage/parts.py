@@ -21,7 +21,7 @@ from tq3.format.manifest import digest
 from tq3.format.parts import Part
 from tq3.plan.identity import Identity
 from tq3.plan.plan import Plan
-from tq3.storage.drafts import PARTS, WORK_FOLDER, DraftFolder
+from tq3.storage.drafts import ALL_ANEW, PARTS, WORK_FOLDER, DraftFolder
 from tq3.storage.failures import reading, writing
 from tq3.storage.journal import Journal
 from tq3.storage.locking import open_locked
@@ -54,6 +54,8 @@ class PartFolder(ShardDrafts):
     that is not seen: both write the same bytes, and what they tear is found and written again.
     """
 
+    ANEW = ALL_ANEW
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -80,7 +82,7 @@ class PartFolder(ShardDrafts):
             self.journal = undo.enter_context(open_journal(self.folder, part))
             undo.callback(self._remove_useless)
             left = self.journal.identity
-            differences = identity.differences(left) if left and resume else []
+            differences = identity.differences(left, stamps=False) if left and resume else []
             if not (left and resume) or differences:
                 self.start_anew(differences)
             self._undo = undo.pop_all()
@@ -101,15 +103,17 @@ class PartFolder(ShardDrafts):
         for part in parts_in(self.folder):
             with suppress(BadInput):  # `finish` names a damaged one
                 manifest = read_part_manifest(part_folder(self.folder, part))
-                differences = manifest and self._identity.differences(manifest.identity)
-                if manifest and not differences:
+                if manifest is None:
+                    continue
+                differences = self._identity.differences(manifest.identity, stamps=False)
+                if not differences:
                     yield manifest
-                elif differences and not self._overwrite:
+                elif not self._overwrite:
                     raise UsageError(
                         f"part {part} in the target is of another run",
                         file=self.folder,
                         found="; ".join(differences[:3]),
-                        fix="give all parts the same options, or --overwrite to start anew",
+                        fix=f"give all parts the same options, or {ALL_ANEW}",
                     )
 
     def keep_only(self, plan: Plan, numbers: Collection[int], before: Plan | None = None) -> None:
@@ -238,18 +242,21 @@ def check_part(folder: Path, part: Part, source: Path | None, *, overwrite: bool
     if source:
         check_apart(folder, source)
     check_free(folder, allowed=overwrite)
-    if whole_run(folder):
+    if begun := whole_run(folder):
+        joins = any("joined" in record for record in begun)
+        what = "parts that are being joined are" if joins else "a run that is not divided is"
+        end = "`tq3 finish`" if joins else "its own command, without --part"
         raise UsageError(
-            "what is unfinished in the target is no part any more",
+            f"{what} in the target",
             file=folder,
-            fix=f"end it by its own command, `tq3 finish` perhaps, or remove {WORK_FOLDER} in it",
+            fix=f"end that by {end}, or remove {WORK_FOLDER} in it",
         )
     others = sorted({each.of for each in parts_in(folder)} - {part.of})
     if others and not overwrite:
         raise UsageError(
             f"parts of a run divided by {others[0]} are in the target",
             file=folder,
-            fix=f"give a part of {others[0]}, or --overwrite to start anew",
+            fix=f"give a part of {others[0]}, or {ALL_ANEW}",
         )
 
 

@@ -15,14 +15,17 @@ from tq3.storage.drafts import DraftFolder
 from tq3.storage.failures import reading, writing
 from tq3.storage.journal import DoneBlock, Journal, Key
 from tq3.storage.shard_file import ShardFile, holds, is_draft
-from tq3.storage.target_checks import check_changes
+from tq3.storage.target_checks import START_ANEW, check_changes
 
 
 class ShardDrafts:
     """What a run has written of its shards, in a folder of its own: a target's, or a part's.
 
     folder: the target, as messages name it
+    ANEW: how an unfinished run is given up, as messages tell it
     """
+
+    ANEW = START_ANEW
 
     folder: Path
     journal: Journal
@@ -42,7 +45,7 @@ class ShardDrafts:
         Raises UsageError if that could be continued but for these differences, and may not go.
         """
         if not self._overwrite:
-            check_changes(self.folder, self.journal, differences)
+            check_changes(self.folder, self.journal, differences, self.ANEW)
         # In this order: a journal never tells of drafts that are gone.
         self.journal.begin(self._identity.to_record())
         with writing(self.folder):

@@ -13,6 +13,7 @@ from tq3.storage.drafts import PARTS, WORK_FOLDER, DraftFolder
 from tq3.storage.failures import writing
 from tq3.storage.journal import Journal
 
+START_ANEW = "--overwrite or --no-resume to start anew"
 _TOLD = 3  # differences in one sentence
 
 
@@ -76,14 +77,16 @@ def check_continuation(
             check_changes(folder, journal, expected(left).differences(left) if left else [])
 
 
-def check_changes(folder: Path, journal: Journal, differences: Sequence[str]) -> None:
+def check_changes(
+    folder: Path, journal: Journal, differences: Sequence[str], anew: str = START_ANEW
+) -> None:
     """Raise UsageError for what a run has in its journal that could be continued but for these."""
     if differences and journal.has_work and not journal.is_refused:
         raise UsageError(
             "an unfinished run is in the target, and something changed since",
             file=folder,
             found="; ".join(differences[:_TOLD]),
-            fix="undo that and continue, or --overwrite or --no-resume to start anew",
+            fix=f"undo that and continue, or {anew}",
         )
 
 
